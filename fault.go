@@ -1,0 +1,43 @@
+package flint
+
+import "errors"
+
+// Kinds of fault. Callers test for them with errors.Is; the command line turns each into an exit code.
+var (
+	ErrUsage      = errors.New("wrong usage")
+	ErrConfig     = errors.New("invalid configuration")
+	ErrNotFound   = errors.New("not found")
+	ErrPermission = errors.New("not permitted")
+	ErrConflict   = errors.New("conflict")
+	ErrTimeout    = errors.New("timed out")
+	// ErrGuest marks what is the guest's fault, not ours: trying on another host would not help.
+	ErrGuest = errors.New("guest failed")
+)
+
+// Fault is an error a person can act on: what went wrong, why, and how to mend it, one line each.
+type Fault struct {
+	Code string // stable, lower-case, dotted, listed in docs/errors.md: image.build, qemu.missing
+	What string // what could not be done: "build image images/demo"
+	Fix  string // what the person can do about it
+	Kind error  // one of the Err… above, or nil
+	Err  error  // why; may be nil
+}
+
+// Error returns what and why.
+func (f *Fault) Error() string {
+	if f.Err == nil {
+		return f.What
+	}
+	return f.What + ": " + f.Err.Error()
+}
+
+// Unwrap lets errors.Is and errors.As see both the kind and the cause.
+func (f *Fault) Unwrap() []error {
+	var errs []error
+	for _, e := range []error{f.Kind, f.Err} {
+		if e != nil {
+			errs = append(errs, e)
+		}
+	}
+	return errs
+}

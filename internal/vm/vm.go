@@ -1,0 +1,139 @@
+// Package vm is the contract between the host and whatever runs a virtual machine.
+//
+// A Driver starts a VMM process for a Spec; the Machine it returns is the handle to that process and to the agent in its
+// guest. Drivers live in the packages below this one and are all held to the suite in vmtest. This package knows no
+// VMM, no GitHub and no image format, and must not grow a method that some driver would have to refuse: extras are
+// optional interfaces.
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"flint"
+)
+
+// Driver starts virtual machines.
+type Driver interface {
+	// Boot returns once the VMM runs; the guest may still be on its way. On error nothing is left behind: no process,
+	// no file, no descriptor. The files and descriptors of the Spec stay the caller's, who may close them after Boot.
+	Boot(ctx context.Context, s Spec) (Machine, error)
+}
+
+// Machine is a running VM. Its methods are safe for concurrent use.
+type Machine interface {
+	// Dial opens a byte stream to a port of the agent (guest.Port). It waits until there is something to talk to, or
+	// ctx ends. A transport without connections (virtio-serial) has one stream: a second Dial to the same port ends
+	// the first. Bytes of an earlier stream may precede the new one's; the guest protocol resynchronises.
+	Dial(ctx context.Context, port uint32) (net.Conn, error)
+	// Wait blocks until the VMM process has ended and returns nil if the guest ended it (reboot, power off), or if Close did, and
+	// an error that says how the VMM died otherwise. Any number of callers may wait. Ending ctx ends only the wait, with ctx's error.
+	Wait(ctx context.Context) error
+	// Close ends the VMM, by force if it must, and returns when the process is gone and everything the driver made is
+	// released. It is idempotent.
+	Close(ctx context.Context) error
+}
+
+// Console is implemented by machines that keep the end of the guest's console. It may be called after the VM ended.
+type Console interface {
+	Console() []byte // bounded; untrusted bytes
+}
+
+// Usage is implemented by machines that can tell what their VMM process used. It may be called after the VM ended.
+type Usage interface {
+	PeakMemory() flint.Bytes // peak resident memory of the VMM process
+}
+
+// Process is implemented by machines whose VMM is a process of this host.
+type Process interface {
+	// Process returns the pid and the start time in clock ticks since boot (field 22 of /proc/pid/stat): together they name a process for ever.
+	Process() (pid int, start uint64)
+}
+
+// Spec says what to boot. All paths are absolute.
+type Spec struct {
+	ID     string      // names the VM in process titles and messages; [a-z0-9-], at most 63 bytes
+	Kernel string      // an uncompressed ELF vmlinux (x86-64) or Image (arm64)
+	Initrd string      // initramfs whose /init is flint-agent
+	Args   []string    // kernel arguments beside the driver's own
+	CPUs   int         // at least 1
+	Memory flint.Bytes // a multiple of 1 MiB
+	Drives []Drive     // in the order the guest numbers them
+	NIC    *NIC        // nil: no network
+	Dir    string      // an existing private directory (0700) for the driver's sockets; the caller removes it after Close
+}
+
+// Drive is a virtual disk. The guest finds it by its ID where the VMM can pass one on (virtio serial), else by its position in Spec.Drives:
+// drivers add `flint.drives=<id>,<id>,…` to the kernel arguments (see DrivesArg).
+type Drive struct {
+	ID       string // base, scratch, modules, runner; at most 20 bytes (virtio's limit)
+	Path     string
+	ReadOnly bool
+}
+
+// NIC is the guest's network interface. The descriptors belong to the caller.
+type NIC struct {
+	Tap       *os.File // an attached tap queue (IFF_TAP|IFF_NO_PI|IFF_VNET_HDR) for drivers that take a descriptor
+	Name      string   // the tap's name inside Namespace, for drivers that open it by name
+	Namespace *os.File // network namespace the VMM runs in; nil: the caller's own
+	MAC       net.HardwareAddr
+	MTU       int // bytes; 0: the driver's default
+}
+
+// DrivesArg is the kernel argument that tells the agent the order of the drives.
+func DrivesArg(drives []Drive) string {
+	arg := "flint.drives="
+	for i, d := range drives {
+		if i > 0 {
+			arg += ","
+		}
+		arg += d.ID
+	}
+	return arg
+}
+
+// Validate reports what is wrong with the spec before anything is started.
+func (s Spec) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if s.ID == "" || len(s.ID) > 63 {
+		bad("id %q is empty or longer than 63 bytes", s.ID)
+	}
+	if s.CPUs < 1 {
+		bad("%d cpus: at least 1 is needed", s.CPUs)
+	}
+	if s.Memory < 64*flint.MiB || s.Memory%flint.MiB != 0 {
+		bad("memory %s is not a multiple of 1MiB of at least 64MiB", s.Memory)
+	}
+	for name, path := range map[string]string{"kernel": s.Kernel, "initrd": s.Initrd, "directory": s.Dir} {
+		if _, err := os.Stat(path); err != nil {
+			bad("%s: %w", name, err)
+		}
+	}
+	seen := map[string]bool{}
+	for _, d := range s.Drives {
+		if d.ID == "" || len(d.ID) > 20 || seen[d.ID] {
+			bad("drive id %q is empty, longer than 20 bytes, or used twice", d.ID)
+		}
+		seen[d.ID] = true
+		if _, err := os.Stat(d.Path); err != nil {
+			bad("drive %s: %w", d.ID, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// BootError says that the VMM ran but the guest did not come up: the fault of kernel, image or agent, not of the host.
+type BootError struct {
+	Err     error
+	Console []byte // end of the guest's console; untrusted bytes
+}
+
+// Error returns the cause.
+func (e *BootError) Error() string { return "guest did not come up: " + e.Err.Error() }
+
+// Unwrap returns the cause and flint.ErrGuest.
+func (e *BootError) Unwrap() []error { return []error{e.Err, flint.ErrGuest} }
