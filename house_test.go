@@ -1,0 +1,185 @@
+package flint_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// mayImport says which rooms each room may know. A room that is not listed may know only the root package. The picture
+// is in docs/architecture.md.
+var mayImport = map[string][]string{
+	"flint":                 {},
+	"flint/cmd/flint":       {"flint", "flint/internal/app", "flint/internal/api", "flint/internal/config", "flint/internal/githubsim"},
+	"flint/cmd/flint-agent": {"flint/internal/guest"},
+	"flint/internal/app":    {"*"},
+	"flint/internal/host": {
+		"flint", "flint/internal/image", "flint/internal/kernel", "flint/internal/network", "flint/internal/vm",
+		"flint/internal/guest", "flint/internal/undo",
+	},
+	"flint/internal/network":        {"flint", "flint/internal/undo"},
+	"flint/internal/vm/qemu":        {"flint", "flint/internal/vm", "flint/internal/undo"},
+	"flint/internal/vm/firecracker": {"flint", "flint/internal/vm", "flint/internal/undo"},
+	"flint/internal/vm/vmtest":      {"flint", "flint/internal/vm", "flint/internal/guest"},
+}
+
+// testsMayAlsoImport lists what _test files may know beside that: the suites and doubles made for them.
+var testsMayAlsoImport = map[string][]string{
+	"flint/internal/host":    {"flint/internal/vm/vmtest"},
+	"flint/internal/vm/qemu": {"flint/internal/vm/vmtest", "flint/internal/guest"},
+	"flint/cmd/flint":        {"flint/internal/network", "flint/internal/guest"},
+}
+
+// thirdPartyStopsAt says which rooms may import a third-party module; its types go no further.
+var thirdPartyStopsAt = map[string][]string{
+	"github.com/actions/scaleset":            {"flint/internal/github", "flint/internal/githubsim"}, // the simulator only in tests
+	"github.com/google/go-containerregistry": {"flint/internal/image"},
+	"github.com/Microsoft/hcsshim":           {"flint/internal/image", "flint/internal/kernel"},
+	"github.com/google/nftables":             {"flint/internal/network"},
+	"github.com/miekg/dns":                   {"flint/internal/network"},
+	"github.com/vishvananda/netlink":         {"flint/internal/network", "flint/cmd/flint-agent"},
+	"github.com/rhysd/actionlint":            {"flint/internal/githubsim"},
+	"gopkg.in/yaml.v3":                       {"flint/internal/config"},
+	"github.com/spf13/cobra":                 {"flint/cmd/flint"},
+}
+
+type sourceFile struct {
+	path, pkg string // pkg is the import path
+	test      bool
+	ast       *ast.File
+	fset      *token.FileSet
+}
+
+func sources(t *testing.T) []sourceFile {
+	t.Helper()
+	var files []sourceFile
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if name := d.Name(); path != "." && (strings.HasPrefix(name, ".") || name == "build" || name == "testdata") {
+				return filepath.SkipDir
+			}
+			// A directory with a go.mod of its own is another module.
+			if _, err := os.Stat(filepath.Join(path, "go.mod")); err == nil && path != "." {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if filepath.Ext(path) != ".go" {
+			return nil
+		}
+		fset := token.NewFileSet()
+		f, err := parser.ParseFile(fset, path, nil, parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		pkg := "flint"
+		if dir := filepath.Dir(path); dir != "." {
+			pkg += "/" + filepath.ToSlash(dir)
+		}
+		files = append(files, sourceFile{path, pkg, strings.HasSuffix(path, "_test.go"), f, fset})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) < 10 {
+		t.Fatalf("only %d Go files found: the rules below would check nothing", len(files))
+	}
+	return files
+}
+
+func TestRoomsKnowOnlyWhomTheyMay(t *testing.T) {
+	for _, f := range sources(t) {
+		allowed, ok := mayImport[f.pkg]
+		if !ok {
+			allowed = []string{"flint"}
+		}
+		if f.test {
+			allowed = append(slices.Clone(allowed), testsMayAlsoImport[f.pkg]...)
+			allowed = append(allowed, f.pkg) // an external test package
+		}
+		for _, imp := range f.ast.Imports {
+			path, err := strconv.Unquote(imp.Path.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if path == "flint" || strings.HasPrefix(path, "flint/") {
+				if !slices.Contains(allowed, path) && !slices.Contains(allowed, "*") {
+					t.Errorf("%s imports %s; %s may know only %v", f.path, path, f.pkg, allowed)
+				}
+				continue
+			}
+			for module, rooms := range thirdPartyStopsAt {
+				if (path == module || strings.HasPrefix(path, module+"/")) && !slices.Contains(rooms, f.pkg) {
+					t.Errorf("%s imports %s, which stops at %v", f.path, path, rooms)
+				}
+			}
+			if module, _, third := strings.Cut(path, "/"); third && f.pkg == "flint" && strings.Contains(module, ".") {
+				t.Errorf("%s imports %s; the root package uses the standard library only", f.path, path)
+			}
+		}
+	}
+}
+
+func TestEveryPackageSaysWhatItIsFor(t *testing.T) {
+	docs := map[string]string{}
+	for _, f := range sources(t) {
+		if f.test {
+			continue
+		}
+		if _, seen := docs[f.pkg]; !seen {
+			docs[f.pkg] = ""
+		}
+		if f.ast.Doc != nil {
+			docs[f.pkg] += f.ast.Doc.Text()
+		}
+	}
+	for pkg, doc := range docs {
+		if len(strings.Fields(doc)) < 20 || !strings.Contains(doc, "not") {
+			t.Errorf("%s: the package comment must say in a paragraph what it is for and what it must not do; it is %q", pkg, doc)
+		}
+	}
+}
+
+func TestBudgets(t *testing.T) {
+	const maxFunc, maxMethods = 80, 4
+	for _, f := range sources(t) {
+		if f.test {
+			continue
+		}
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.FuncDecl:
+				lines := f.fset.Position(n.End()).Line - f.fset.Position(n.Pos()).Line + 1
+				// A longer one says so, and why, in its doc comment: "Longer than a screen because …".
+				if lines > maxFunc && !strings.Contains(n.Doc.Text(), "Longer than a screen") {
+					t.Errorf("%s: %s has %d lines; the budget is %d", f.path, n.Name.Name, lines, maxFunc)
+				}
+				if n.Recv == nil && n.Name.Name == "init" {
+					t.Errorf("%s: init function", f.path)
+				}
+			case *ast.InterfaceType:
+				if len(n.Methods.List) > maxMethods {
+					t.Errorf("%s: an interface with %d methods; the budget is %d", f.fset.Position(n.Pos()), len(n.Methods.List), maxMethods)
+				}
+			case *ast.CallExpr:
+				if sel, ok := n.Fun.(*ast.SelectorExpr); ok {
+					if x, ok := sel.X.(*ast.Ident); ok && x.Name == "time" && sel.Sel.Name == "Sleep" {
+						t.Errorf("%s: time.Sleep", f.fset.Position(n.Pos()))
+					}
+				}
+			}
+			return true
+		})
+	}
+}
