@@ -1,0 +1,294 @@
+// Package config turns a file, the environment and flags into one typed, validated Config.
+//
+// The file is YAML and strict: an unknown key is an error with its line, column and the nearest known key. Every
+// problem is reported, not just the first. The package opens no socket and starts nothing; it must not know how the
+// values are used, only what makes them valid.
+package config
+
+import (
+	_ "embed"
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"flint"
+)
+
+// Example is the smallest useful file, shown by `flint config example` and in the documentation.
+//
+//go:embed example.yaml
+var Example string
+
+// SchemaVersion is the only version of the file this build reads.
+const SchemaVersion = 1
+
+// Config is everything flint can be told. Zero values have been replaced by defaults once Load returns it.
+type Config struct {
+	SchemaVersion int     `yaml:"schema_version"`
+	StateDir      string  `yaml:"state_dir"` // records, images, kernels; private to flint
+	LogLevel      string  `yaml:"log_level"` // debug, info, warn, error
+	GitHub        GitHub  `yaml:"github"`
+	Pools         []Pool  `yaml:"pools"`
+	Host          Host    `yaml:"host"`
+	VM            VM      `yaml:"vm"`
+	Network       Network `yaml:"network"`
+	Kernel        Kernel  `yaml:"kernel"`
+	Runner        Runner  `yaml:"runner"`
+}
+
+// GitHub says whose jobs are run and how flint proves who it is.
+type GitHub struct {
+	URL            string `yaml:"url"`             // of the server; https://github.com unless it is GHES or *.ghe.com
+	Organization   string `yaml:"organization"`    // exactly one of organization and repository
+	Repository     string `yaml:"repository"`      // owner/name
+	AppID          int64  `yaml:"app_id"`          // of the GitHub App
+	InstallationID int64  `yaml:"installation_id"` // looked up when 0
+	PrivateKeyFile string `yaml:"private_key_file"`
+	// PrivateKey is read from PrivateKeyFile; the file format has no key for it, so it cannot end in a file others read.
+	PrivateKey flint.Secret `yaml:"-"`
+}
+
+// Scope is the URL GitHub knows the organisation or repository by.
+func (g GitHub) Scope() string {
+	path := g.Organization
+	if g.Repository != "" {
+		path = g.Repository
+	}
+	return strings.TrimSuffix(g.URL, "/") + "/" + path
+}
+
+// Pool is one kind of runner.
+type Pool struct {
+	Name    string            `yaml:"name"`
+	Image   string            `yaml:"image"`
+	Args    map[string]string `yaml:"build_args"` // for an image that is a Dockerfile
+	VM      Shape             `yaml:"vm"`
+	MinIdle int               `yaml:"min_idle"`
+	Max     int               `yaml:"max"`
+	Group   string            `yaml:"group"`
+}
+
+// Shape is the size of a pool's VMs.
+type Shape struct {
+	CPUs   int         `yaml:"cpus"`
+	Memory flint.Bytes `yaml:"memory"`
+	Disk   flint.Bytes `yaml:"disk"`
+}
+
+// Host says how much of this machine the VMs may have.
+type Host struct {
+	Name   string      `yaml:"name"`   // of this machine among others; its host name when empty
+	CPUs   int         `yaml:"cpus"`   // virtual CPUs over all VMs; twice the machine's when 0
+	Memory flint.Bytes `yaml:"memory"` // guest memory and VMM overhead over all VMs; nine tenths of the machine's when 0
+}
+
+// VM says what runs the VMs.
+type VM struct {
+	Accel       string   `yaml:"accel"`        // auto, kvm or tcg
+	QEMU        string   `yaml:"qemu"`         // path of qemu-system-*; looked up when empty
+	Agent       string   `yaml:"agent"`        // path of flint-agent; beside the flint program when empty
+	BootTimeout Duration `yaml:"boot_timeout"` // from the start of the VMM to the agent's first word
+	JobTimeout  Duration `yaml:"job_timeout"`  // longest life of a runner; GitHub's own limit is 5 days
+}
+
+// Network says which addresses the VMs get.
+type Network struct {
+	Bridge string       `yaml:"bridge"` // name of the bridge and of the nftables table, at most 11 bytes
+	IPv4   netip.Prefix `yaml:"ipv4"`
+	IPv6   netip.Prefix `yaml:"ipv6"`
+}
+
+// Kernel says where the guests' kernel comes from: the distribution's cloud kernel unless files are given.
+type Kernel struct {
+	Package string `yaml:"package"`
+	Vmlinuz string `yaml:"vmlinuz"`
+	Modules string `yaml:"modules"` // …/lib/modules/<version>
+}
+
+// Runner says which runner software the VMs run.
+type Runner struct {
+	Dir string `yaml:"dir"` // a directory with an executable `start`, see docs/reference.md
+}
+
+// Duration is a time span with units in its text form: 90s, 6h.
+type Duration time.Duration
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	if err != nil {
+		return fmt.Errorf("duration %q is not a number with a unit, such as 90s or 6h", b)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// Default is what a file that says nothing means.
+func Default() Config {
+	return Config{
+		SchemaVersion: SchemaVersion,
+		StateDir:      "/var/lib/flint",
+		LogLevel:      "info",
+		GitHub:        GitHub{URL: "https://github.com"},
+		VM:            VM{Accel: "auto", BootTimeout: Duration(time.Minute), JobTimeout: Duration(6 * time.Hour)},
+		Network: Network{
+			Bridge: "flint0",
+			IPv4:   netip.MustParsePrefix("10.213.0.0/20"),
+			IPv6:   netip.MustParsePrefix("fd4f:6c69:6e74::/64"),
+		},
+	}
+}
+
+// defaultShape is what a pool that does not say gets.
+var defaultShape = Shape{CPUs: 2, Memory: 4 * flint.GiB, Disk: 20 * flint.GiB}
+
+// poolName is what GitHub takes as a scale set's name and a label, kept to what is also safe in file and host names.
+var poolName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$`)
+
+// complete fills what the pools leave out.
+func (c *Config) complete(dir string) {
+	for i := range c.Pools {
+		p := &c.Pools[i]
+		if p.VM.CPUs == 0 {
+			p.VM.CPUs = defaultShape.CPUs
+		}
+		if p.VM.Memory == 0 {
+			p.VM.Memory = defaultShape.Memory
+		}
+		if p.VM.Disk == 0 {
+			p.VM.Disk = defaultShape.Disk
+		}
+		if p.Max == 0 {
+			p.Max = 1
+		}
+		if strings.HasPrefix(p.Image, "./") || strings.HasPrefix(p.Image, "../") {
+			p.Image = filepath.Join(dir, p.Image)
+		}
+	}
+	for _, path := range []*string{&c.StateDir, &c.GitHub.PrivateKeyFile, &c.Runner.Dir, &c.Kernel.Vmlinuz, &c.Kernel.Modules, &c.VM.QEMU, &c.VM.Agent} {
+		if *path != "" && !filepath.IsAbs(*path) {
+			*path = filepath.Join(dir, *path)
+		}
+	}
+	if c.Host.Name == "" {
+		if name, err := os.Hostname(); err == nil {
+			c.Host.Name = name
+		}
+	}
+}
+
+// Validate returns every problem that can be seen without leaving the file.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: %w", key, fmt.Errorf(format, args...)))
+	}
+	if c.SchemaVersion != SchemaVersion {
+		bad("schema_version", "%d is not a version this flint reads; it reads %d", c.SchemaVersion, SchemaVersion)
+	}
+	switch c.LogLevel {
+	case "debug", "info", "warn", "error":
+	default:
+		bad("log_level", "%q is none of debug, info, warn, error", c.LogLevel)
+	}
+	switch c.VM.Accel {
+	case "auto", "kvm", "tcg":
+	default:
+		bad("vm.accel", "%q is none of auto, kvm, tcg", c.VM.Accel)
+	}
+	if c.VM.BootTimeout <= 0 || c.VM.JobTimeout <= 0 {
+		bad("vm", "boot_timeout and job_timeout must be above zero")
+	}
+	if n := len(c.Network.Bridge); n == 0 || n > 11 {
+		bad("network.bridge", "%q must have 1 to 11 bytes, so that the names made from it fit an interface's 15", c.Network.Bridge)
+	}
+	if p := c.Network.IPv4; !p.Addr().Is4() || p.Bits() > 29 || p.Bits() < 8 {
+		bad("network.ipv4", "%s is not an IPv4 prefix between /8 and /29", p)
+	}
+	if p := c.Network.IPv6; p.IsValid() && (!p.Addr().Is6() || p.Bits() > 120) {
+		bad("network.ipv6", "%s is not an IPv6 prefix of at most /120", p)
+	}
+	if (c.Kernel.Vmlinuz == "") != (c.Kernel.Modules == "") {
+		bad("kernel", "vmlinuz and modules go together: give both or neither")
+	}
+	errs = append(errs, c.validatePools()...)
+	return errors.Join(errs...)
+}
+
+func (c *Config) validatePools() (errs []error) {
+	seen := map[string]bool{}
+	for i, p := range c.Pools {
+		bad := func(key, format string, args ...any) {
+			errs = append(errs, fmt.Errorf("pools[%d].%s: %w", i, key, fmt.Errorf(format, args...)))
+		}
+		if !poolName.MatchString(p.Name) {
+			bad("name", "%q must be 1 to 64 letters, digits, dots, dashes or underscores and start with a letter or digit", p.Name)
+		}
+		if seen[strings.ToLower(p.Name)] {
+			bad("name", "%q is used twice", p.Name)
+		}
+		seen[strings.ToLower(p.Name)] = true
+		if p.Image == "" {
+			bad("image", "is missing: give a Dockerfile's directory or an OCI reference")
+		}
+		if p.VM.CPUs < 1 || p.VM.CPUs > 256 {
+			bad("vm.cpus", "%d is not between 1 and 256", p.VM.CPUs)
+		}
+		if p.VM.Memory < 128*flint.MiB {
+			bad("vm.memory", "%s is less than 128MiB, in which no job starts", p.VM.Memory)
+		}
+		if p.VM.Disk < 64*flint.MiB {
+			bad("vm.disk", "%s is less than 64MiB", p.VM.Disk)
+		}
+		if p.MinIdle < 0 || p.Max < 1 || p.MinIdle > p.Max {
+			bad("max", "min_idle %d and max %d must satisfy 0 ≤ min_idle ≤ max and 1 ≤ max", p.MinIdle, p.Max)
+		}
+	}
+	return errs
+}
+
+// ValidateServe returns what is wrong for the coordinator, which needs more than a single VM does.
+func (c *Config) ValidateServe() error {
+	var errs []error
+	if len(c.Pools) == 0 {
+		errs = append(errs, errors.New("pools: at least one is needed"))
+	}
+	g := c.GitHub
+	if (g.Organization == "") == (g.Repository == "") {
+		errs = append(errs, errors.New("github: give organization or repository, and not both"))
+	}
+	if g.Repository != "" && strings.Count(g.Repository, "/") != 1 {
+		errs = append(errs, fmt.Errorf("github.repository: %q is not owner/name", g.Repository))
+	}
+	if u, err := url.Parse(g.URL); err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") {
+		errs = append(errs, fmt.Errorf("github.url: %q is not an http(s) URL", g.URL))
+	}
+	if g.AppID == 0 {
+		errs = append(errs, errors.New("github.app_id: is missing; it stands on the App's settings page"))
+	}
+	if g.PrivateKey == "" && g.PrivateKeyFile == "" {
+		errs = append(errs, errors.New("github.private_key_file: is missing; generate a key on the App's settings page"))
+	}
+	if c.Runner.Dir == "" {
+		errs = append(errs, errors.New("runner.dir: is missing; it names the directory of the runner software"))
+	}
+	return errors.Join(errs...)
+}
+
+// FlintPools returns the pools as the rest of flint knows them.
+func (c *Config) FlintPools() []flint.Pool {
+	pools := make([]flint.Pool, len(c.Pools))
+	for i, p := range c.Pools {
+		pools[i] = flint.Pool{
+			Name: p.Name, Image: p.Image, Shape: flint.Shape(p.VM),
+			MinIdle: p.MinIdle, Max: p.Max, Scope: c.GitHub.Scope(), Group: p.Group,
+		}
+	}
+	return pools
+}

@@ -1,0 +1,109 @@
+package config_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"flint"
+	"flint/internal/config"
+)
+
+func TestExampleIsValid(t *testing.T) {
+	c, err := config.Parse("/etc/flint/flint.yaml", []byte(config.Example), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.ValidateServe(); err != nil {
+		t.Fatal(err)
+	}
+	want := flint.Pool{
+		Name: "flint", Image: "/etc/flint/images/demo", Max: 4, Scope: "https://github.com/acme",
+		Shape: flint.Shape{CPUs: 4, Memory: 8 * flint.GiB, Disk: 40 * flint.GiB},
+	}
+	if got := c.FlintPools(); len(got) != 1 || got[0] != want {
+		t.Fatalf("pools are %+v, want %+v", got, want)
+	}
+}
+
+func TestBadFilesSayWhereAndWhat(t *testing.T) {
+	for name, tt := range map[string]struct{ src, want string }{
+		"unknown key":         {"schema_version: 1\npools:\n  - name: a\n    imag: x\n", `line 4, column 5: unknown key "imag" in pools[0]; did you mean "image"?`},
+		"unknown top key":     {"schema_version: 1\nstatedir: x\n", `line 2, column 1: unknown key "statedir"; did you mean "state_dir"?`},
+		"two unknown keys":    {"aaaaaaaaaa: 1\nlog_levle: x\n", `line 1, column 1: unknown key "aaaaaaaaaa"` + "\n" + `line 2, column 1: unknown key "log_levle"; did you mean "log_level"?`},
+		"empty":               {"", "it is empty"},
+		"two documents":       {"log_level: info\n---\nlog_level: warn\n", "more than one YAML document"},
+		"size without a unit": {"pools: [{name: a, image: b, vm: {memory: 512}}]\n", "is not a number with a unit"},
+		"bad duration":        {"vm: {boot_timeout: soon}\n", "is not a number with a unit, such as 90s or 6h"},
+		"future version":      {"schema_version: 2\n", "schema_version: 2 is not a version this flint reads"},
+		"pool twice":          {"pools: [{name: a, image: b}, {name: A, image: c}]\n", `pools[1].name: "A" is used twice`},
+		"no image":            {"pools: [{name: a}]\n", "pools[0].image: is missing"},
+		"bad name":            {"pools: [{name: a b, image: c}]\n", "pools[0].name"},
+		"min above max":       {"pools: [{name: a, image: c, min_idle: 3, max: 2}]\n", "min_idle 3 and max 2"},
+		"half a kernel":       {"kernel: {vmlinuz: /boot/vmlinuz}\n", "give both or neither"},
+		"wide subnet":         {"network: {ipv4: 10.0.0.0/31}\n", "between /8 and /29"},
+		"not yaml":            {"a: [", "yaml:"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := config.Parse("flint.yaml", []byte(tt.src), nil)
+			if !errors.Is(err, flint.ErrConfig) {
+				t.Fatalf("error %v is not flint.ErrConfig", err)
+			}
+			if !strings.Contains(err.Error(), tt.want) {
+				t.Fatalf("error is\n%v\nand should contain\n%s", err, tt.want)
+			}
+			var fault *flint.Fault
+			if !errors.As(err, &fault) || fault.Fix == "" {
+				t.Fatalf("error %v has no fix", err)
+			}
+		})
+	}
+}
+
+func TestEnvironmentOverridesTheFile(t *testing.T) {
+	c, err := config.Parse("flint.yaml", []byte("log_level: info\n"), []string{
+		"FLINT_GITHUB_APP_ID=77", "FLINT_NETWORK_IPV4=10.9.0.0/24", "FLINT_HOST_MEMORY=3GiB", "FLINT_VM_BOOT_TIMEOUT=7s", "PATH=/bin",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.GitHub.AppID != 77 || c.Network.IPv4.String() != "10.9.0.0/24" || c.Host.Memory != 3*flint.GiB || c.VM.BootTimeout != 7e9 {
+		t.Fatalf("overrides did not arrive: %+v", c)
+	}
+	if _, err := config.Parse("flint.yaml", []byte("log_level: info\n"), []string{"FLINT_GITHUB_APPID=77"}); err == nil || !strings.Contains(err.Error(), "FLINT_GITHUB_APP_ID") {
+		t.Fatalf("a misspelt variable gives %v", err)
+	}
+}
+
+func TestKeyFileMustBePrivate(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "app.pem")
+	if err := os.WriteFile(path, []byte("key"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := config.Default()
+	c.GitHub.PrivateKeyFile = path
+	if err := c.ReadKey(); err == nil || !strings.Contains(err.Error(), "other users can read it") {
+		t.Fatalf("a world-readable key gives %v", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.ReadKey(); err != nil {
+		t.Fatal(err)
+	}
+	if string(c.GitHub.PrivateKey) != "key" || strings.Contains(c.GitHub.PrivateKey.String(), "key") {
+		t.Fatal("the key was not read, or shows itself")
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(config.Example))
+	f.Add([]byte("a: &x [*x]"))
+	f.Fuzz(func(t *testing.T, src []byte) {
+		if _, err := config.Parse("flint.yaml", src, nil); err != nil && !errors.Is(err, flint.ErrConfig) {
+			t.Fatalf("error %v is not flint.ErrConfig", err)
+		}
+	})
+}
