@@ -14,6 +14,10 @@ var (
 	ErrGuest = errors.New("guest failed")
 )
 
+// ErrUnneeded is the cause (context.Cause) with which the scheduler cancels a runner nobody needs any more. Such a
+// cancellation yields: a host goes on with a runner that GitHub says is busy. Any other cancellation is final.
+var ErrUnneeded = errors.New("no longer needed")
+
 // Fault is an error a person can act on: what went wrong, why, and how to mend it, one line each.
 type Fault struct {
 	Code string // stable, lower-case, dotted, listed in docs/errors.md: image.build, qemu.missing
