@@ -26,10 +26,9 @@ func (s *Stack) Push(name string, release func(context.Context) error) {
 }
 
 // Run releases everything, last first, and empties the stack. Each step runs whatever the ones before it returned;
-// the errors come back joined, each with its step's name. The context is handed on without its cancellation, because
-// release outlives the work it ends; its deadline, if any, is the caller's to set anew.
+// the errors come back joined, each with its step's name. Release outlives the work it ends, so the caller hands in a
+// context without that work's cancellation (context.WithoutCancel) and with a bound of its own.
 func (s *Stack) Run(ctx context.Context) error {
-	ctx = context.WithoutCancel(ctx)
 	var errs []error
 	for i := len(s.steps) - 1; i >= 0; i-- {
 		if err := s.steps[i].release(ctx); err != nil {

@@ -1,0 +1,253 @@
+// Package host runs runners on this machine: one runner's whole life in Run, the admission that decides whether there is
+// room for it, and the sweep that undoes what an earlier process left.
+//
+// It owns what a runner holds (record, disk, network port, VM, registration) and releases all of it, in reverse order,
+// whatever happens. It must not decide how many runners there are (sched does), nor know how GitHub, a VMM or an image
+// format works: those come in through Config.
+package host
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"flint"
+	"flint/internal/guest"
+	"flint/internal/vm"
+)
+
+// Config is what a Host stands on. All fields are required unless they say otherwise.
+type Config struct {
+	Name      string
+	Dir       string      // records and the VMs' private files: one directory per runner
+	Limits    flint.Shape // CPUs and memory all VMs together may have; Disk is not limited
+	Overhead  flint.Bytes // memory a VMM needs beyond its guest's
+	Deadlines Deadlines
+	Driver    vm.Driver
+	Attach    func(ctx context.Context, id string) (Port, error)
+	Supply    func(ctx context.Context, pool string) (Supply, error)
+	Scratch   func(path string, size flint.Bytes) error // makes an empty file system, in no time whatever its size
+	GitHub    Registrar                                 // nil where no runner is ever registered (flint run)
+	Log       *slog.Logger
+}
+
+// Deadlines bound the parts of a runner's life.
+type Deadlines struct {
+	Boot   time.Duration // start of the VMM → first word of the agent
+	Job    time.Duration // the agent's first word → end of the work
+	Finish time.Duration // end of the work → the guest has rebooted
+}
+
+// Port is one VM's connection to the network.
+type Port struct {
+	NIC     *vm.NIC
+	Address flint.Address
+	Probe   string // a name every DNS server of the port answers, by UDP and TCP
+	Close   func(context.Context) error
+}
+
+// Supply is what the VMs of a pool are made of.
+type Supply struct {
+	Shape   flint.Shape
+	Kernel  string // paths of the kernel pack
+	Initrd  string
+	Modules string
+	Base    string // path of the base image
+	Runner  string // path of the runner drive; empty for VMs that run no runner
+	Env     []string
+}
+
+// Registrar makes a runner known to GitHub, and forgotten.
+type Registrar interface {
+	Register(ctx context.Context, r flint.Runner) (flint.Registration, error)
+	// Remove is idempotent. It returns flint.ErrConflict while GitHub says that the runner has a job.
+	Remove(ctx context.Context, runner string, githubID int64) error
+}
+
+// Host is this machine. Make it with New.
+type Host struct {
+	c Config
+
+	mu      sync.Mutex
+	lives   map[string]*life
+	stopped bool
+}
+
+// New makes a Host; it touches nothing yet. Call Sweep before the first Run.
+func New(c Config) *Host {
+	return &Host{c: c, lives: map[string]*life{}}
+}
+
+// NewID makes a runner's id: unique for ever, safe as a host name, a file name and a runner's name on GitHub.
+func NewID(pool string) string {
+	b := make([]byte, 5)
+	_, _ = rand.Read(b) // never fails: crypto/rand ends the program instead
+	return "flint-" + slug(pool) + "-" + hex.EncodeToString(b)
+}
+
+// slug keeps of a pool's name what a host name may hold, at most 32 bytes of it.
+func slug(name string) string {
+	b := make([]byte, 0, 32)
+	for _, c := range []byte(name) {
+		switch {
+		case len(b) == 32:
+		case c >= 'A' && c <= 'Z':
+			b = append(b, c+'a'-'A')
+		case c >= 'a' && c <= 'z', c >= '0' && c <= '9':
+			b = append(b, c)
+		case len(b) > 0 && b[len(b)-1] != '-':
+			b = append(b, '-')
+		}
+	}
+	return string(b)
+}
+
+// State implements sched.Host.
+func (h *Host) State() flint.HostState {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := flint.HostState{Name: h.c.Name, Free: h.free()}
+	for _, id := range slices.Sorted(maps.Keys(h.lives)) {
+		s.Runners = append(s.Runners, h.lives[id].snapshot())
+	}
+	return s
+}
+
+// free is what admission would still grant. The caller holds h.mu.
+func (h *Host) free() flint.Shape {
+	free := h.c.Limits
+	for _, l := range h.lives {
+		free.CPUs -= l.shape.CPUs
+		free.Memory -= l.shape.Memory + h.c.Overhead
+	}
+	// What is left must also hold the next VM's overhead, so that the scheduler can compare with a pool's shape.
+	free.Memory = max(free.Memory-h.c.Overhead, 0)
+	free.CPUs = max(free.CPUs, 0)
+	return free
+}
+
+// Run implements sched.Host: it runs one job in one VM. It blocks until r is over and everything it held is released.
+// Cancelling ctx ends r early, except that a runner cancelled with flint.ErrUnneeded goes on if GitHub has given it a job.
+// An error that is the guest's fault is flint.ErrGuest; any other is this host's.
+func (h *Host) Run(ctx context.Context, r flint.Runner) (flint.Result, error) {
+	return h.live(ctx, r, (*life).job)
+}
+
+// Command is one command for a VM without GitHub.
+type Command struct {
+	guest.Command
+	guest.IO
+}
+
+// Command runs one command in a VM that exists for it alone. The command's exit is in the Result.
+func (h *Host) Command(ctx context.Context, r flint.Runner, c Command) (flint.Result, error) {
+	return h.live(ctx, r, func(l *life, ctx context.Context, agent *guest.Session) error {
+		l.advance(flint.Running)
+		return l.execute(ctx, agent, c.Command, c.IO)
+	})
+}
+
+// live is the whole life of a runner. Each step registers the release of what it took with l.undo; l.end runs them.
+func (h *Host) live(ctx context.Context, r flint.Runner, work func(*life, context.Context, *guest.Session) error) (res flint.Result, err error) {
+	supply, err := h.c.Supply(ctx, r.Pool)
+	if err != nil {
+		return flint.Result{Runner: r}, fmt.Errorf("find what pool %s is made of: %w", r.Pool, err)
+	}
+	l, err := h.admit(r, supply)
+	if err != nil {
+		return flint.Result{Runner: r}, err
+	}
+	defer func() { res, err = l.end(ctx, err) }()
+
+	if err := l.record(); err != nil {
+		return res, err
+	}
+	if err := l.prepare(ctx); err != nil {
+		return res, err
+	}
+	if err := l.boot(ctx); err != nil {
+		return res, err
+	}
+	agent, err := l.greet(ctx)
+	if err != nil {
+		return res, err
+	}
+	if err := work(l, ctx, agent); err != nil {
+		return res, err
+	}
+	return res, l.reboot(ctx, agent)
+}
+
+// admit counts r against the limits, from now until its end.
+func (h *Host) admit(r flint.Runner, s Supply) (*life, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, ok := h.lives[r.ID]; ok {
+		return nil, fmt.Errorf("run %s: %w: a runner with this id lives already", r.ID, flint.ErrConflict)
+	}
+	if free := h.free(); s.Shape.CPUs > free.CPUs || s.Shape.Memory > free.Memory {
+		return nil, &flint.Fault{
+			Code: "host.full", What: "admit a VM of " + describe(s.Shape), Kind: flint.ErrConflict,
+			Err: fmt.Errorf("%s are free of %s", describe(free), describe(h.c.Limits)),
+			Fix: "wait for a VM to end, make the pool's vm smaller, or raise host.cpus and host.memory",
+		}
+	}
+	r.Host, r.Timeline = h.c.Name, maps.Clone(r.Timeline)
+	if r.Timeline == nil {
+		r.Timeline = flint.Timeline{}
+	}
+	if r.Timeline[flint.Planned].IsZero() {
+		r.Timeline[flint.Planned] = time.Now()
+	}
+	r.Phase = flint.Planned
+	l := newLife(h, r, s)
+	h.lives[r.ID] = l
+	return l, nil
+}
+
+func describe(s flint.Shape) string { return fmt.Sprintf("%d cpus and %s", s.CPUs, s.Memory) }
+
+// Note records what GitHub says of a job. It returns once that is on disk, so that the message can be acknowledged. An
+// event for a runner that is not here any more is no error.
+func (h *Host) Note(_ context.Context, ev flint.JobEvent) error {
+	h.mu.Lock()
+	l := h.lives[ev.Runner]
+	h.mu.Unlock()
+	if l == nil {
+		h.c.Log.Debug("job event for a runner that is gone", "runner", ev.Runner, "job", ev.Job.Name)
+		return nil
+	}
+	return l.note(ev)
+}
+
+// Stop ends every runner that outlives its context because it has a job. Cancel the contexts of Run first. It returns at
+// once; Run returns when each is over.
+func (h *Host) Stop() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.stopped = true
+	for _, l := range h.lives {
+		if l.abort != nil {
+			l.abort(errStopping)
+		}
+	}
+}
+
+var errStopping = errors.New("the host is stopping")
+
+// onStop registers what Stop calls for l.
+func (h *Host) onStop(l *life, abort context.CancelCauseFunc) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l.abort = abort
+	if h.stopped {
+		abort(errStopping)
+	}
+}

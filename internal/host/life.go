@@ -1,0 +1,376 @@
+package host
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"flint"
+	"flint/internal/guest"
+	"flint/internal/undo"
+	"flint/internal/vm"
+)
+
+// releaseTime bounds the release of everything a runner held.
+const releaseTime = time.Minute
+
+// life is one runner while it lives. Its steps run one after the other in the goroutine of Run; only the fields under mu
+// are read or written by others.
+type life struct {
+	h        *Host
+	log      *slog.Logger
+	dir      string // the runner's own directory
+	supply   Supply
+	shape    flint.Shape
+	undo     undo.Stack
+	port     Port
+	machine  vm.Machine
+	output   *tail
+	recorded bool                    // the directory is ours
+	abort    context.CancelCauseFunc // under Host.mu; ends a work that yields
+	result   flint.Result
+
+	mu         sync.Mutex
+	rec        record
+	conclusion string
+}
+
+func newLife(h *Host, r flint.Runner, s Supply) *life {
+	return &life{
+		h: h, log: h.c.Log.With("runner", r.ID), dir: filepath.Join(h.c.Dir, r.ID), supply: s, shape: s.Shape,
+		output: newTail(32 << 10), rec: record{Version: recordVersion, Runner: r},
+	}
+}
+
+func (l *life) id() string { return l.rec.Runner.ID } // never changes
+
+// snapshot is a copy nobody writes to.
+func (l *life) snapshot() flint.Runner {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := l.rec.Runner
+	r.Timeline = maps.Clone(r.Timeline)
+	return r
+}
+
+// update changes the record in memory and on disk. The change stays in memory even if the disk refuses it.
+func (l *life) update(durable bool, change func(*record)) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change(&l.rec)
+	return l.rec.write(l.dir, durable)
+}
+
+// advance enters a phase, unless the runner is past it already: GitHub may report a job before we see the runner at it.
+func (l *life) advance(p flint.Phase) {
+	err := l.update(false, func(r *record) { enter(&r.Runner, p) })
+	if err != nil {
+		l.log.Warn("the record lags behind", "phase", p, "err", err)
+	}
+	l.log.Debug("phase", "phase", p)
+}
+
+func enter(r *flint.Runner, p flint.Phase) {
+	if p > r.Phase {
+		r.Phase = p
+	}
+	if r.Timeline[p].IsZero() {
+		r.Timeline[p] = time.Now()
+	}
+}
+
+func (l *life) note(ev flint.JobEvent) error {
+	return l.update(true, func(r *record) {
+		r.Runner.Job = &ev.Job
+		enter(&r.Runner, flint.Running)
+		if ev.Kind == flint.JobCompleted {
+			l.conclusion = ev.Conclusion
+			enter(&r.Runner, flint.Finishing)
+		}
+	})
+}
+
+// record writes the intent before the first resource exists.
+func (l *life) record() error {
+	if err := os.Mkdir(l.dir, 0o700); err != nil {
+		return fmt.Errorf("make the runner's directory: %w", err)
+	}
+	l.recorded = true
+	return l.update(true, func(*record) {})
+}
+
+// prepare makes the scratch disk and the network port.
+func (l *life) prepare(ctx context.Context) error {
+	l.advance(flint.Preparing)
+	if err := l.h.c.Scratch(l.scratch(), l.shape.Disk); err != nil {
+		return fmt.Errorf("make scratch disk: %w", err)
+	}
+	port, err := l.h.c.Attach(ctx, l.id())
+	if err != nil {
+		return fmt.Errorf("attach to network: %w", err)
+	}
+	l.undo.Push("detach from network", port.Close)
+	l.port = port
+	return nil
+}
+
+func (l *life) scratch() string { return filepath.Join(l.dir, "scratch.ext4") }
+
+// boot starts the VMM and forgets the scratch disk's name: its space is free again when the VMM ends, whatever else dies.
+func (l *life) boot(ctx context.Context) error {
+	s := vm.Spec{
+		ID: l.id(), Dir: l.dir, CPUs: l.shape.CPUs, Memory: l.shape.Memory,
+		Kernel: l.supply.Kernel, Initrd: l.supply.Initrd, NIC: l.port.NIC,
+		Drives: []vm.Drive{
+			{ID: "base", Path: l.supply.Base, ReadOnly: true},
+			{ID: "scratch", Path: l.scratch()},
+			{ID: "modules", Path: l.supply.Modules, ReadOnly: true},
+		},
+	}
+	if l.supply.Runner != "" {
+		s.Drives = append(s.Drives, vm.Drive{ID: "runner", Path: l.supply.Runner, ReadOnly: true})
+	}
+	machine, err := l.h.c.Driver.Boot(ctx, s)
+	if err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	l.undo.Push("end the VM", machine.Close)
+	l.machine = machine
+	if err := os.Remove(l.scratch()); err != nil {
+		return fmt.Errorf("unlink scratch disk: %w", err)
+	}
+	if p, ok := machine.(vm.Process); ok {
+		err := l.update(false, func(r *record) { r.PID, r.Start = p.Process() })
+		if err != nil {
+			return fmt.Errorf("record the VMM: %w", err)
+		}
+	}
+	l.advance(flint.Booting)
+	return nil
+}
+
+// greet waits for the agent and makes the guest this runner's.
+func (l *life) greet(ctx context.Context) (*guest.Session, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, l.h.c.Deadlines.Boot, fmt.Errorf("%w after %s", flint.ErrTimeout, l.h.c.Deadlines.Boot))
+	defer cancel()
+	conn, err := l.machine.Dial(ctx, guest.Port)
+	if err != nil {
+		return nil, l.noGuest(ctx, "reach the agent", err)
+	}
+	agent, err := guest.Attach(ctx, conn, guest.Options{Log: l.log})
+	if err != nil {
+		return nil, l.noGuest(ctx, "greet the agent", err)
+	}
+	l.undo.Push("close the agent's channel", func(context.Context) error { return agent.Close() })
+	hello := agent.Hello()
+	l.log.Debug("agent answers", "kernel", hello.Kernel, "init", hello.Init, "uptime", hello.Uptime)
+	for _, fault := range hello.Faults {
+		l.log.Warn("guest came up with a fault", "fault", fault)
+	}
+	configured, err := agent.Configure(ctx, l.config())
+	if err != nil {
+		return nil, l.noGuest(ctx, "configure the guest", err)
+	}
+	for _, fault := range configured.Faults {
+		l.log.Warn("guest is configured with a fault", "fault", fault)
+	}
+	l.advance(flint.Ready)
+	return agent, nil
+}
+
+// noGuest says why a VM did not come up: the deadline rather than what it interrupted, with the console beside it.
+func (l *life) noGuest(ctx context.Context, what string, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		if !errors.Is(cause, flint.ErrTimeout) {
+			return fmt.Errorf("%s: %w", what, cause) // cancelled: nobody's fault
+		}
+		err = cause
+	}
+	return &flint.Fault{
+		Code: "vm.boot", What: what, Kind: flint.ErrGuest, Err: &vm.BootError{Err: err, Console: l.console()},
+		Fix: "the end of the guest's console says more; a machine without KVM may need a longer vm.boot_timeout",
+	}
+}
+
+func (l *life) console() []byte {
+	if c, ok := l.machine.(vm.Console); ok {
+		return c.Console()
+	}
+	return nil
+}
+
+func (l *life) config() guest.Config {
+	entropy, machineID := make([]byte, 64), make([]byte, 16)
+	_, _ = rand.Read(entropy) // never fails: crypto/rand ends the program instead
+	_, _ = rand.Read(machineID)
+	c := guest.Config{
+		Hostname: l.id(), MachineID: hex.EncodeToString(machineID), Time: time.Now(), Entropy: entropy, Probe: l.port.Probe,
+	}
+	if a := l.port.Address; a.MAC != "" {
+		c.Interface = &guest.Interface{MAC: a.MAC, Prefixes: a.Prefixes, Gateways: a.Gateways, MTU: a.MTU}
+		c.DNS = a.Gateways
+	}
+	return c
+}
+
+// job makes the guest a runner and lets it work until the runner program ends.
+func (l *life) job(ctx context.Context, agent *guest.Session) error {
+	if err := l.update(true, func(r *record) { r.Register = true }); err != nil {
+		return fmt.Errorf("record the registration to come: %w", err)
+	}
+	l.undo.Push("remove registration", l.unregister)
+	reg, err := l.h.c.GitHub.Register(ctx, l.snapshot())
+	if err != nil {
+		return fmt.Errorf("register: %w", err)
+	}
+	err = l.update(false, func(r *record) { r.GitHubID = reg.GitHubID })
+	if err != nil {
+		return fmt.Errorf("record the registration: %w", err)
+	}
+	l.advance(flint.Registered)
+	ctx, cancel := l.yielding(ctx)
+	defer cancel()
+	// The contract of the runner drive, see docs/reference.md: one line on standard input, nothing secret elsewhere.
+	return l.execute(ctx, agent, guest.Command{
+		Args: []string{"/opt/flint/runner/start"}, User: "runner", Dir: "/work", Env: l.supply.Env,
+	}, guest.IO{Stdin: strings.NewReader(string(reg.JIT) + "\n"), Stdout: l.output, Stderr: l.output})
+}
+
+// unregister makes GitHub forget the runner. After a job it has done so by itself.
+func (l *life) unregister(ctx context.Context) error {
+	l.mu.Lock()
+	id := l.rec.GitHubID
+	l.mu.Unlock()
+	return remove(ctx, l.h.c.GitHub, l.id(), id)
+}
+
+// yielding derives the context of the work: it ends with ctx, or with Stop, or at the job's deadline; but if nobody
+// needs the runner any more it goes on when GitHub says that it has a job after all.
+func (l *life) yielding(ctx context.Context) (context.Context, context.CancelFunc) {
+	work, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	unhook := context.AfterFunc(ctx, func() {
+		cause := context.Cause(ctx)
+		if errors.Is(cause, flint.ErrUnneeded) {
+			try, cancel := context.WithTimeout(work, 30*time.Second)
+			defer cancel()
+			l.mu.Lock()
+			id := l.rec.GitHubID
+			l.mu.Unlock()
+			if err := l.h.c.GitHub.Remove(try, l.id(), id); errors.Is(err, flint.ErrConflict) {
+				l.log.Info("kept: GitHub says it has a job", "reason", cause)
+				return
+			}
+		}
+		end(cause)
+	})
+	l.h.onStop(l, end)
+	return work, func() { unhook(); end(context.Canceled) }
+}
+
+// execute runs the VM's one command under the job's deadline and notes how it ended.
+func (l *life) execute(ctx context.Context, agent *guest.Session, c guest.Command, io guest.IO) error {
+	limit := l.h.c.Deadlines.Job
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: longer than %s", flint.ErrTimeout, limit))
+	defer cancel()
+	exit, err := agent.Exec(ctx, c, io)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return fmt.Errorf("run %s: %w", c.Args[0], cause)
+	}
+	if err != nil {
+		return &flint.Fault{
+			Code: "vm.lost", What: "run " + c.Args[0], Kind: flint.ErrGuest, Err: err,
+			Fix: "the VM ended or fell silent before its work did; the end of its console says more",
+		}
+	}
+	if exit.Err != "" {
+		l.output.Write([]byte(exit.Err + "\n"))
+	}
+	l.result.ExitCode, l.result.Signal, l.result.OOM, l.result.DiskFull = exit.Code, exit.Signal, exit.OOM, exit.DiskFull
+	if stats, err := agent.Stats(ctx); err == nil {
+		l.result.GuestMemory = flint.Bytes(stats.MemoryPeak)
+	}
+	return nil
+}
+
+// reboot ends the guest the orderly way. A guest that does not follow is no failure: l.end ends it by force.
+func (l *life) reboot(ctx context.Context, agent *guest.Session) error {
+	l.advance(flint.Finishing)
+	ctx, cancel := context.WithTimeout(ctx, l.h.c.Deadlines.Finish)
+	defer cancel()
+	err := agent.Reboot(ctx)
+	if err == nil {
+		err = l.machine.Wait(ctx)
+	}
+	if err != nil && context.Cause(ctx) == nil {
+		l.log.Warn("guest did not end by itself", "err", err)
+	}
+	return nil
+}
+
+// end releases everything and says how the runner ended. If something could not be released, what Sweep needs to try
+// again stays on disk.
+func (l *life) end(ctx context.Context, err error) (flint.Result, error) {
+	if l.recorded {
+		l.advance(flint.Finishing)
+	}
+	l.result.Console = strings.ToValidUTF8(string(l.console()), "\uFFFD")
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
+	defer cancel()
+	leftover := l.release(ctx)
+	if u, ok := l.machine.(vm.Usage); ok {
+		l.result.PeakMemory = u.PeakMemory()
+	}
+	l.h.mu.Lock()
+	delete(l.h.lives, l.id())
+	l.h.mu.Unlock()
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	enter(&l.rec.Runner, flint.Gone)
+	l.result.Runner, l.result.Timeline = l.rec.Runner, maps.Clone(l.rec.Runner.Timeline)
+	l.result.Conclusion, l.result.Output = l.conclusion, l.output.String()
+	l.result.Reason = l.why(err)
+	return l.result, errors.Join(err, leftover)
+}
+
+// release undoes every step. The record goes last, and only if nothing else is left for Sweep to undo.
+func (l *life) release(ctx context.Context) error {
+	if err := l.undo.Run(ctx); err != nil {
+		l.log.Error("not everything could be released; the next start tries again", "err", err)
+		return fmt.Errorf("release: %w", err)
+	}
+	if !l.recorded {
+		return nil
+	}
+	return os.RemoveAll(l.dir)
+}
+
+// why tells a person how the runner ended. The caller holds l.mu.
+func (l *life) why(err error) flint.Reason {
+	switch r := l.result; {
+	case err != nil && errors.Is(err, flint.ErrUnneeded):
+		return flint.Because("runner.unneeded", "nobody needed it any more")
+	case err != nil && errors.Is(err, flint.ErrGuest):
+		return flint.Because("runner.guest", "its VM failed: %s", err)
+	case err != nil:
+		return flint.Because("runner.failed", "it failed: %s", err)
+	case r.OOM:
+		return flint.Because("runner.oom", "its VM ran out of memory (%s)", l.shape.Memory)
+	case r.DiskFull:
+		return flint.Because("runner.disk_full", "its disk was full (%s)", l.shape.Disk)
+	case r.ExitCode == 7 && l.rec.Register:
+		return flint.Because("runner.deprecated", "GitHub refuses this version of the runner software")
+	case r.ExitCode != 0:
+		return flint.Because("runner.exit", "its program ended with code %d", r.ExitCode)
+	}
+	return flint.Because("runner.done", "its work was done")
+}

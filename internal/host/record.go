@@ -1,0 +1,102 @@
+package host
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"flint"
+)
+
+// recordVersion is raised when a record's meaning changes; a record of another version is set aside, not guessed at.
+const recordVersion = 1
+
+// recordFile is the name of the record in a runner's directory.
+const recordFile = "runner.json"
+
+// maxRecord bounds what is read back. A record is about 1 KiB.
+const maxRecord = 1 << 20
+
+// record is what start-up must know to undo a runner whose daemon died. It holds no secret.
+type record struct {
+	Version  int          `json:"version"`
+	Runner   flint.Runner `json:"runner"`
+	PID      int          `json:"pid,omitempty"`       // of the VMM
+	Start    uint64       `json:"start,omitempty"`     // its start time in clock ticks: tells it from another process with this pid
+	GitHubID int64        `json:"github_id,omitempty"` // of the registration; 0 where none was made, or its answer never came
+	Register bool         `json:"register,omitempty"`  // a registration under the runner's id may exist
+}
+
+// write replaces the record atomically. With durable set it is on stable storage, and so is its directory's entry,
+// when write returns; otherwise it survives this process but not a crash of the machine, which ends all VMs anyway.
+func (r record) write(dir string, durable bool) (err error) {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("encode record: %w", err)
+	}
+	f, err := os.CreateTemp(dir, recordFile+".*")
+	if err != nil {
+		return fmt.Errorf("create record: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	_, err = f.Write(b)
+	if err == nil && durable {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	if err = os.Rename(f.Name(), filepath.Join(dir, recordFile)); err != nil {
+		return fmt.Errorf("replace record: %w", err)
+	}
+	if durable {
+		return errors.Join(syncDir(dir), syncDir(filepath.Dir(dir)))
+	}
+	return nil
+}
+
+// readRecord reads a runner's record. fs.ErrNotExist means that there is none.
+func readRecord(dir string) (record, error) {
+	path := filepath.Join(dir, recordFile)
+	info, err := os.Stat(path)
+	if err != nil {
+		return record{}, err
+	}
+	if info.Size() > maxRecord {
+		return record{}, fmt.Errorf("read record: it has %d bytes", info.Size())
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return record{}, fmt.Errorf("read record: %w", err)
+	}
+	var r record
+	if err := json.Unmarshal(b, &r); err != nil {
+		return record{}, fmt.Errorf("decode record: %w", err)
+	}
+	if r.Version != recordVersion {
+		return record{}, fmt.Errorf("record has version %d, this flint reads %d", r.Version, recordVersion)
+	}
+	if r.Runner.ID != filepath.Base(dir) {
+		return record{}, fmt.Errorf("record is of runner %q, not of its directory's", r.Runner.ID)
+	}
+	return r, nil
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	err = f.Sync()
+	if err = errors.Join(err, f.Close()); err != nil && !errors.Is(err, fs.ErrInvalid) {
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	return nil
+}
