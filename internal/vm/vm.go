@@ -12,8 +12,19 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"flint"
+)
+
+// The agent's end of Dial. This package may not know the protocol, so the values are repeated here; a test in vmtest
+// holds them equal to guest.Port and guest.SerialName.
+const (
+	// AgentPort is the only port the agent listens on.
+	AgentPort = 1024
+	// AgentPortName is the name of the virtio-serial port where the transport has names instead of numbers.
+	AgentPortName = "flint.agent"
 )
 
 // Driver starts virtual machines.
@@ -99,8 +110,8 @@ func DrivesArg(drives []Drive) string {
 func (s Spec) Validate() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if s.ID == "" || len(s.ID) > 63 {
-		bad("id %q is empty or longer than 63 bytes", s.ID)
+	if len(s.ID) > 63 || !plain(s.ID) {
+		bad("id %q is not 1 to 63 of a-z, 0-9 and -", s.ID)
 	}
 	if s.CPUs < 1 {
 		bad("%d cpus: at least 1 is needed", s.CPUs)
@@ -108,22 +119,45 @@ func (s Spec) Validate() error {
 	if s.Memory < 64*flint.MiB || s.Memory%flint.MiB != 0 {
 		bad("memory %s is not a multiple of 1MiB of at least 64MiB", s.Memory)
 	}
-	for name, path := range map[string]string{"kernel": s.Kernel, "initrd": s.Initrd, "directory": s.Dir} {
-		if _, err := os.Stat(path); err != nil {
-			bad("%s: %w", name, err)
+	for _, f := range []struct{ what, path string }{{"kernel", s.Kernel}, {"initrd", s.Initrd}, {"directory", s.Dir}} {
+		if err := present(f.path); err != nil {
+			bad("%s: %w", f.what, err)
+		}
+	}
+	for _, a := range s.Args {
+		if strings.ContainsFunc(a, func(r rune) bool { return r < ' ' || r > '~' }) {
+			bad("kernel argument %q has characters outside printable ASCII", a)
 		}
 	}
 	seen := map[string]bool{}
 	for _, d := range s.Drives {
-		if d.ID == "" || len(d.ID) > 20 || seen[d.ID] {
-			bad("drive id %q is empty, longer than 20 bytes, or used twice", d.ID)
+		if len(d.ID) > 20 || !plain(d.ID) || seen[d.ID] {
+			bad("drive id %q is not 1 to 20 of a-z, 0-9 and -, or is used twice", d.ID)
 		}
 		seen[d.ID] = true
-		if _, err := os.Stat(d.Path); err != nil {
+		if err := present(d.Path); err != nil {
 			bad("drive %s: %w", d.ID, err)
 		}
 	}
+	if s.NIC != nil && len(s.NIC.MAC) != 6 {
+		bad("network interface has MAC %q, which is not 6 bytes", s.NIC.MAC)
+	}
 	return errors.Join(errs...)
+}
+
+// plain reports whether id is safe to put into any VMM's options and any file name.
+func plain(id string) bool {
+	return id != "" && !strings.ContainsFunc(id, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-'
+	})
+}
+
+func present(path string) error {
+	if !filepath.IsAbs(path) {
+		return fmt.Errorf("path %q is not absolute", path)
+	}
+	_, err := os.Stat(path)
+	return err
 }
 
 // BootError says that the VMM ran but the guest did not come up: the fault of kernel, image or agent, not of the host.
