@@ -32,8 +32,11 @@ type Shape struct {
 // Demand is how many jobs GitHub has given to a pool, and since when we know.
 type Demand struct {
 	Pool     string
-	Assigned int       // jobs assigned to the pool, those that run already included
-	At       time.Time // when GitHub said so
+	Assigned int // jobs assigned to the pool, those that run already included
+	// Available is how many more jobs GitHub says it holds for the pool and has not assigned: for want of capacity, as a
+	// rule. It explains waiting; nothing is started for it.
+	Available int
+	At        time.Time // when GitHub said so
 }
 
 // Job identifies a job as GitHub names it. Which runner takes a job is learnt only when it starts.
@@ -134,6 +137,7 @@ type Result struct {
 	DiskFull    bool     `json:"disk_full,omitempty"`  // the scratch disk was full at the end
 	PeakMemory  Bytes    `json:"peak_memory"`          // peak resident memory of the VMM process
 	GuestMemory Bytes    `json:"guest_memory"`         // peak memory in use inside the guest
+	Output      string   `json:"output,omitempty"`     // end of what the runner program printed
 	Console     string   `json:"console,omitempty"`    // end of the guest's console
 	Reason      Reason   `json:"reason"`               // why it ended
 	Timeline    Timeline `json:"timeline"`
