@@ -1,0 +1,362 @@
+package kernel
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"flint"
+)
+
+// Bounds of what is unpacked. Ubuntu's generic kernel with all its modules has some 6,000 files and 600 MiB.
+const (
+	maxFiles    = 50_000
+	maxUnpacked = 4 << 30
+	maxConfig   = 4 << 20
+)
+
+func unpackFault(what string, err error) error {
+	return &flint.Fault{
+		Code: "kernel.unpack", What: "unpack " + what, Err: err,
+		Fix: "fetch the package again; if it persists, it is not a kernel package flint understands",
+	}
+}
+
+// arMember is one file of an ar archive.
+type arMember struct {
+	name string
+	size int64
+}
+
+// nextAr reads the header of the next member of an ar archive, whose magic has been read. io.EOF says there is none.
+func nextAr(r io.Reader) (arMember, error) {
+	var h [60]byte
+	if _, err := io.ReadFull(r, h[:]); err != nil {
+		if errors.Is(err, io.EOF) {
+			return arMember{}, io.EOF
+		}
+		return arMember{}, fmt.Errorf("read ar header: %w", err)
+	}
+	if h[58] != '`' || h[59] != '\n' {
+		return arMember{}, errors.New("read ar header: its end is not where it must be")
+	}
+	size, err := strconv.ParseUint(strings.TrimRight(string(h[48:58]), " "), 10, 40)
+	if err != nil {
+		return arMember{}, fmt.Errorf("read ar header: size %q is not a number", h[48:58])
+	}
+	name := strings.TrimSuffix(strings.TrimRight(string(h[:16]), " "), "/")
+	return arMember{name, int64(size)}, nil
+}
+
+// debData returns the archive with a .deb's files, unpacked, and what to call when it is no longer needed.
+func debData(r io.Reader) (io.Reader, func(), error) {
+	magic := make([]byte, 8)
+	if _, err := io.ReadFull(r, magic); err != nil || string(magic) != "!<arch>\n" {
+		return nil, nil, errors.New("it is not a .deb: no ar archive")
+	}
+	for i := 0; ; i++ {
+		m, err := nextAr(r)
+		if errors.Is(err, io.EOF) || i > 16 {
+			return nil, nil, errors.New("it is not a .deb: no member data.tar")
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		if i == 0 && m.name != "debian-binary" {
+			return nil, nil, fmt.Errorf("it is not a .deb: its first member is %q", m.name)
+		}
+		if base, _, _ := strings.Cut(m.name, ".tar"); base == "data" {
+			return debTar(m, io.LimitReader(r, m.size))
+		}
+		if _, err := io.CopyN(io.Discard, r, m.size+m.size%2); err != nil {
+			return nil, nil, fmt.Errorf("skip ar member %q: %w", m.name, err)
+		}
+	}
+}
+
+func debTar(m arMember, r io.Reader) (io.Reader, func(), error) {
+	if m.name == "data.tar" {
+		return r, func() {}, nil
+	}
+	return decompressor(r)
+}
+
+// kernelFiles matches what of a kernel package matters. Its groups: the version, and the path inside the module tree.
+var (
+	vmlinuzPath = regexp.MustCompile(`^(?:boot/vmlinu[xz]-([^/]+)|(?:usr/)?lib/modules/([^/]+)/vmlinu[xz])$`)
+	configPath  = regexp.MustCompile(`^(?:boot/config-([^/]+)|(?:usr/)?lib/modules/([^/]+)/config)$`)
+	modulePath  = regexp.MustCompile(`^(?:usr/)?lib/modules/([^/]+)/((?:[^/]+/)*[^/]+)$`)
+)
+
+// unpacked is a kernel's files laid out in a working directory: vmlinuz, config and modules/.
+type unpacked struct {
+	root    *os.Root
+	version string // of the module tree
+	files   int
+	bytes   int64
+	kernel  bool
+}
+
+// Where an unpacked kernel's files are, relative to its root. depmod wants lib/modules/<version>, and some of its
+// builds usr/lib/modules/<version>; the latter is a symbolic link.
+const (
+	workKernel = "vmlinuz"
+	workConfig = "config"
+	workTree   = "lib/modules"
+)
+
+// addDeb lays out the kernel files of a .deb.
+func (u *unpacked) addDeb(ctx context.Context, r io.Reader) error {
+	data, release, err := debData(r)
+	if err != nil {
+		return err
+	}
+	defer release()
+	t := tar.NewReader(data)
+	for {
+		h, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read data.tar: %w", err)
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if u.files++; u.files > maxFiles {
+			return fmt.Errorf("more than %d files", maxFiles)
+		}
+		if h.Typeflag == tar.TypeReg {
+			if err := u.add(path.Clean("/" + h.Name)[1:], h.Size, t); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// add lays out one file by its path in the package; those that do not matter are skipped.
+func (u *unpacked) add(name string, size int64, r io.Reader) error {
+	var to string
+	if m := vmlinuzPath.FindStringSubmatch(name); m != nil {
+		to, u.kernel = workKernel, true
+	} else if m := configPath.FindStringSubmatch(name); m != nil {
+		if size > maxConfig {
+			return fmt.Errorf("configuration of %d bytes", size)
+		}
+		to = workConfig
+	} else if m := modulePath.FindStringSubmatch(name); m != nil && wantedModuleFile(m[2]) {
+		if !releaseName.MatchString(m[1]) {
+			return fmt.Errorf("%q is not a kernel version", m[1])
+		}
+		if u.version != "" && u.version != m[1] {
+			return fmt.Errorf("modules of two versions, %s and %s", u.version, m[1])
+		}
+		u.version = m[1]
+		to = path.Join(workTree, m[1], m[2])
+	} else {
+		return nil
+	}
+	if u.bytes += size; size < 0 || u.bytes > maxUnpacked {
+		return fmt.Errorf("more than %s of files", flint.Bytes(maxUnpacked))
+	}
+	return u.write(to, r)
+}
+
+func (u *unpacked) write(to string, r io.Reader) error {
+	if err := u.root.MkdirAll(path.Dir(to), 0o755); err != nil {
+		return err
+	}
+	f, err := u.root.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	return errors.Join(err, f.Close())
+}
+
+// wantedModuleFile tells modules and what depmod reads from the rest that lies in a module tree: links to the
+// kernel's source, debug symbols, a copy of the kernel. The path is relative to the tree.
+func wantedModuleFile(rel string) bool {
+	dir, file := path.Split(rel)
+	if dir == "" {
+		return file == "modules.builtin" || file == "modules.builtin.modinfo" || file == "modules.order"
+	}
+	top, _, _ := strings.Cut(dir, "/")
+	return top != "build" && top != "source" && moduleName(file) != ""
+}
+
+// origin is where a kernel's files come from.
+type origin struct {
+	name   string // for a person
+	key    string // names the content: equal keys, equal packs
+	unpack func(ctx context.Context, u *unpacked) error
+}
+
+// debsOrigin takes given .deb files.
+func debsOrigin(debs []string) (origin, error) {
+	sum := sha256.New()
+	for _, deb := range debs {
+		h, err := hashFile(deb)
+		if err != nil {
+			return origin{}, unpackFault(deb, err)
+		}
+		fmt.Fprintf(sum, "deb %s\n", h)
+	}
+	return origin{
+		name: filepath.Base(debs[0]),
+		key:  hex.EncodeToString(sum.Sum(nil)),
+		unpack: func(ctx context.Context, u *unpacked) error {
+			for _, deb := range debs {
+				if err := addDebFile(ctx, u, deb); err != nil {
+					return unpackFault(deb, err)
+				}
+			}
+			return nil
+		},
+	}, nil
+}
+
+func addDebFile(ctx context.Context, u *unpacked, deb string) error {
+	f, err := os.Open(deb)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return u.addDeb(ctx, f)
+}
+
+// filesOrigin takes a given kernel and module tree, such as the host's own.
+func filesOrigin(vmlinuz, tree string) (origin, error) {
+	real, err := filepath.EvalSymlinks(tree)
+	if err != nil {
+		return origin{}, unpackFault(tree, err)
+	}
+	version := filepath.Base(real)
+	config := ""
+	for _, c := range []string{filepath.Join(filepath.Dir(vmlinuz), "config-"+version), filepath.Join(real, "config")} {
+		if _, err := os.Stat(c); err == nil {
+			config = c
+			break
+		}
+	}
+	sum := sha256.New()
+	for _, f := range []string{vmlinuz, config} {
+		if f == "" {
+			continue
+		}
+		h, err := hashFile(f)
+		if err != nil {
+			return origin{}, unpackFault(f, err)
+		}
+		fmt.Fprintf(sum, "file %s\n", h)
+	}
+	var files []string
+	err = filepath.WalkDir(real, func(p string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(real, p)
+		if err != nil || !d.Type().IsRegular() || !wantedModuleFile(rel) {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		files = append(files, rel)
+		fmt.Fprintf(sum, "module %q %d %d\n", rel, info.Size(), info.ModTime().UnixNano())
+		return nil
+	})
+	if err != nil {
+		return origin{}, unpackFault(tree, err)
+	}
+	return origin{
+		name: vmlinuz,
+		key:  hex.EncodeToString(sum.Sum(nil)),
+		unpack: func(ctx context.Context, u *unpacked) error {
+			from := map[string]string{"boot/vmlinuz-" + version: vmlinuz}
+			if config != "" {
+				from["boot/config-"+version] = config
+			}
+			for _, f := range files {
+				from["lib/modules/"+version+"/"+f] = filepath.Join(real, f)
+			}
+			return u.copyFiles(ctx, from)
+		},
+	}, nil
+}
+
+func (u *unpacked) copyFiles(ctx context.Context, from map[string]string) error {
+	for to, src := range from {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		err := func() error {
+			f, err := os.Open(src)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			info, err := f.Stat()
+			if err != nil {
+				return err
+			}
+			return u.add(to, info.Size(), f)
+		}()
+		if err != nil {
+			return unpackFault(src, err)
+		}
+	}
+	return nil
+}
+
+// hashFile returns the SHA-256 of a file, in hexadecimal.
+func hashFile(name string) (string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+var moduleSuffixes = []string{".ko", ".ko.xz", ".ko.zst", ".ko.gz"}
+
+// moduleName returns the name a module's file gives it, as the kernel writes it, or "" if the file is no module.
+func moduleName(file string) string {
+	base := path.Base(file)
+	for _, s := range moduleSuffixes {
+		if name, ok := strings.CutSuffix(base, s); ok && name != "" {
+			return strings.ReplaceAll(name, "-", "_")
+		}
+	}
+	return ""
+}
+
+// readModule returns a module, decompressed.
+func readModule(root *os.Root, name string) ([]byte, error) {
+	b, err := root.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	if bytes.HasPrefix(b, []byte("\x7fELF")) {
+		return b, nil
+	}
+	return decompress(b, 256<<20)
+}

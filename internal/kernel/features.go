@@ -1,0 +1,47 @@
+package kernel
+
+import "strings"
+
+// wanted lists the kernel options that docker, nftables and bridged networks want, in groups a person can search for:
+// docker's contrib/check-config.sh; what `nft` needs to take an ordinary ruleset; what iptables-nft translates to. Of
+// alternatives, separated by |, one is enough; the first is the name reported.
+const wanted = `
+NAMESPACES NET_NS PID_NS IPC_NS UTS_NS USER_NS
+CGROUPS CGROUP_CPUACCT CGROUP_DEVICE CGROUP_FREEZER CGROUP_SCHED CGROUP_PIDS CGROUP_BPF CPUSETS MEMCG BLK_CGROUP
+FAIR_GROUP_SCHED CFS_BANDWIDTH
+KEYS SECCOMP SECCOMP_FILTER POSIX_MQUEUE OVERLAY_FS EXT4_FS TMPFS DEVTMPFS FUSE_FS UNIX98_PTYS
+VETH BRIDGE BRIDGE_NETFILTER BRIDGE_VLAN_FILTERING TUN DUMMY VXLAN MACVLAN IPVLAN IPV6
+NF_CONNTRACK NF_NAT NF_CT_NETLINK
+IP_NF_FILTER|NFT_COMPAT IP_NF_MANGLE|NFT_COMPAT IP_NF_NAT|NFT_COMPAT IP_NF_RAW|NFT_COMPAT IP_NF_TARGET_MASQUERADE|NETFILTER_XT_TARGET_MASQUERADE
+IP6_NF_FILTER|NFT_COMPAT IP6_NF_MANGLE|NFT_COMPAT IP6_NF_NAT|NFT_COMPAT IP6_NF_RAW|NFT_COMPAT IP6_NF_TARGET_MASQUERADE|NETFILTER_XT_TARGET_MASQUERADE
+NETFILTER_XT_MATCH_ADDRTYPE NETFILTER_XT_MATCH_CONNTRACK NETFILTER_XT_MATCH_COMMENT NETFILTER_XT_MATCH_MULTIPORT
+NETFILTER_XT_MARK NETFILTER_XT_NAT NETFILTER_XT_TARGET_REDIRECT
+IP_VS NETFILTER_XT_MATCH_IPVS
+NF_TABLES NF_TABLES_INET NF_TABLES_IPV4 NF_TABLES_IPV6 NFT_COMPAT NFT_CT NFT_NAT NFT_MASQ NFT_REDIR NFT_REJECT
+NFT_LIMIT NFT_LOG NFT_FIB_INET
+VIRTIO_MMIO VIRTIO_BLK VIRTIO_NET VIRTIO_CONSOLE VIRTIO_VSOCKETS HW_RANDOM_VIRTIO
+MODULES MODULE_UNLOAD BPF_SYSCALL ACPI|OF SERIAL_8250_CONSOLE|SERIAL_AMBA_PL011_CONSOLE
+`
+
+// missingOptions names what of the wanted a kernel configuration does not have, as it calls it less the CONFIG_.
+func missingOptions(config []byte) []string {
+	have := map[string]bool{}
+	for line := range strings.Lines(string(config)) {
+		name, value, ok := strings.Cut(strings.TrimSpace(line), "=")
+		if name, is := strings.CutPrefix(name, "CONFIG_"); ok && is && (value == "y" || value == "m") {
+			have[name] = true
+		}
+	}
+	var missing []string
+	for option := range strings.FieldsSeq(wanted) {
+		found := false
+		names := strings.Split(option, "|")
+		for _, n := range names {
+			found = found || have[n]
+		}
+		if !found {
+			missing = append(missing, names[0])
+		}
+	}
+	return missing
+}

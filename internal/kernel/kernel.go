@@ -1,0 +1,167 @@
+// Package kernel makes kernel packs: what a VM boots before it sees its image.
+//
+// A pack is an uncompressed kernel, an initramfs with flint-agent as /init and the modules needed to boot, and a
+// read-only image of all the other modules. It is made from a distribution's kernel package (fetched and verified by
+// apt), from given .deb files, or from a given kernel and module tree, without root, and kept in a cache under a key of
+// its content. What is unpacked is bounded and parsed strictly. The package must not start a VM, know which VMM will
+// boot the pack, or change the host it runs on beyond its cache directory.
+package kernel
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+
+	"flint"
+)
+
+// Pack is a kernel ready to boot. Its files are world-readable, belong to the cache and must not be changed; they stay
+// valid until the cache directory is removed.
+type Pack struct {
+	Version string // as uname -r says in the guest
+	Arch    string // GOARCH of kernel and agent
+	Kernel  string // absolute path: an ELF vmlinux (amd64) or an Image (arm64)
+	Initrd  string // absolute path: uncompressed cpio
+	Modules string // absolute path: read-only ext4; its root is the content of /lib/modules/<Version>
+	// Missing names the kernel options that docker, nftables or bridged networks want and the kernel lacks. Empty is
+	// good, and also what a kernel without a known configuration gets (a warning is logged then).
+	Missing []string
+}
+
+// Source says where the kernel comes from. At most one of Package, Debs, and Vmlinuz with ModuleTree may be given; the
+// zero value means the distribution's own kernel for clouds.
+type Source struct {
+	Package    string   // a kernel package or metapackage of the host's distribution
+	Debs       []string // .deb files that together hold a kernel and its modules; the caller vouches for them
+	Vmlinuz    string   // a kernel: bzImage, ELF vmlinux, arm64 Image, or one of them compressed
+	ModuleTree string   // its modules: a directory …/lib/modules/<version>
+}
+
+// Config says where packs are kept and what goes into them.
+type Config struct {
+	Dir      string // the cache; made if it does not exist. Any number of processes may share it
+	Agent    string // path of the flint-agent binary, static, for the kernel's architecture
+	Log      *slog.Logger
+	Progress flint.Progress
+}
+
+var packageName = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`)
+
+// validate reports contradictions before anything is done.
+func (s Source) validate() error {
+	given := 0
+	for _, is := range []bool{s.Package != "", len(s.Debs) > 0, s.Vmlinuz != "" || s.ModuleTree != ""} {
+		if is {
+			given++
+		}
+	}
+	bad := func(format string, args ...any) error {
+		return &flint.Fault{
+			Code: "kernel.source", What: "choose a kernel", Kind: flint.ErrUsage, Err: fmt.Errorf(format, args...),
+			Fix: "name a package, .deb files, or a kernel together with its module tree; nothing at all means the distribution's kernel for clouds",
+		}
+	}
+	switch {
+	case given > 1:
+		return bad("more than one source of the kernel is given")
+	case s.Package != "" && !packageName.MatchString(s.Package):
+		return bad("%q is not the name of a package", s.Package)
+	case (s.Vmlinuz == "") != (s.ModuleTree == ""):
+		return bad("a kernel needs its module tree, and a module tree its kernel")
+	}
+	return nil
+}
+
+// Prepare returns the pack for the source, building what the cache lacks. With everything cached it only stats files
+// and hashes the agent. Concurrent calls, also of several processes, build a pack once. Where the package can no longer
+// be resolved or fetched and an earlier pack of it is cached, that one is returned and a warning logged.
+// Errors are *flint.Fault with a code kernel.…, or the context's.
+func Prepare(ctx context.Context, c Config, s Source) (Pack, error) {
+	return newPreparer(c).prepare(ctx, s)
+}
+
+// preparer is Prepare with the outside world replaceable.
+type preparer struct {
+	Config
+	arch string    // dpkg's and Go's name of the architecture; the same for those flint runs on
+	run  runner    // runs apt and depmod
+	apt  aptPlaces // what apt's answers depend on
+}
+
+func newPreparer(c Config) *preparer {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return &preparer{Config: c, arch: runtime.GOARCH, run: run, apt: systemApt()}
+}
+
+func (p *preparer) prepare(ctx context.Context, s Source) (Pack, error) {
+	if err := s.validate(); err != nil {
+		return Pack{}, err
+	}
+	dir, err := filepath.Abs(p.Dir)
+	if err == nil {
+		err = os.MkdirAll(dir, 0o755)
+	}
+	if err != nil {
+		return Pack{}, storeFault(err)
+	}
+	p.Dir = dir
+	agent, err := readAgent(p.Agent)
+	if err != nil {
+		return Pack{}, err
+	}
+	e, err := p.kernel(ctx, s)
+	if err != nil {
+		return Pack{}, err
+	}
+	if e.Arch != agent.arch {
+		return Pack{}, agentFault(p.Agent, fmt.Errorf("it is for %s, the kernel for %s", agent.arch, e.Arch))
+	}
+	initrd, err := p.initrd(ctx, e, agent)
+	if err != nil {
+		return Pack{}, err
+	}
+	return Pack{
+		Version: e.Version, Arch: e.Arch, Missing: e.Missing,
+		Kernel: filepath.Join(e.dir, kernelFile), Initrd: initrd, Modules: filepath.Join(e.dir, modulesFile),
+	}, nil
+}
+
+// kernel returns the cached part of the pack that does not depend on the agent.
+func (p *preparer) kernel(ctx context.Context, s Source) (entry, error) {
+	switch {
+	case len(s.Debs) > 0:
+		o, err := debsOrigin(s.Debs)
+		if err != nil {
+			return entry{}, err
+		}
+		return p.ensure(ctx, o)
+	case s.Vmlinuz != "":
+		o, err := filesOrigin(s.Vmlinuz, s.ModuleTree)
+		if err != nil {
+			return entry{}, err
+		}
+		return p.ensure(ctx, o)
+	default:
+		return p.fromPackage(ctx, s.Package)
+	}
+}
+
+func storeFault(err error) error {
+	return &flint.Fault{
+		Code: "kernel.store", What: "keep the kernel pack", Err: err,
+		Fix: "make sure that the cache directory is on a local disk with about 300 MiB free and belongs to the user flint runs as",
+	}
+}
+
+func agentFault(path string, err error) error {
+	return &flint.Fault{
+		Code: "kernel.agent", What: "take " + path + " as the guest's agent", Err: err,
+		Fix: "build it for the kernel's architecture with CGO_ENABLED=0 (make build does)",
+	}
+}

@@ -1,0 +1,372 @@
+package kernel
+
+import (
+	"context"
+	"crypto/sha256"
+	"debug/elf"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flint"
+)
+
+// Names in a pack's directory.
+const (
+	kernelFile  = "vmlinux"
+	modulesFile = "modules.ext4"
+	bootDir     = "boot" // boot modules and their order, of which an initramfs is made for each agent
+	entryFile   = "pack.json"
+)
+
+// layout is part of every key: a change of what a pack holds makes old ones unknown instead of wrong.
+const layout = "flint kernel pack 1"
+
+// entry is a cached kernel: all of a pack but the initramfs. Its directory appears with all its files in it.
+type entry struct {
+	Version string           `json:"version"`
+	Arch    string           `json:"arch"`
+	Missing []string         `json:"missing,omitempty"`
+	From    string           `json:"from"`  // for a person who looks into the cache
+	Sizes   map[string]int64 `json:"sizes"` // bytes of each file, to notice damage
+
+	dir string
+}
+
+// load returns the cached kernel in dir, and whether it is there and whole.
+func load(dir string) (entry, bool) {
+	e := entry{dir: dir}
+	b, err := os.ReadFile(filepath.Join(dir, entryFile))
+	if err != nil || json.Unmarshal(b, &e) != nil || e.Version == "" {
+		return entry{}, false
+	}
+	for _, f := range []string{kernelFile, modulesFile, bootDir + "/" + orderFile} {
+		info, err := os.Stat(filepath.Join(dir, f))
+		if err != nil || info.Size() != e.Sizes[f] {
+			return entry{}, false
+		}
+	}
+	return e, true
+}
+
+func (p *preparer) entryDir(key string) string {
+	sum := sha256.Sum256([]byte(layout + "\n" + key))
+	return filepath.Join(p.Dir, hex.EncodeToString(sum[:8]))
+}
+
+// ensure returns the cached kernel of an origin, making it if there is none.
+func (p *preparer) ensure(ctx context.Context, o origin) (entry, error) {
+	dir := p.entryDir(o.key)
+	if e, ok := load(dir); ok {
+		return e, nil
+	}
+	unlock, err := lock(ctx, dir+".lock")
+	if err != nil {
+		return entry{}, err
+	}
+	defer unlock()
+	if e, ok := load(dir); ok {
+		return e, nil // another was quicker
+	}
+	end := p.Progress.Step("make kernel pack from " + o.name)
+	e, err := p.build(ctx, o, dir)
+	if err != nil {
+		end("", err)
+		return entry{}, err
+	}
+	end(e.Version, nil)
+	return e, nil
+}
+
+// build makes the kernel in a directory beside its place and moves it there. The lock is held.
+func (p *preparer) build(ctx context.Context, o origin, dir string) (entry, error) {
+	work, done := dir+".work", dir+".new"
+	for _, d := range []string{work, done, dir} { // left by one who died, or damaged
+		if err := os.RemoveAll(d); err != nil {
+			return entry{}, storeFault(err)
+		}
+	}
+	for _, d := range []string{work, done} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return entry{}, storeFault(err)
+		}
+		defer os.RemoveAll(d)
+	}
+	root, err := os.OpenRoot(work)
+	if err != nil {
+		return entry{}, storeFault(err)
+	}
+	defer root.Close()
+	e, err := p.assemble(ctx, o, root, done)
+	if err != nil {
+		return entry{}, err
+	}
+	if err := publish(done, dir); err != nil {
+		return entry{}, storeFault(err)
+	}
+	e.dir = dir
+	return e, nil
+}
+
+// assemble unpacks an origin into root and makes all files of a cached kernel in the directory to.
+func (p *preparer) assemble(ctx context.Context, o origin, root *os.Root, to string) (entry, error) {
+	u := &unpacked{root: root}
+	if err := o.unpack(ctx, u); err != nil {
+		return entry{}, err
+	}
+	if !u.kernel || u.version == "" {
+		return entry{}, unpackFault(o.name, errors.New("it holds no kernel, or no modules"))
+	}
+	kernel, err := p.saveKernel(u, to)
+	if err != nil {
+		return entry{}, err
+	}
+	e := entry{Version: u.version, Arch: kernel.arch, From: o.name, Missing: p.missing(u, kernel)}
+	order, err := p.indexModules(ctx, u)
+	if err != nil {
+		return entry{}, err
+	}
+	tree := workTree + "/" + u.version
+	out, err := os.OpenRoot(to)
+	if err != nil {
+		return entry{}, storeFault(err)
+	}
+	defer out.Close()
+	if err := saveBootModules(root, tree, out, order); err != nil {
+		return entry{}, unpackFault(o.name, err)
+	}
+	modules, err := root.OpenRoot(tree)
+	if err != nil {
+		return entry{}, storeFault(err)
+	}
+	defer modules.Close()
+	if err := saveModulesImage(ctx, out, modules.FS()); err != nil {
+		return entry{}, err
+	}
+	return e, e.save(out)
+}
+
+// saveKernel unpacks the kernel and checks that it and the modules belong together.
+func (p *preparer) saveKernel(u *unpacked, to string) (image, error) {
+	name := "of version " + u.version
+	file, err := u.root.ReadFile(workKernel)
+	if err != nil {
+		return image{}, storeFault(err)
+	}
+	kernel, err := unpackKernel(file)
+	if err != nil {
+		return image{}, formatFault(name, err)
+	}
+	if kernel.release != "" && kernel.release != u.version {
+		return image{}, formatFault(name, fmt.Errorf("it calls itself %s: its modules would not fit", kernel.release))
+	}
+	if err := os.WriteFile(filepath.Join(to, kernelFile), kernel.data, 0o644); err != nil {
+		return image{}, storeFault(err)
+	}
+	return kernel, nil
+}
+
+// missing names what the kernel lacks.
+func (p *preparer) missing(u *unpacked, kernel image) []string {
+	var missing []string
+	if config, err := u.root.ReadFile(workConfig); err == nil {
+		missing = missingOptions(config)
+	} else {
+		p.Log.Warn("kernel configuration not found: cannot tell what docker or nftables would miss", "kernel", u.version)
+	}
+	if !kernel.pvh {
+		missing = append(missing, "PVH")
+	}
+	if len(missing) > 0 {
+		p.Log.Warn("kernel lacks options that jobs may want", "kernel", u.version, "missing", missing)
+	}
+	return missing
+}
+
+// indexModules runs depmod and returns the boot modules in load order.
+func (p *preparer) indexModules(ctx context.Context, u *unpacked) ([]bootModule, error) {
+	// kmod may be built to look for modules in usr/lib.
+	if err := errors.Join(u.root.Mkdir("usr", 0o755), u.root.Symlink("../lib", "usr/lib")); err != nil {
+		return nil, storeFault(err)
+	}
+	if err := p.depmod(ctx, u.root.Name(), u.version); err != nil {
+		return nil, err
+	}
+	tree := workTree + "/" + u.version
+	dep, err := u.root.ReadFile(tree + "/modules.dep")
+	if err != nil {
+		return nil, unpackFault("the modules of kernel "+u.version, err)
+	}
+	builtin, err := u.root.ReadFile(tree + "/modules.builtin")
+	if err != nil {
+		return nil, unpackFault("the modules of kernel "+u.version, err)
+	}
+	table, err := parseModules(dep, builtin)
+	if err != nil {
+		return nil, unpackFault("the modules of kernel "+u.version, err)
+	}
+	return table.order(bootSet())
+}
+
+func saveModulesImage(ctx context.Context, out *os.Root, tree fs.FS) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	f, err := out.OpenFile(modulesFile, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return storeFault(err)
+	}
+	if err := errors.Join(writeModulesImage(f, tree), f.Close()); err != nil {
+		return storeFault(fmt.Errorf("write modules image: %w", err))
+	}
+	return nil
+}
+
+// save records the entry, its files' sizes with it.
+func (e *entry) save(out *os.Root) error {
+	e.Sizes = map[string]int64{}
+	for _, f := range []string{kernelFile, modulesFile, bootDir + "/" + orderFile} {
+		info, err := out.Stat(f)
+		if err != nil {
+			return storeFault(err)
+		}
+		e.Sizes[f] = info.Size()
+	}
+	b, err := json.MarshalIndent(e, "", "\t")
+	if err == nil {
+		err = out.WriteFile(entryFile, append(b, '\n'), 0o644)
+	}
+	if err != nil {
+		return storeFault(err)
+	}
+	return nil
+}
+
+// publish makes a file or a directory readable for all, whatever the umask, and moves it to its place when all of it is
+// on disk.
+func publish(from, to string) error {
+	err := filepath.WalkDir(from, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		mode := fs.FileMode(0o644)
+		if d.IsDir() {
+			mode = 0o755
+		}
+		if err := os.Chmod(p, mode); err != nil {
+			return err
+		}
+		return syncPath(p)
+	})
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	return syncPath(filepath.Dir(to))
+}
+
+func syncPath(p string) error {
+	f, err := os.Open(p)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// lock takes an exclusive lock on a file, which it makes, and returns its release.
+func lock(ctx context.Context, name string) (func(), error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, storeFault(err)
+	}
+	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 250*time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { _ = f.Close() }, nil // closing releases the lock
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return nil, storeFault(errors.Join(fmt.Errorf("lock %s: %w", name, err), f.Close()))
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), f.Close())
+		case <-time.After(wait):
+		}
+	}
+}
+
+// agentBinary is the agent and what names it.
+type agentBinary struct {
+	data []byte
+	arch string
+	hash string
+}
+
+// maxAgent bounds the agent, which lies in the guest's memory.
+const maxAgent = 64 << 20
+
+func readAgent(path string) (agentBinary, error) {
+	info, err := os.Stat(path)
+	if err == nil && (!info.Mode().IsRegular() || info.Size() > maxAgent) {
+		err = fmt.Errorf("it is not a file of at most %s", flint.Bytes(maxAgent))
+	}
+	if err != nil {
+		return agentBinary{}, agentFault(path, err)
+	}
+	f, err := elf.Open(path)
+	if err != nil {
+		return agentBinary{}, agentFault(path, err)
+	}
+	defer f.Close()
+	arch := map[elf.Machine]string{elf.EM_X86_64: "amd64", elf.EM_AARCH64: "arm64"}[f.Machine]
+	if arch == "" {
+		return agentBinary{}, agentFault(path, fmt.Errorf("it is for %v", f.Machine))
+	}
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return agentBinary{}, agentFault(path, errors.New("it is not static: the initramfs has no libraries"))
+		}
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return agentBinary{}, agentFault(path, err)
+	}
+	sum := sha256.Sum256(data)
+	return agentBinary{data, arch, hex.EncodeToString(sum[:8])}, nil
+}
+
+// initrd returns the path of the initramfs of a kernel and an agent, making it if there is none.
+func (p *preparer) initrd(ctx context.Context, e entry, a agentBinary) (string, error) {
+	path := filepath.Join(e.dir, "initrd-"+a.hash+".cpio")
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	unlock, err := lock(ctx, e.dir+".lock")
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	part := path + ".new"
+	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return "", storeFault(err)
+	}
+	defer os.Remove(part)
+	err = writeInitramfs(f, a.data, os.DirFS(filepath.Join(e.dir, bootDir)))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return "", storeFault(fmt.Errorf("write initramfs: %w", err))
+	}
+	if err := publish(part, path); err != nil {
+		return "", storeFault(err)
+	}
+	return path, nil
+}
