@@ -43,20 +43,29 @@ func Load(path string, environ []string) (Config, error) {
 func Parse(path string, src []byte, environ []string) (Config, error) {
 	c := Default()
 	if err := c.decode(src); err != nil {
-		return Config{}, fault(path, err)
+		return Config{}, Invalid(path, err)
 	}
 	if err := c.override(environ); err != nil {
-		return Config{}, fault("the environment", err)
+		return Config{}, Invalid("of the environment", err)
 	}
 	dir, err := filepath.Abs(filepath.Dir(path))
 	if err != nil {
-		return Config{}, fault(path, err)
+		return Config{}, Invalid(path, err)
 	}
 	c.complete(dir)
 	if err := c.Validate(); err != nil {
-		return Config{}, fault(path, err)
+		return Config{}, Invalid(path, err)
 	}
 	return c, nil
+}
+
+// FromEnvironment is Load without a file: the defaults, and the environment above them.
+func FromEnvironment(environ []string) (Config, error) {
+	c := Default()
+	if err := c.override(environ); err != nil {
+		return Config{}, Invalid("of the environment", err)
+	}
+	return c, c.Complete()
 }
 
 // ReadKey reads the App's private key. It refuses a file that others may read.
@@ -86,7 +95,21 @@ func (c *Config) ReadKey() error {
 	return nil
 }
 
-func fault(where string, err error) error {
+// Complete fills what a Config made by hand leaves out, relative paths from the working directory, and validates it.
+func (c *Config) Complete() error {
+	dir, err := os.Getwd()
+	if err != nil {
+		return fmt.Errorf("find working directory: %w", err)
+	}
+	c.complete(dir)
+	if err := c.Validate(); err != nil {
+		return Invalid("made of flags and environment", err)
+	}
+	return nil
+}
+
+// Invalid is the fault of a configuration that cannot be used; where names the file.
+func Invalid(where string, err error) error {
 	return &flint.Fault{
 		Code: "config.invalid", What: "use configuration " + where, Kind: flint.ErrConfig, Err: err,
 		Fix: "mend the lines named above; docs/reference.md lists every key",

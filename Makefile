@@ -1,0 +1,36 @@
+# Two commands do all the set-up on a fresh Debian or Ubuntu machine: `make demo` and `make test`.
+
+SHELL := /bin/bash
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+# Root makes bridges, namespaces and taps; everything else runs as you.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
+STATE := $(CURDIR)/build/state
+
+.PHONY: build demo test lint bench fuzz clean setup
+
+build: setup ## both programs, static, into build/
+	$(GOBUILD) -o build/flint ./cmd/flint
+	$(GOBUILD) -o build/flint-agent ./cmd/flint-agent
+
+setup:
+	@scripts/setup.sh
+
+demo: build ## a real workflow job in a real microVM, from nothing; ARGS=--fail makes a job fail
+	@$(SUDO) build/flint demo --state-dir '$(STATE)' $(ARGS)
+
+test: build ## everything, with the race detector; boots real VMs
+	@scripts/test.sh
+
+lint: setup
+	@scripts/lint.sh
+
+bench: build ## medians, never verdicts
+	@scripts/bench.sh
+
+fuzz: setup ## every fuzz target, 20 s each
+	@scripts/fuzz.sh
+
+clean:
+	$(SUDO) rm -rf build

@@ -1,0 +1,47 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"flint/internal/config"
+)
+
+// defaultConfig is where `flint serve` looks unless told otherwise.
+const defaultConfig = "/etc/flint/flint.yaml"
+
+func newConfig() *cobra.Command {
+	c := &cobra.Command{Use: "config", Short: "Check the configuration, or print an example"}
+	file := c.PersistentFlags().StringP("config", "c", defaultConfig, "configuration file")
+	c.AddCommand(
+		&cobra.Command{
+			Use: "check", Short: "Check the configuration file, and say everything that is wrong with it", Args: noArgs,
+			RunE: func(c *cobra.Command, _ []string) error {
+				if _, err := loadServe(*file); err != nil {
+					return err
+				}
+				fmt.Fprintln(c.OutOrStdout(), *file, "is valid")
+				return nil
+			},
+		},
+		&cobra.Command{
+			Use: "example", Short: "Print the smallest useful configuration file", Args: noArgs,
+			Run: func(c *cobra.Command, _ []string) { fmt.Fprint(c.OutOrStdout(), config.Example) },
+		},
+	)
+	return c
+}
+
+// loadServe reads a configuration that is complete enough for the coordinator.
+func loadServe(file string) (config.Config, error) {
+	cfg, err := config.Load(file, os.Environ())
+	if err != nil {
+		return cfg, err
+	}
+	if err := cfg.ValidateServe(); err != nil {
+		return cfg, config.Invalid(file, err)
+	}
+	return cfg, cfg.ReadKey()
+}

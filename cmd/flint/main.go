@@ -1,0 +1,132 @@
+// Command flint runs every GitHub Actions job in its own throw-away microVM.
+//
+// This package translates flags, signals and exit codes, and shows people what goes on: one file per subcommand. It must
+// not hold logic that a room could hold; whatever takes more than a screen here belongs in internal/app.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"flint"
+)
+
+// version is set by the build (-ldflags "-X main.version=…").
+var version = "development"
+
+// Exit codes, as docs/reference.md lists them.
+const (
+	exitFailed     = 1
+	exitUsage      = 2
+	exitConfig     = 3
+	exitNotFound   = 5
+	exitPermission = 6
+	exitConflict   = 8
+	exitTimeout    = 124
+)
+
+// exitError ends the program with a code and no message: the command has said what there was to say.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit %d", int(e)) }
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	// A second signal changes nothing: what has to be given back is bounded in time.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	var code exitError
+	if err != nil && !errors.As(err, &code) {
+		complain(stderr, err)
+	}
+	return exitCode(err)
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "flint",
+		Short:         "Run every GitHub Actions job in its own throw-away microVM",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		Run:           func(c *cobra.Command, _ []string) { _ = c.Help() },
+	}
+	root.PersistentFlags().String("log-level", "", "debug, info, warn or error (overrides the configuration)")
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, err) })
+	root.AddCommand(newDemo(), newRun(), newServe(), newConfig(), newVersion())
+	return root
+}
+
+func newVersion() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: noArgs,
+		Run: func(c *cobra.Command, _ []string) { fmt.Fprintln(c.OutOrStdout(), "flint", version) },
+	}
+}
+
+func usage(c *cobra.Command, err error) error {
+	return &flint.Fault{
+		Code: "usage", What: "understand the command line", Kind: flint.ErrUsage, Err: err, Fix: "see " + c.CommandPath() + " --help",
+	}
+}
+
+func noArgs(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usage(c, fmt.Errorf("unexpected argument %q", args[0]))
+	}
+	return nil
+}
+
+// exitCode turns an error's kind into the code of product-wide meaning.
+func exitCode(err error) int {
+	var code exitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &code):
+		return int(code)
+	case errors.Is(err, flint.ErrUsage):
+		return exitUsage
+	case errors.Is(err, flint.ErrConfig):
+		return exitConfig
+	case errors.Is(err, flint.ErrNotFound):
+		return exitNotFound
+	case errors.Is(err, flint.ErrPermission):
+		return exitPermission
+	case errors.Is(err, flint.ErrConflict):
+		return exitConflict
+	case errors.Is(err, flint.ErrTimeout):
+		return exitTimeout
+	}
+	return exitFailed
+}
+
+// logger writes to w, at the level of the flag or else of the configuration.
+func logger(c *cobra.Command, w io.Writer, configured string) (*slog.Logger, error) {
+	level := configured
+	if f, err := c.Flags().GetString("log-level"); err == nil && f != "" {
+		level = f
+	}
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, usage(c, fmt.Errorf("--log-level %q is none of debug, info, warn, error", level))
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})), nil
+}

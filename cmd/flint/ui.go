@@ -1,0 +1,220 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/term"
+
+	"flint"
+	"flint/internal/app"
+)
+
+// style colours what goes to a terminal, unless NO_COLOR (no-color.org) is set.
+type style struct {
+	w     io.Writer
+	tty   bool
+	color bool
+	width int
+}
+
+func styleOf(w io.Writer) style {
+	s := style{w: w, width: 100}
+	f, ok := w.(*os.File)
+	if !ok || !term.IsTerminal(int(f.Fd())) {
+		return s
+	}
+	s.tty, s.color = true, os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+	if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 20 {
+		s.width = w
+	}
+	return s
+}
+
+// The few colours used, as SGR parameters.
+const (
+	bold   = "1"
+	dim    = "2"
+	red    = "31"
+	green  = "32"
+	yellow = "33"
+	cyan   = "36"
+)
+
+func (s style) paint(sgr, text string) string {
+	if !s.color || text == "" {
+		return text
+	}
+	return "\x1b[" + sgr + "m" + text + "\x1b[0m"
+}
+
+// complain shows an error as what, why and how to mend it.
+func complain(w io.Writer, err error) {
+	s := styleOf(w)
+	var fault *flint.Fault
+	if !errors.As(err, &fault) {
+		fmt.Fprintf(w, "%s %s\n", s.paint(red, "flint:"), err)
+		return
+	}
+	fmt.Fprintf(w, "%s %s\n", s.paint(red, "flint: cannot "+fault.What), s.paint(dim, "["+fault.Code+"]"))
+	why := ""
+	if fault.Err != nil {
+		why = fault.Err.Error()
+	}
+	if outer := strings.TrimSuffix(err.Error(), fault.Error()); outer != err.Error() && outer != "" {
+		why = strings.TrimSuffix(strings.TrimSpace(outer), ":") + ": " + why
+	}
+	for i, line := range strings.Split(why, "\n") {
+		label := "       "
+		if i == 0 {
+			label = "  why: "
+		}
+		if line != "" {
+			fmt.Fprintf(w, "%s%s\n", label, line)
+		}
+	}
+	if fault.Fix != "" {
+		fmt.Fprintf(w, "  fix: %s\n", s.paint(bold, fault.Fix))
+	}
+	if console := app.ConsoleOf(err); len(console) > 0 {
+		fmt.Fprintf(w, "  end of the guest's console:\n%s", indent(console, 20))
+	}
+}
+
+// indent shows the last lines of untrusted output, without what would move a terminal's cursor.
+func indent(b []byte, lines int) string {
+	all := strings.Split(strings.TrimRight(printable(string(b)), "\n"), "\n")
+	if len(all) > lines {
+		all = all[len(all)-lines:]
+	}
+	return "    | " + strings.Join(all, "\n    | ") + "\n"
+}
+
+// printable drops control characters other than newline and tab.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || r >= 0x20 && r != 0x7f && (r < 0x80 || r > 0x9f) {
+			return r
+		}
+		return -1
+	}, strings.ToValidUTF8(s, "\uFFFD"))
+}
+
+// steps shows the milestones of long work: a line for each step that ended and, on a terminal, one that changes for
+// what is under way.
+type steps struct {
+	style
+	mu     sync.Mutex
+	active []string
+	shown  bool // a line without its newline is on the terminal
+	last   time.Time
+}
+
+func newSteps(w io.Writer) *steps { return &steps{style: styleOf(w)} }
+
+func (s *steps) report(m flint.Milestone) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case m.Line != "":
+		s.current(m.Line)
+	case !m.Done:
+		s.active = append(s.active, m.Step)
+		s.last = time.Time{}
+		s.current("")
+	default:
+		s.clear()
+		for i, a := range s.active {
+			if a == m.Step {
+				s.active = append(s.active[:i], s.active[i+1:]...)
+				break
+			}
+		}
+		s.line(m)
+	}
+}
+
+func (s *steps) line(m flint.Milestone) {
+	mark := s.paint(green, "✓")
+	if m.Err != nil {
+		mark = s.paint(red, "✗")
+	}
+	step := strings.Repeat("  ", len(s.active)) + m.Step
+	fmt.Fprintf(s.w, "  %s %s %s %s\n", mark, pad(step, 34), pad(m.Detail, 40), s.paint(dim, fmt.Sprintf("%8s", took(m.Took))))
+}
+
+// current redraws the changing line, at most ten times a second.
+func (s *steps) current(line string) {
+	if !s.tty || len(s.active) == 0 || time.Since(s.last) < 100*time.Millisecond {
+		return
+	}
+	s.last = time.Now()
+	text := "  … " + s.active[len(s.active)-1]
+	if line = strings.ReplaceAll(printable(line), "\t", " "); line != "" {
+		text += "  " + strings.TrimSpace(line)
+	}
+	if utf8.RuneCountInString(text) > s.width-1 {
+		text = string([]rune(text)[:s.width-2]) + "…"
+	}
+	s.clear()
+	fmt.Fprint(s.w, s.paint(dim, text))
+	s.shown = true
+}
+
+func (s *steps) clear() {
+	if s.shown {
+		fmt.Fprint(s.w, "\r\x1b[K")
+		s.shown = false
+	}
+}
+
+func took(d time.Duration) string {
+	if d < 10*time.Second {
+		return fmt.Sprintf("%d ms", d.Milliseconds())
+	}
+	return fmt.Sprintf("%.1f s", d.Seconds())
+}
+
+func pad(s string, n int) string {
+	if missing := n - utf8.RuneCountInString(s); missing > 0 {
+		return s + strings.Repeat(" ", missing)
+	}
+	return s
+}
+
+// table writes rows in columns: the first flush left, the others flush right.
+func table(w io.Writer, s style, header []string, rows [][]string) {
+	widths := make([]int, len(header))
+	for _, row := range append([][]string{header}, rows...) {
+		for i, cell := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+	write := func(row []string, sgr string) {
+		var b bytes.Buffer
+		for i, cell := range row {
+			gap := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
+			if i == 0 {
+				b.WriteString("  " + cell + gap)
+			} else {
+				b.WriteString("  " + gap + cell)
+			}
+		}
+		text := strings.TrimRight(b.String(), " ")
+		if sgr != "" {
+			text = s.paint(sgr, text)
+		}
+		fmt.Fprintln(w, text)
+	}
+	write(header, dim)
+	for _, row := range rows {
+		write(row, "")
+	}
+}

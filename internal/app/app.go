@@ -1,0 +1,244 @@
+// Package app wires the rooms together and owns every long-lived task.
+//
+// New acquires what every way of running needs (state directory, images, kernel, network, host); Serve is the
+// coordinator, Command one VM for one command; Close gives everything back. Nothing is decided here: it must not hold
+// logic that a room could hold.
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"flint"
+	"flint/internal/config"
+	"flint/internal/host"
+	"flint/internal/image"
+	"flint/internal/kernel"
+	"flint/internal/network"
+	"flint/internal/undo"
+	"flint/internal/vm"
+	"flint/internal/vm/qemu"
+)
+
+// Options are what the caller decides beside the configuration. Log is required.
+type Options struct {
+	Log      *slog.Logger
+	Progress flint.Progress
+	// Instance names this flint among those that share a state directory (images, kernels): each has its own lock and
+	// its own runners, and needs a network of its own. Empty: serve.
+	Instance string
+	// LocalBase allows images to be built on a Debian base made here when the registry of their Dockerfile's BASE
+	// cannot be reached.
+	LocalBase bool
+	// Services are TCP services on the gateway's addresses that guests may reach.
+	Services []netip.AddrPort
+	// Result is told how each runner ended; it may be called concurrently. May be nil.
+	Result func(flint.Result, error)
+}
+
+// App is a flint that has what it needs. Make it with New and end it with Close.
+type App struct {
+	cfg  config.Config
+	opt  Options
+	log  *slog.Logger
+	dir  string // the instance's own part of the state directory
+	undo undo.Stack
+
+	store  *image.Store
+	driver vm.Driver
+	accel  string
+	net    *network.Network
+	host   *host.Host
+	attach func(ctx context.Context, id string) (host.Port, error)
+
+	tasks *errgroup.Group // what runs from New to Close
+
+	mu     sync.Mutex
+	pack   kernel.Pack
+	supply map[string]host.Supply
+}
+
+// New acquires, in this order: the state directory, its lock, the image store, the VM driver, and the network, whose DNS
+// forwarder runs from then on. If one fails, those before it are given back.
+func New(ctx context.Context, cfg config.Config, opt Options) (_ *App, err error) {
+	if opt.Instance == "" {
+		opt.Instance = "serve"
+	}
+	a := &App{cfg: cfg, opt: opt, log: opt.Log, dir: filepath.Join(cfg.StateDir, opt.Instance), supply: map[string]host.Supply{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.Close(ctx))
+		}
+	}()
+	if err := a.lock(); err != nil {
+		return nil, err
+	}
+	if a.store, err = image.Open(filepath.Join(cfg.StateDir, "images"), a.log); err != nil {
+		return nil, err
+	}
+	if err := a.openDriver(ctx); err != nil {
+		return nil, err
+	}
+	if err := a.openNetwork(ctx); err != nil {
+		return nil, err
+	}
+	a.host = a.newHost(nil)
+	return a, nil
+}
+
+// lock makes the instance's directory ours alone.
+func (a *App) lock() error {
+	denied := func(err error) error {
+		return &flint.Fault{
+			Code: "state.dir", What: "use state directory", Kind: flint.ErrPermission, Err: err,
+			Fix: "run as root, or set state_dir to a directory you may write to",
+		}
+	}
+	if err := os.MkdirAll(a.dir, 0o755); err != nil {
+		return denied(err)
+	}
+	f, err := os.OpenFile(filepath.Join(a.dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return denied(err)
+	}
+	a.undo.Push("unlock state directory", func(context.Context) error { return f.Close() })
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return &flint.Fault{
+			Code: "state.locked", What: "lock state directory " + a.dir, Kind: flint.ErrConflict, Err: errors.New("another flint uses it"),
+			Fix: "stop the other flint, or set state_dir and network to something of its own",
+		}
+	}
+	return nil
+}
+
+func (a *App) openDriver(ctx context.Context) error {
+	done := a.opt.Progress.Step("virtual machines")
+	d, err := qemu.New(ctx, qemu.Config{Binary: a.cfg.VM.QEMU, Accel: qemu.Accel(a.cfg.VM.Accel), Log: a.log})
+	if err != nil {
+		done("", err)
+		return err
+	}
+	a.driver, a.accel = d, d.Describe()
+	done(a.accel, nil)
+	return nil
+}
+
+func (a *App) openNetwork(ctx context.Context) error {
+	done := a.opt.Progress.Step("network")
+	n, err := network.Open(ctx, network.Config{
+		Name: a.cfg.Network.Bridge, IPv4: a.cfg.Network.IPv4, IPv6: a.cfg.Network.IPv6, Services: a.opt.Services, Log: a.log,
+	})
+	if err != nil {
+		done("", err)
+		return err
+	}
+	a.undo.Push("close network", n.Close)
+	done(fmt.Sprintf("%s, %s", a.cfg.Network.Bridge, a.cfg.Network.IPv4), nil)
+	a.net, a.attach = n, attachTo(n)
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	a.tasks, run = errgroup.WithContext(run)
+	a.tasks.Go(func() error { return n.Serve(run) })
+	a.undo.Push("stop serving DNS", func(context.Context) error {
+		cancel()
+		return a.tasks.Wait()
+	})
+	return nil
+}
+
+func attachTo(n *network.Network) func(context.Context, string) (host.Port, error) {
+	return func(ctx context.Context, id string) (host.Port, error) {
+		p, err := n.Attach(ctx, id)
+		if err != nil {
+			return host.Port{}, err
+		}
+		addr := p.Address()
+		return host.Port{
+			NIC: &vm.NIC{
+				Tap: p.Tap(), Name: p.TapName(), Namespace: p.Namespace(), MAC: p.MAC(), MTU: addr.MTU,
+			},
+			Address: addr, Probe: network.ProbeName, Close: p.Close,
+		}, nil
+	}
+}
+
+func (a *App) newHost(github host.Registrar) *host.Host {
+	return host.New(host.Config{
+		Name: a.cfg.Host.Name, Dir: filepath.Join(a.dir, "runners"), Limits: limits(a.cfg.Host), Overhead: vmmOverhead,
+		Deadlines: host.Deadlines{
+			Boot: time.Duration(a.cfg.VM.BootTimeout), Job: time.Duration(a.cfg.VM.JobTimeout), Finish: 30 * time.Second,
+		},
+		Driver: a.driver, Attach: a.attach, Supply: a.supplyOf, Scratch: a.store.Scratch, GitHub: github, Log: a.log,
+	})
+}
+
+// vmmOverhead is what QEMU needs beyond its guest's memory: 80 MiB of its own and 128 MiB for translated code where
+// there is no KVM (measured, docs/architecture.md).
+const vmmOverhead = 208 * flint.MiB
+
+// limits fills what the configuration leaves to the machine.
+func limits(h config.Host) flint.Shape {
+	s := flint.Shape{CPUs: h.CPUs, Memory: h.Memory}
+	if s.CPUs == 0 {
+		s.CPUs = 2 * runtime.NumCPU()
+	}
+	if s.Memory == 0 {
+		var info unix.Sysinfo_t
+		if err := unix.Sysinfo(&info); err == nil {
+			s.Memory = flint.Bytes(uint64(info.Totalram)*uint64(info.Unit)) / 10 * 9
+		}
+	}
+	return s
+}
+
+func (a *App) supplyOf(_ context.Context, pool string) (host.Supply, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s, ok := a.supply[pool]
+	if !ok {
+		return host.Supply{}, fmt.Errorf("pool %s: %w", pool, flint.ErrNotFound)
+	}
+	return s, nil
+}
+
+// Supplies returns what each prepared pool is made of, by name.
+func (a *App) Supplies() map[string]host.Supply {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return maps.Clone(a.supply)
+}
+
+// Close gives back everything New acquired. It is idempotent.
+func (a *App) Close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	return a.undo.Run(ctx)
+}
+
+// Leftovers lists what this configuration's flint left on the machine: processes, files, interfaces, tables. After Close
+// it is empty.
+func (a *App) Leftovers() ([]string, error) {
+	left, err := a.newHost(nil).Leftovers()
+	links, nerr := network.Leftovers(a.cfg.Network.Bridge)
+	return append(left, links...), errors.Join(err, nerr)
+}
+
+// ConsoleOf returns the end of the guest's console when err is about a VM that did not come up. It is untrusted bytes.
+func ConsoleOf(err error) []byte {
+	var boot *vm.BootError
+	if errors.As(err, &boot) {
+		return boot.Console
+	}
+	return nil
+}

@@ -1,0 +1,124 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+
+	"flint"
+	"flint/internal/config"
+	"flint/internal/host"
+	"flint/internal/image"
+	"flint/internal/kernel"
+)
+
+// Prepare makes what the pools' VMs boot: the kernel pack, each pool's base image, and the drive with the runner
+// software if the configuration names it. What is cached costs milliseconds.
+func (a *App) Prepare(ctx context.Context) error {
+	if err := a.prepareKernel(ctx); err != nil {
+		return err
+	}
+	var runner string
+	if dir := a.cfg.Runner.Dir; dir != "" {
+		done := a.opt.Progress.Step("runner software")
+		drive, err := a.store.Drive(ctx, dir, a.opt.Progress)
+		if err != nil {
+			done("", err)
+			return err
+		}
+		runner = drive.Path
+		done(drive.Version, nil)
+	}
+	for _, p := range a.cfg.Pools {
+		base, err := a.prepareImage(ctx, p)
+		if err != nil {
+			return err
+		}
+		a.mu.Lock()
+		a.supply[p.Name] = host.Supply{
+			Shape: flint.Shape(p.VM), Kernel: a.pack.Kernel, Initrd: a.pack.Initrd, Modules: a.pack.Modules,
+			Base: base.Path, Runner: runner, Env: base.Env,
+		}
+		a.mu.Unlock()
+	}
+	return nil
+}
+
+func (a *App) prepareKernel(ctx context.Context) error {
+	agent, err := agentPath(a.cfg.VM.Agent)
+	if err != nil {
+		return err
+	}
+	done := a.opt.Progress.Step("kernel")
+	a.pack, err = kernel.Prepare(ctx, kernel.Config{
+		Dir: filepath.Join(a.cfg.StateDir, "kernels"), Agent: agent, Log: a.log, Progress: a.opt.Progress,
+	}, kernel.Source{Package: a.cfg.Kernel.Package, Vmlinuz: a.cfg.Kernel.Vmlinuz, ModuleTree: a.cfg.Kernel.Modules})
+	done(a.pack.Version, err)
+	for _, m := range a.pack.Missing {
+		a.log.Warn("the kernel lacks what docker or nftables want", "option", m)
+	}
+	return err
+}
+
+func (a *App) prepareImage(ctx context.Context, p config.Pool) (image.Base, error) {
+	done := a.opt.Progress.Step("image " + p.Image)
+	args := p.Args
+	if a.opt.LocalBase {
+		var err error
+		if args, err = a.localBase(ctx, p); err != nil {
+			done("", err)
+			return image.Base{}, err
+		}
+	}
+	base, err := a.store.Base(ctx, image.Want{Ref: p.Image, BuildArgs: args, Progress: a.opt.Progress})
+	if err != nil {
+		done("", err)
+		return image.Base{}, err
+	}
+	done(fmt.Sprintf("%.19s…, %s", base.Digest, base.Size), nil)
+	return base, nil
+}
+
+// localBase adds a BASE made on this machine to the build arguments when the one the Dockerfile names cannot be reached.
+func (a *App) localBase(ctx context.Context, p config.Pool) (map[string]string, error) {
+	if p.Args["BASE"] != "" || a.store.BaseReachable(ctx, p.Image) {
+		return p.Args, nil
+	}
+	ref, err := a.store.DebianBase(ctx, "", a.opt.Progress)
+	if err != nil {
+		return nil, err
+	}
+	args := maps.Clone(p.Args)
+	if args == nil {
+		args = map[string]string{}
+	}
+	args["BASE"] = ref
+	return args, nil
+}
+
+// DemoRunner builds the demo's runner software from its Go module and returns the directory that runner.dir may name.
+func (a *App) DemoRunner(ctx context.Context, moduleDir string) (string, error) {
+	dir := filepath.Join(a.cfg.StateDir, "demo-runner")
+	return dir, image.BuildDemoRunner(ctx, moduleDir, dir, a.opt.Progress)
+}
+
+// agentPath finds the guest's program: where the configuration says, or beside this one.
+func agentPath(configured string) (string, error) {
+	path := configured
+	if path == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return "", fmt.Errorf("find flint-agent: %w", err)
+		}
+		path = filepath.Join(filepath.Dir(self), "flint-agent")
+	}
+	if _, err := os.Stat(path); err != nil {
+		return "", &flint.Fault{
+			Code: "agent.missing", What: "find the guest's program", Kind: flint.ErrNotFound, Err: err,
+			Fix: "keep flint-agent beside flint (`make build` makes both), or set vm.agent to its path",
+		}
+	}
+	return path, nil
+}
