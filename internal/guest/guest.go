@@ -31,6 +31,17 @@ type Hello struct {
 	Uptime  time.Duration // since the guest's kernel started
 	Steps   []Step        // what the agent did before it answered, with the time each took
 	Faults  []string      // what went wrong on the way but did not stop it
+	// Processes are those of earlier sessions whose exit no session has collected yet: see Session.Resume.
+	Processes []Running
+}
+
+// Running is a process that outlived the session it was started in.
+type Running struct {
+	ID     uint32
+	Name   string // its Command's Name
+	Stdin  int64  // bytes of its input that the agent has
+	Stdout int64  // bytes of its output that are gone; those after it can still be had
+	Stderr int64
 }
 
 // Step is one named piece of work and how long it took.
@@ -67,6 +78,7 @@ type Configured struct {
 
 // Command is a process to run in the guest, in a process group of its own.
 type Command struct {
+	Name string   // names the process to later sessions; empty: the last element of Args[0]
 	Args []string // Args[0] is looked up in the Env's PATH inside the guest's root
 	Env  []string // KEY=value, the whole environment; the agent adds HOME, USER, LOGNAME, SHELL, PATH and TERM where they are missing
 	User string   // name or uid[:gid] in the guest's root; empty: root. "runner" is created where it is missing
