@@ -251,10 +251,9 @@ func (l *Loop) start(ctx context.Context, v *view, a Action) {
 	l.flights[r.ID] = &flight{runner: r, cancel: cancel, failures: l.state(a.Pool).failures}
 	l.cfg.Log.Info("start runner", "runner", r.ID, "pool", a.Pool, "host", a.Host, "reason", a.Reason)
 	v.add(r)
+	r.Timeline = maps.Clone(r.Timeline) // the host writes its own
 	// Run waits for this goroutine: it reads one exit for every flight.
 	go func() {
-		// The runner's timeline is the host's to write.
-		r.Timeline = maps.Clone(r.Timeline)
 		res, err := host.Run(runCtx, r)
 		l.cfg.Done(res, err)
 		l.exits <- exit{r.ID, err}
@@ -301,7 +300,11 @@ func (l *Loop) ended(ctx context.Context, e exit) {
 }
 
 func failure(r flint.Runner, err error) flint.Reason {
-	if errors.Is(err, flint.ErrGuest) {
+	var fault *flint.Fault
+	switch {
+	case errors.As(err, &fault):
+		return flint.Because(fault.Code, "runner %s on host %s failed: %v; %s", r.ID, r.Host, err, fault.Fix)
+	case errors.Is(err, flint.ErrGuest):
 		return flint.Because("guest.failing", "the guest of runner %s on host %s failed: %v", r.ID, r.Host, err)
 	}
 	return flint.Because("host.failing", "runner %s on host %s failed: %v", r.ID, r.Host, err)

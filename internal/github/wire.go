@@ -1,0 +1,198 @@
+package github
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+)
+
+const (
+	// callTimeout bounds every request but the poll.
+	callTimeout = 30 * time.Second
+	// pollTimeout bounds a poll; GitHub answers an empty one after about 50 s.
+	pollTimeout = 90 * time.Second
+	// maxAnswer bounds an answer's body: a message holds at most 50 jobs, a JIT configuration is about 4 KiB.
+	maxAnswer = 8 << 20
+	// maxRefusal bounds what is read of the body of a refusal.
+	maxRefusal = 64 << 10
+)
+
+// exchange is the last request and answer of a call. The library reports refusals as text; this keeps what they were.
+type exchange struct {
+	path    string        // of the request
+	status  int           // 0: there was no answer
+	kind    string        // typeName of the refusal: GitHub.DistributedTask.WebApi.TaskAgentExistsException, …
+	message string        // of the refusal
+	retry   time.Duration // Retry-After, or until the rate limit is reset
+	skew    time.Duration // the server's clock less ours, where the answer tells
+}
+
+type exchangeKey struct{}
+
+// recorder is a RoundTripper that notes each exchange in the context's exchange and bounds the bodies of answers. The context
+// is the only way through the library to the request of one particular call.
+type recorder struct{ next http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
+	ex, _ := req.Context().Value(exchangeKey{}).(*exchange)
+	if ex == nil {
+		ex = &exchange{}
+	}
+	*ex = exchange{path: req.URL.Path}
+	resp, err := r.next.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	ex.status = resp.StatusCode
+	if resp.StatusCode < 300 {
+		resp.Body = &boundedBody{ReadCloser: resp.Body, left: maxAnswer, ex: ex}
+		return resp, nil
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
+	resp.Body.Close()
+	if err != nil {
+		return nil, fmt.Errorf("read the answer %s: %w", resp.Status, err)
+	}
+	resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	ex.refusal(resp.Header, body, time.Now())
+	return resp, nil
+}
+
+// refusal notes what a refusal says of itself.
+func (ex *exchange) refusal(h http.Header, body []byte, now time.Time) {
+	var said struct {
+		TypeName string `json:"typeName"`
+		Message  string `json:"message"`
+	}
+	if json.Unmarshal(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf")), &said) == nil {
+		ex.kind, ex.message = clean(said.TypeName, 200), clean(said.Message, 300)
+	} else if strings.HasPrefix(h.Get("Content-Type"), "text/plain") {
+		ex.message = clean(string(body), 300)
+	}
+	if date, err := http.ParseTime(h.Get("Date")); err == nil {
+		ex.skew = date.Sub(now)
+	}
+	if s, err := strconv.Atoi(h.Get("Retry-After")); err == nil && s > 0 {
+		ex.retry = time.Duration(min(s, 86400)) * time.Second
+	} else if h.Get("X-RateLimit-Remaining") == "0" {
+		if at, err := strconv.ParseInt(h.Get("X-RateLimit-Reset"), 10, 64); err == nil {
+			ex.retry = max(0, min(time.Unix(at, 0).Sub(now), 24*time.Hour))
+		}
+	}
+}
+
+// clean makes text from the network fit for a log line: printable, and at most n bytes.
+func clean(s string, n int) string {
+	if len(s) > n {
+		s = strings.ToValidUTF8(s[:n], "") + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, s)
+}
+
+// boundedBody fails when more than left bytes are read. An answer that breaks off counts as none.
+type boundedBody struct {
+	io.ReadCloser
+	left int64
+	ex   *exchange
+}
+
+// Read implements io.Reader.
+func (b *boundedBody) Read(p []byte) (int, error) {
+	if int64(len(p)) > b.left+1 {
+		p = p[:b.left+1]
+	}
+	n, err := b.ReadCloser.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		err = fmt.Errorf("the answer is longer than %d bytes", maxAnswer)
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		b.ex.status = 0
+	}
+	return n, err
+}
+
+// callError is a call that GitHub refused, or that did not get through.
+type callError struct {
+	verb string // what was to be done
+	exchange
+	err error // the cause where there was no refusal
+}
+
+// Error says what could not be done and what GitHub answered.
+func (e *callError) Error() string {
+	if e.status < 300 {
+		return e.verb + ": " + e.err.Error()
+	}
+	s := fmt.Sprintf("%s: GitHub answered %d %s", e.verb, e.status, http.StatusText(e.status))
+	if e.message != "" {
+		s += ": " + e.message
+	}
+	return s
+}
+
+// Unwrap returns the cause.
+func (e *callError) Unwrap() error { return e.err }
+
+// is reports whether GitHub named this exception.
+func (e *callError) is(exception string) bool { return strings.Contains(e.kind, exception) }
+
+// transient reports whether the same call may succeed later without anybody doing anything.
+func (e *callError) transient() bool {
+	return e.status == 0 || e.status >= 500 || e.status == http.StatusTooManyRequests || e.retry > 0
+}
+
+// observe runs one call with a deadline and explains its error: a *callError, or the *flint.Fault it amounts to. The library
+// trusts answers to have all their fields and panics when one has not; such an answer is an error here.
+func observe(ctx context.Context, s *scope, verb string, timeout time.Duration, f func(context.Context) error) (err error) {
+	outer := ctx
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	ex := &exchange{}
+	defer func() {
+		if p := recover(); p != nil {
+			err = &callError{verb: verb, exchange: *ex, err: fmt.Errorf("the answer lacks a field: %v", p)}
+		}
+	}()
+	err = f(context.WithValue(ctx, exchangeKey{}, ex))
+	if err == nil {
+		return nil
+	}
+	if outer.Err() != nil {
+		return fmt.Errorf("%s: %w", verb, outer.Err())
+	}
+	cause := root(err)
+	if ctx.Err() != nil {
+		cause = fmt.Errorf("no answer within %s", timeout)
+	}
+	return s.fault(&callError{verb: verb, exchange: *ex, err: cause})
+}
+
+// root returns the innermost cause that says something: the library's own layers quote URLs and bodies.
+func root(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op
+	}
+	for {
+		next := errors.Unwrap(err)
+		if next == nil {
+			return errors.New(clean(err.Error(), 300))
+		}
+		err = next
+	}
+}
