@@ -1,0 +1,232 @@
+// Package qemu runs virtual machines with QEMU's microvm machine, under KVM where it works and under software emulation
+// (TCG) where it does not.
+//
+// QEMU gets what it needs as file descriptors and bind mounts, so it runs as an unprivileged user, in namespaces and a
+// root directory of its own that hold next to nothing, under its seccomp filter. It lives on when this process ends: its sockets have
+// names in Spec.Dir, and it never blocks on a reader that is gone (console output nobody reads is dropped). The package
+// must not know what a guest is for, and must not make drives, networks or directories: those come in the Spec.
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"flint"
+	"flint/internal/vm"
+)
+
+// Accel is how QEMU runs the guest's instructions.
+type Accel string
+
+// The accelerators. The zero value is Auto.
+const (
+	Auto Accel = "auto" // KVM where a probe shows that it works, else TCG
+	KVM  Accel = "kvm"
+	TCG  Accel = "tcg" // software emulation: some 4 to 10 times slower, works everywhere
+)
+
+// Config says how to run QEMU. The zero value works.
+type Config struct {
+	Binary string // path of qemu-system-x86_64; empty: looked up in PATH
+	Accel  Accel
+	UID    uint32 // user and group QEMU runs as when this process is root; 0: 65534, nobody
+	GID    uint32
+	Log    *slog.Logger // nil: no log
+}
+
+const nobody = 65534
+
+// Driver implements vm.Driver. Its machines implement vm.Console, vm.Usage and vm.Process.
+type Driver struct {
+	binary   string
+	firmware string // qboot, which starts faster than SeaBIOS; empty where it is not installed
+	accel    Accel  // KVM or TCG
+	kvm      vm.KVMStatus
+	tscKHz   uint64 // of the host, under TCG
+	uid, gid uint32
+	drop     bool // run QEMU as uid and gid
+	isolate  bool // run QEMU in namespaces and a root of its own
+	log      *slog.Logger
+}
+
+var _ vm.Driver = (*Driver)(nil)
+
+// New finds QEMU and decides how to run it, which takes up to a second where KVM must be probed and does not work. Its
+// errors are faults: qemu.missing, qemu.kvm, qemu.accel.
+func New(c Config) (*Driver, error) {
+	d := &Driver{uid: c.UID, gid: c.GID, log: c.Log}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	if d.uid == 0 {
+		d.uid = nobody
+	}
+	if d.gid == 0 {
+		d.gid = nobody
+	}
+	var err error
+	if d.binary, err = findBinary(c.Binary); err != nil {
+		return nil, err
+	}
+	d.firmware = findFirmware()
+	if err = d.choose(c.Accel); err != nil {
+		return nil, err
+	}
+	if d.accel == TCG {
+		d.tscKHz = hostTSC()
+	}
+	var limits bool
+	d.drop, d.isolate, limits = privileges()
+	if !d.drop || !d.isolate || !limits {
+		d.log.Warn("QEMU runs with less isolation than it could have", "own_user", d.drop, "own_namespaces", d.isolate,
+			"resource_limits", limits, "fix", "run flint as root with all capabilities")
+	}
+	d.log.Debug("found QEMU", "binary", d.binary, "firmware", d.firmware, "accel", d.accel, "kvm", d.kvm, "tsc_khz", d.tscKHz)
+	return d, nil
+}
+
+// Accel returns the accelerator in use, KVM or TCG, and what the probe of KVM said; its zero value when nothing was probed.
+func (d *Driver) Accel() (Accel, vm.KVMStatus) { return d.accel, d.kvm }
+
+func (d *Driver) choose(a Accel) error {
+	switch a {
+	case TCG:
+		d.accel = TCG
+		return nil
+	case Auto, KVM, "":
+	default:
+		return &flint.Fault{
+			Code: "qemu.accel", What: fmt.Sprintf("use accelerator %q", a), Kind: flint.ErrConfig,
+			Fix: "set it to auto, kvm or tcg", Err: errors.New("there is no such accelerator"),
+		}
+	}
+	d.kvm = vm.ProbeKVM(context.Background())
+	if d.kvm.State == vm.KVMWorks {
+		d.accel = KVM
+		return nil
+	}
+	if a != KVM {
+		d.accel = TCG
+		return nil
+	}
+	f := &flint.Fault{Code: "qemu.kvm", What: "use KVM", Err: errors.New(d.kvm.String()), Fix: "set the accelerator to auto or tcg"}
+	if d.kvm.State == vm.KVMNoPermission {
+		f.Kind, f.Fix = flint.ErrPermission, "run flint as root, or add its user to the group that owns /dev/kvm"
+	}
+	return f
+}
+
+func findBinary(path string) (string, error) {
+	missing := func(err error) error {
+		return &flint.Fault{
+			Code: "qemu.missing", What: "find QEMU", Kind: flint.ErrNotFound, Err: err,
+			Fix: "apt-get install qemu-system-x86",
+		}
+	}
+	if path == "" {
+		path = "qemu-system-x86_64"
+	}
+	path, err := exec.LookPath(path)
+	if err != nil {
+		return "", missing(err)
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return "", missing(err)
+	}
+	// The real path, because a link may point out of what QEMU's own root holds.
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return "", missing(err)
+	}
+	return path, nil
+}
+
+func findFirmware() string {
+	for _, p := range []string{"/usr/share/qemu/qboot.rom", "/usr/share/qboot/qboot.rom", "/usr/share/seabios/qboot.rom"} {
+		if _, err := os.Stat(p); err == nil {
+			return p
+		}
+	}
+	return ""
+}
+
+// privileges tells whether this process may change its children's user, make namespaces and mounts for them, and then
+// limit their resources.
+func privileges() (user, namespaces, limits bool) {
+	if os.Geteuid() != 0 {
+		return false, false, true
+	}
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&head, &data[0]); err != nil {
+		return false, false, false
+	}
+	has := func(c int) bool { return data[c/32].Effective&(1<<(c%32)) != 0 }
+	return has(unix.CAP_SETUID) && has(unix.CAP_SETGID), has(unix.CAP_SYS_ADMIN) && has(unix.CAP_SYS_CHROOT), has(unix.CAP_SYS_RESOURCE)
+}
+
+// Boot implements vm.Driver. It returns when QEMU's main loop runs; the guest's kernel has begun by then.
+func (d *Driver) Boot(ctx context.Context, s vm.Spec) (vm.Machine, error) {
+	if err := s.Validate(); err != nil {
+		return nil, fmt.Errorf("check the spec of VM %s: %w", s.ID, err)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("boot VM %s: %w", s.ID, err)
+	}
+	m, err := d.start(ctx, s)
+	if err != nil {
+		return nil, fmt.Errorf("start QEMU for VM %s: %w", s.ID, err)
+	}
+	select {
+	case <-m.qmp.ready:
+		d.log.Debug("QEMU runs", "vm", s.ID, "pid", m.cmd.Process.Pid)
+		return m, nil
+	case <-m.done:
+		err = d.diagnose(m)
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if cerr := m.Close(context.WithoutCancel(ctx)); cerr != nil {
+		err = errors.Join(err, cerr)
+	}
+	return nil, fmt.Errorf("start QEMU for VM %s: %w", s.ID, err)
+}
+
+// diagnose says why a QEMU ended before it began.
+func (d *Driver) diagnose(m *machine) error {
+	return &flint.Fault{
+		Code: "qemu.start", What: "start " + d.binary, Err: m.err,
+		Fix: "see what QEMU says above; flint needs QEMU 5.2 or newer with the microvm machine, and free memory for the guest",
+	}
+}
+
+// openFor opens what QEMU, as its own user, must be able to read by itself.
+func (d *Driver) openFor(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if !d.drop {
+		return f, nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("look at %s: %w", path, err)
+	}
+	if readable := st.Mode&0o004 != 0 || st.Uid == d.uid && st.Mode&0o400 != 0 || st.Gid == d.gid && st.Mode&0o040 != 0; !readable {
+		f.Close()
+		return nil, &flint.Fault{
+			Code: "qemu.unreadable", What: "read " + path, Kind: flint.ErrPermission,
+			Err: fmt.Errorf("QEMU's user %d may not: %w", d.uid, fs.ErrPermission), Fix: "chmod a+r " + path,
+		}
+	}
+	return f, nil
+}
