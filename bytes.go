@@ -35,7 +35,7 @@ func ParseBytes(s string) (Bytes, error) {
 			continue
 		}
 		f, err := strconv.ParseFloat(strings.TrimSpace(num), 64)
-		if err != nil || f < 0 || f*float64(u.size) > 1<<62 {
+		if err != nil || !(f >= 0 && f*float64(u.size) <= 1<<62) { // NaN is neither
 			break
 		}
 		return Bytes(f * float64(u.size)), nil

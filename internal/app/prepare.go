@@ -99,9 +99,9 @@ func (a *App) localBase(ctx context.Context, p config.Pool) (map[string]string, 
 }
 
 // DemoRunner builds the demo's runner software from its Go module and returns the directory that runner.dir may name.
-func (a *App) DemoRunner(ctx context.Context, moduleDir string) (string, error) {
-	dir := filepath.Join(a.cfg.StateDir, "demo-runner")
-	return dir, image.BuildDemoRunner(ctx, moduleDir, dir, a.opt.Progress)
+func DemoRunner(ctx context.Context, stateDir, moduleDir string, p flint.Progress) (string, error) {
+	dir := filepath.Join(stateDir, "demo-runner")
+	return dir, image.BuildDemoRunner(ctx, moduleDir, dir, p)
 }
 
 // agentPath finds the guest's program: where the configuration says, or beside this one.

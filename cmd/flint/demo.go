@@ -1,0 +1,252 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"flint"
+	"flint/internal/app"
+	"flint/internal/config"
+	"flint/internal/githubsim"
+)
+
+// The demo has a network of its own, so that it can run beside `flint serve`.
+const (
+	demoBridge = "flintdemo"
+	demoIPv4   = "10.213.16.0/24"
+	demoIPv6   = "fd4f:6c69:6e74:16::/64"
+)
+
+type demoFlags struct {
+	workflow, image, runner, stateDir, accel string
+	fail                                     bool
+}
+
+func newDemo() *cobra.Command {
+	var f demoFlags
+	c := &cobra.Command{
+		Use: "demo", Short: "Run a real workflow in real microVMs against a simulated GitHub, and show what happened", Args: noArgs,
+		Long: "Demo needs neither a GitHub account nor KVM. It prepares what is missing, starts a simulated GitHub and the\n" +
+			"coordinator, queues the workflow, streams its log, and shows the timeline, the memory the VMs used, and the proof\n" +
+			"that nothing is left. Its exit code is 0 if the workflow succeeded and 1 if it failed.",
+	}
+	fl := c.Flags()
+	fl.StringVar(&f.workflow, "workflow", "examples/hello/.github/workflows/ci.yml", "workflow file")
+	fl.StringVar(&f.image, "image", "images/demo", "the VMs' image")
+	fl.StringVar(&f.runner, "runner", "images/demo-runner", "Go module of the demo's runner software")
+	fl.StringVar(&f.stateDir, "state-dir", "", "where images, kernels and records are kept (overrides FLINT_STATE_DIR)")
+	fl.StringVar(&f.accel, "accel", "", "auto, kvm or tcg (overrides FLINT_VM_ACCEL)")
+	fl.BoolVar(&f.fail, "fail", false, "make one of the jobs fail")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		ok, err := f.run(c)
+		if c.Context().Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
+			return exitError(130) // as a shell says of a program ended by Ctrl-C
+		}
+		if err == nil && !ok {
+			return exitError(exitFailed)
+		}
+		return err
+	}
+	return c
+}
+
+func (f *demoFlags) config() (config.Config, error) {
+	cfg, err := config.FromEnvironment(os.Environ())
+	if err != nil {
+		return cfg, err
+	}
+	if f.stateDir != "" {
+		cfg.StateDir = f.stateDir
+	}
+	if f.accel != "" {
+		cfg.VM.Accel = f.accel
+	}
+	cfg.Network = config.Network{Bridge: demoBridge, IPv4: netip.MustParsePrefix(demoIPv4), IPv6: netip.MustParsePrefix(demoIPv6)}
+	cfg.Pools = []config.Pool{{
+		Name: "flint", Image: f.image, Max: 2,
+		VM: config.Shape{CPUs: 1, Memory: 512 * flint.MiB, Disk: 4 * flint.GiB},
+	}}
+	return cfg, cfg.Complete()
+}
+
+// demo is what one demonstration holds.
+type demo struct {
+	out    io.Writer
+	style  style
+	sim    *githubsim.Server
+	app    *app.App
+	show   *transcript
+	server *http.Server
+	listen net.Listener
+}
+
+// run shows everything there is to show and reports whether the workflow succeeded.
+func (f *demoFlags) run(c *cobra.Command) (ok bool, err error) {
+	ctx := c.Context()
+	cfg, err := f.config()
+	if err != nil {
+		return false, err
+	}
+	log, err := logger(c, c.ErrOrStderr(), "error")
+	if err != nil {
+		return false, err
+	}
+	workflow, err := readWorkflow(f.workflow)
+	if err != nil {
+		return false, err
+	}
+	out := c.OutOrStdout()
+	d := &demo{out: out, style: styleOf(out)}
+	d.show = newTranscript(out, d.style)
+	fmt.Fprintf(out, "\n%s  a real workflow job in a real, throw-away microVM on this machine\n\n", d.style.paint(bold, "flint demo"))
+
+	gateway := cfg.Network.IPv4.Masked().Addr().Next()
+	service, err := d.serveGitHub(ctx, gateway)
+	if err != nil {
+		return false, err
+	}
+	defer d.stopGitHub()
+	cfg.GitHub.URL, cfg.GitHub.Repository = "http://"+service.String(), demoOwner+"/"+demoRepo
+	cfg.GitHub.AppID, cfg.GitHub.InstallationID = d.sim.App().ID, d.sim.App().InstallationID
+	cfg.GitHub.PrivateKey = d.sim.App().PrivateKeyPEM
+
+	opt := app.Options{
+		Log: log, Progress: newSteps(out).report, Instance: "demo", LocalBase: true,
+		Services: []netip.AddrPort{service}, Result: d.show.result,
+	}
+	if d.app, err = f.prepare(ctx, cfg, opt); err != nil {
+		return false, err
+	}
+	conclusion, err := d.work(ctx, workflow, f.fail)
+	err = errors.Join(err, d.app.Close(ctx))
+	left, lerr := d.leftovers()
+	d.show.end(conclusion, left)
+	return err == nil && conclusion == githubsim.Success && len(left) == 0, errors.Join(err, lerr)
+}
+
+func readWorkflow(path string) (*githubsim.Workflow, error) {
+	src, err := os.ReadFile(path)
+	if err != nil {
+		return nil, &flint.Fault{
+			Code: "workflow.missing", What: "read the workflow", Kind: flint.ErrNotFound, Err: err,
+			Fix: "run the demo in a checkout of flint, or name a file with --workflow",
+		}
+	}
+	return githubsim.ParseWorkflow(path, src)
+}
+
+const demoOwner, demoRepo = "acme", "hello"
+
+// serveGitHub starts the simulated GitHub on the address the bridge is going to have.
+func (d *demo) serveGitHub(ctx context.Context, gateway netip.Addr) (netip.AddrPort, error) {
+	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var serr error
+		err := raw.Control(func(fd uintptr) {
+			serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1)
+		})
+		return errors.Join(err, serr)
+	}}
+	l, err := lc.Listen(ctx, "tcp4", netip.AddrPortFrom(gateway, 0).String())
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("listen for the simulated GitHub: %w", err)
+	}
+	service := l.Addr().(*net.TCPAddr).AddrPort()
+	d.sim, err = githubsim.New(githubsim.Config{
+		URL: "http://" + service.String(), Owner: demoOwner, Repo: demoRepo, Observe: d.show.event,
+	})
+	if err != nil {
+		return netip.AddrPort{}, errors.Join(err, l.Close())
+	}
+	d.listen = l
+	d.server = &http.Server{Handler: d.sim.Handler(), ReadHeaderTimeout: 10 * time.Second}
+	return service, nil
+}
+
+func (d *demo) stopGitHub() {
+	d.sim.Close()
+	_ = d.server.Close()
+	_ = d.listen.Close()
+}
+
+// prepare makes what the VMs boot. The runner's software must be built before the configuration can name it.
+func (f *demoFlags) prepare(ctx context.Context, cfg config.Config, opt app.Options) (*app.App, error) {
+	dir, err := app.DemoRunner(ctx, cfg.StateDir, f.runner, opt.Progress)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Runner.Dir = dir
+	a, err := app.New(ctx, cfg, opt)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.Prepare(ctx); err != nil {
+		return nil, errors.Join(err, a.Close(ctx))
+	}
+	return a, nil
+}
+
+// work runs the coordinator until the workflow is over.
+func (d *demo) work(ctx context.Context, w *githubsim.Workflow, fail bool) (githubsim.Conclusion, error) {
+	fmt.Fprintln(d.out)
+	env := map[string]string{}
+	if fail {
+		env["FLINT_DEMO_FAIL"] = "true"
+	}
+	run, err := d.sim.Submit(w, githubsim.SubmitOptions{Env: env})
+	if err != nil {
+		return "", err
+	}
+	var conclusion githubsim.Conclusion
+	serve, stopServing := context.WithCancel(ctx)
+	defer stopServing()
+	tasks, tctx := errgroup.WithContext(serve)
+	tasks.Go(func() error { return ignoreClosed(d.server.Serve(d.listen)) })
+	tasks.Go(func() error {
+		defer func() { _ = d.server.Close() }()
+		return d.app.Serve(serve)
+	})
+	tasks.Go(func() error {
+		defer stopServing()
+		var err error
+		conclusion, err = run.Wait(tctx)
+		if err == nil {
+			d.awaitRunners(tctx)
+		}
+		return err
+	})
+	return conclusion, tasks.Wait()
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// awaitRunners gives the VMs whose jobs are done the moment they need to end by themselves.
+func (d *demo) awaitRunners(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	d.show.awaitResults(ctx)
+}
+
+func (d *demo) leftovers() ([]string, error) {
+	left, err := d.app.Leftovers()
+	for _, r := range d.sim.Runners() {
+		left = append(left, "registration "+r.Name)
+	}
+	return left, err
+}
