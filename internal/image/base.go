@@ -1,0 +1,325 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"flint"
+)
+
+// Base finds or makes the base image that w names. What was made before from the same input is found again without
+// reading images or running a builder; the result is the same whoever asks first, and asking twice at the same time
+// makes it once. Errors a person can mend are *flint.Fault with a code that starts with "image.".
+func (s *Store) Base(ctx context.Context, w Want) (Base, error) {
+	if w.Limit <= 0 {
+		w.Limit = DefaultLimit
+	}
+	src, err := locate(w.Ref)
+	if err != nil {
+		return Base{}, err
+	}
+	var b Base
+	switch src.kind {
+	case dockerfile:
+		b, err = s.fromDockerfile(ctx, src, w)
+	case ociLayout:
+		b, err = s.fromLayout(ctx, src, w)
+	case archive:
+		b, err = s.fromArchive(ctx, src, w)
+	case ext4File:
+		b, err = s.fromExt4(ctx, src, w)
+	case registry:
+		b, err = s.fromRegistry(ctx, src, w)
+	}
+	if err != nil {
+		return Base{}, explain(err, w)
+	}
+	return b, nil
+}
+
+// explain turns what went wrong with an image into a fault, unless it is one already, or the fault of this machine, or
+// the caller's wish.
+func explain(err error, w Want) error {
+	var f *flint.Fault
+	var number syscall.Errno
+	var path *fs.PathError
+	switch {
+	case errors.As(err, &f):
+		return err
+	case errors.Is(err, errTooBig):
+		return &flint.Fault{
+			Code: "image.size",
+			What: fmt.Sprintf("make image %q", w.Ref),
+			Fix:  fmt.Sprintf("make the image smaller; the limit is %s for all files together and %s for one file", w.Limit, maxFile),
+			Kind: flint.ErrConfig,
+			Err:  err,
+		}
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.As(err, &path), errors.As(err, &number):
+		return fmt.Errorf("make image %q: %w", w.Ref, err)
+	}
+	return &flint.Fault{
+		Code: "image.layer",
+		What: fmt.Sprintf("make image %q", w.Ref),
+		Fix:  "the image is damaged or not one flint accepts; build or pull it again, and check it with another tool (skopeo inspect, podman image inspect)",
+		Kind: flint.ErrConfig,
+		Err:  err,
+	}
+}
+
+// summary is the detail of a finished step.
+func summary(b Base) string {
+	return fmt.Sprintf("%.19s, %s", b.Digest, b.Size)
+}
+
+// flattenStep makes the base image of an OCI image, as a step of its own.
+func (s *Store) flattenStep(ctx context.Context, img v1.Image, w Want) (Base, error) {
+	done := w.Progress.Step("write file system of " + w.Ref)
+	b, err := s.fromImage(ctx, img, w.Limit)
+	if err != nil {
+		done("", err)
+		return Base{}, err
+	}
+	done(summary(b), nil)
+	return b, nil
+}
+
+func (s *Store) fromLayout(ctx context.Context, src source, w Want) (Base, error) {
+	img, err := layoutImage(src.path, src.tag)
+	if err != nil {
+		return Base{}, err
+	}
+	return s.flattenStep(ctx, img, w)
+}
+
+// refAnnotation names an image in a layout's index.
+const refAnnotation = "org.opencontainers.image.ref.name"
+
+// layoutImage opens the image with that tag, or the only one, in an OCI layout.
+func layoutImage(dir, tag string) (v1.Image, error) {
+	if info, err := os.Stat(filepath.Join(dir, "index.json")); err != nil || info.Size() > maxManifest {
+		return nil, missing(dir, "its index.json is missing or too large", err)
+	}
+	index, err := layout.ImageIndexFromPath(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read layout: %w", err)
+	}
+	return pick(index, dir, tag, 0)
+}
+
+// pick chooses from an index: by tag, then by platform, going into indexes within it.
+func pick(index v1.ImageIndex, ref, tag string, depth int) (v1.Image, error) {
+	m, err := index.IndexManifest()
+	if err != nil {
+		return nil, fmt.Errorf("read index: %w", err)
+	}
+	var fit []v1.Descriptor
+	var tags []string
+	for _, d := range m.Manifests {
+		if t := d.Annotations[refAnnotation]; t != "" && depth == 0 {
+			tags = append(tags, t)
+		}
+		if tag != "" && d.Annotations[refAnnotation] != tag {
+			continue
+		}
+		if (d.MediaType.IsImage() || d.MediaType.IsIndex() && depth < 2) && d.Size <= maxManifest && suits(d.Platform) {
+			fit = append(fit, d)
+		}
+	}
+	have := ""
+	if len(tags) > 0 {
+		have = " (it has the tags " + strings.Join(tags, ", ") + ")"
+	}
+	switch {
+	case len(fit) == 0 && tag != "":
+		return nil, missing(ref, fmt.Sprintf("it has no image for linux/%s with the tag %q%s", runtime.GOARCH, tag, have), nil)
+	case len(fit) == 0:
+		return nil, missing(ref, fmt.Sprintf("it has no image for linux/%s%s", runtime.GOARCH, have), nil)
+	case len(fit) > 1:
+		return nil, missing(ref, "it has several images: say which with :tag"+have, nil)
+	}
+	if fit[0].MediaType.IsImage() {
+		return index.Image(fit[0].Digest)
+	}
+	inner, err := index.ImageIndex(fit[0].Digest)
+	if err != nil {
+		return nil, fmt.Errorf("read index: %w", err)
+	}
+	return pick(inner, ref, "", depth+1)
+}
+
+// suits reports whether an image for p runs in our guests. Builders often leave the platform out.
+func suits(p *v1.Platform) bool {
+	return p == nil || p.OS == "" && p.Architecture == "" || p.OS == "linux" && p.Architecture == runtime.GOARCH
+}
+
+func (s *Store) fromArchive(ctx context.Context, src source, w Want) (Base, error) {
+	print, settled, err := fileStamp(src.path)
+	if err != nil {
+		return Base{}, err
+	}
+	key := keyOf(flatVersion, "archive", print)
+	if b, ok := s.recallBase(key); ok {
+		w.Progress.Step("prepare image "+w.Ref)("cached", nil)
+		return b, nil
+	}
+	dir, release, err := s.work()
+	if err != nil {
+		return Base{}, err
+	}
+	defer release()
+	img, err := archiveImage(ctx, src.path, dir, w.Limit)
+	if err != nil {
+		return Base{}, err
+	}
+	b, err := s.flattenStep(ctx, img, w)
+	if err != nil || !settled {
+		return b, err
+	}
+	return b, s.remember(key, b)
+}
+
+// archiveImage opens a docker archive in place, or an OCI archive by unpacking it to dir.
+func archiveImage(ctx context.Context, path, dir string, limit flint.Bytes) (v1.Image, error) {
+	img, dockerErr := tarball.ImageFromPath(path, nil)
+	if dockerErr == nil {
+		return img, nil
+	}
+	if err := unpackArchive(ctx, path, dir, limit); err != nil {
+		return nil, err
+	}
+	if !isRegular(filepath.Join(dir, "index.json")) {
+		return nil, fmt.Errorf("neither a docker archive (%w) nor an OCI archive (no index.json)", dockerErr)
+	}
+	return layoutImage(dir, "")
+}
+
+// fromExt4 uses a file as it is. Only its digest is computed, once.
+func (s *Store) fromExt4(ctx context.Context, src source, w Want) (Base, error) {
+	print, settled, err := fileStamp(src.path)
+	if err != nil {
+		return Base{}, err
+	}
+	info, err := os.Stat(src.path)
+	if err != nil {
+		return Base{}, fmt.Errorf("read image: %w", err)
+	}
+	b := Base{Path: src.path, Size: flint.Bytes(info.Size())}
+	key := keyOf("ext4", print)
+	if s.recall(key, &b.Digest) {
+		return b, nil
+	}
+	done := w.Progress.Step("read image " + w.Ref)
+	if b.Digest, err = hashFile(ctx, src.path); err != nil {
+		done("", err)
+		return Base{}, fmt.Errorf("read image: %w", err)
+	}
+	done(summary(b), nil)
+	if !settled {
+		return b, nil
+	}
+	return b, s.remember(key, b.Digest)
+}
+
+// fromRegistry pulls an image. A tag is looked up at every call; where the registry does not answer, what the tag gave
+// last time is used.
+func (s *Store) fromRegistry(ctx context.Context, src source, w Want) (Base, error) {
+	ref, err := name.ParseReference(src.ref)
+	if err != nil {
+		return Base{}, missing(src.ref, "there is no such file or directory, and it is no image reference either", err)
+	}
+	key := keyOf(flatVersion, "registry", ref.Name(), runtime.GOARCH)
+	last, known := s.recallBase(key)
+	if _, pinned := ref.(name.Digest); pinned && known {
+		w.Progress.Step("pull image "+w.Ref)("cached", nil)
+		return last, nil
+	}
+	done := w.Progress.Step("pull image " + w.Ref)
+	b, err := s.pull(ctx, ref, w)
+	switch {
+	case err == nil:
+		done(summary(b), nil)
+		return b, s.remember(key, b)
+	case known && ctx.Err() == nil && !refused(err):
+		s.log.Warn("registry cannot be reached; using the image pulled last", "image", ref.Name(), "err", err)
+		done("cached; the registry cannot be reached", nil)
+		return last, nil
+	}
+	done("", err)
+	return Base{}, err
+}
+
+// refused reports whether the registry answered, and said no.
+func refused(err error) bool {
+	var t *transport.Error
+	return errors.As(err, &t) && t.StatusCode >= http.StatusBadRequest && t.StatusCode < http.StatusInternalServerError &&
+		t.StatusCode != http.StatusTooManyRequests
+}
+
+// pull fetches the layers to the store first, because they are read twice, then flattens them.
+func (s *Store) pull(ctx context.Context, ref name.Reference, w Want) (Base, error) {
+	fault := func(err error) error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return &flint.Fault{
+			Code: "image.pull",
+			What: fmt.Sprintf("pull image %q (no file or directory has that name)", w.Ref),
+			Fix:  "check the name, the network, and the login (docker login or podman login); flint uses the credentials these leave",
+			Kind: flint.ErrNotFound,
+			Err:  err,
+		}
+	}
+	img, err := remote.Image(ref, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain),
+		remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}), remote.WithUserAgent("flint"))
+	if err != nil {
+		return Base{}, fault(err)
+	}
+	if err := checkImage(img, w.Limit); err != nil {
+		return Base{}, err
+	}
+	id, err := img.ConfigName()
+	if err != nil {
+		return Base{}, fault(err)
+	}
+	if b, ok := s.recallBase(keyOf(flatVersion, "image", id.String())); ok {
+		return b, nil
+	}
+	dir, release, err := s.work()
+	if err != nil {
+		return Base{}, err
+	}
+	defer release()
+	to, err := layout.Write(dir, empty.Index)
+	if err != nil {
+		return Base{}, fmt.Errorf("write layout: %w", err)
+	}
+	if err := to.AppendImage(img); err != nil {
+		return Base{}, fault(err)
+	}
+	local, err := layoutImage(dir, "")
+	if err != nil {
+		return Base{}, err
+	}
+	return s.fromImage(ctx, local, w.Limit)
+}
+
+// settleTime is how old a file must be before its time stamps are trusted to change with its content.
+const settleTime = 2 * time.Second

@@ -1,0 +1,275 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"golang.org/x/sys/unix"
+
+	"flint"
+)
+
+// ociPrefix marks a build argument that names a local OCI layout: only buildah and podman can build on one.
+const ociPrefix = "oci:"
+
+// fromDockerfile builds an ordinary Dockerfile, or finds it built: from the same files with the same build arguments
+// nothing is built again, although a tag in FROM or a package mirror may have moved on.
+func (s *Store) fromDockerfile(ctx context.Context, src source, w Want) (Base, error) {
+	key, err := s.buildKey(ctx, src.path, w.BuildArgs)
+	if err != nil {
+		return Base{}, err
+	}
+	if b, ok := s.recallBase(key); ok {
+		w.Progress.Step("build image "+w.Ref)("cached", nil)
+		return b, nil
+	}
+	unlock, err := s.lock(ctx, key)
+	if err != nil {
+		return Base{}, err
+	}
+	defer unlock()
+	if b, ok := s.recallBase(key); ok {
+		w.Progress.Step("build image "+w.Ref)("cached", nil)
+		return b, nil
+	}
+	dir, release, err := s.work()
+	if err != nil {
+		return Base{}, err
+	}
+	defer release()
+	img, err := s.buildStep(ctx, src.path, dir, w)
+	if err != nil {
+		return Base{}, err
+	}
+	b, err := s.flattenStep(ctx, img, w)
+	if err != nil {
+		return Base{}, err
+	}
+	return b, s.remember(key, b)
+}
+
+// buildKey names what a build depends on. A local base image counts by its content, not its path.
+func (s *Store) buildKey(ctx context.Context, file string, args map[string]string) (string, error) {
+	dir := filepath.Dir(file)
+	digest, err := s.contextDigest(ctx, dir)
+	if err != nil {
+		return "", err
+	}
+	parts := []string{flatVersion, "dockerfile", digest, filepath.Base(file)}
+	for _, a := range sortedArgs(args) {
+		if ref, ok := strings.CutPrefix(a, ociPrefix); ok {
+			src, err := locate(ociPrefix + ref)
+			if err != nil {
+				return "", err
+			}
+			img, err := layoutImage(src.path, src.tag)
+			if err != nil {
+				return "", err
+			}
+			id, err := img.ConfigName()
+			if err != nil {
+				return "", fmt.Errorf("read %s: %w", a, err)
+			}
+			a = ociPrefix + id.String()
+		}
+		parts = append(parts, a)
+	}
+	return keyOf(parts...), nil
+}
+
+// buildStep runs a builder and opens what it made, which lies in dir.
+func (s *Store) buildStep(ctx context.Context, file, dir string, w Want) (v1.Image, error) {
+	step := "build image " + w.Ref
+	b, err := s.builder(ctx, file, dir, w)
+	if err != nil {
+		return nil, err
+	}
+	done := w.Progress.Step(step)
+	b.line = func(line string) { w.Progress.Report(flint.Milestone{Step: step, Line: line}) }
+	// Builds share one storage, and what a killed build left there is removed by name.
+	unlock, err := s.lock(ctx, "builder")
+	if err == nil {
+		defer unlock()
+		err = b.build(ctx)
+	}
+	var failed *toolError
+	if errors.As(err, &failed) {
+		err = &flint.Fault{
+			Code: "image.build",
+			What: fmt.Sprintf("build image %q with %s", w.Ref, b.name),
+			Fix:  "mend what the end of the builder's output, above, complains of",
+			Kind: flint.ErrConfig,
+			Err:  err,
+		}
+	}
+	if err != nil {
+		done("", err)
+		return nil, err
+	}
+	done("with "+b.name, nil)
+	if b.name == "docker" {
+		return tarball.ImageFromPath(b.out(), nil)
+	}
+	return layoutImage(b.out(), "")
+}
+
+// build is one build by one builder.
+type build struct {
+	name    string // docker, podman or buildah
+	path    string // of the program
+	storage string // root of its storage; docker has its own
+	file    string // the Dockerfile; its directory is the context
+	dir     string // private, for what is made
+	tag     string // the same for the same Dockerfile, so that a new build replaces the old one's name
+	args    map[string]string
+	line    func(string)
+}
+
+// builder chooses: docker if its daemon answers and it can build on the base asked for, then podman, then buildah.
+func (s *Store) builder(ctx context.Context, file, dir string, w Want) (*build, error) {
+	b := &build{
+		storage: s.path(builderDir), file: file, dir: dir, args: w.BuildArgs,
+		tag: "localhost/flint-" + keyOf(file)[:12] + ":latest",
+	}
+	localBase := ""
+	for _, a := range sortedArgs(w.BuildArgs) {
+		if strings.HasPrefix(a, ociPrefix) {
+			localBase = a
+		}
+	}
+	dockerWorks := false
+	for _, name := range []string{"docker", "podman", "buildah"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			continue
+		}
+		if name == "docker" {
+			dockerWorks = dockerAnswers(ctx, path)
+			if !dockerWorks || localBase != "" {
+				continue
+			}
+		}
+		b.name, b.path = name, path
+		return b, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	f := &flint.Fault{
+		Code: "image.builder",
+		What: fmt.Sprintf("build image %q: neither a running docker nor podman nor buildah is here", w.Ref),
+		Fix:  "sudo apt-get install buildah",
+		Kind: flint.ErrNotFound,
+	}
+	if dockerWorks {
+		f.What = fmt.Sprintf("build image %q on the local image %s: docker cannot do that", w.Ref, localBase)
+	}
+	return nil, f
+}
+
+// dockerAnswers reports whether docker's daemon is there. The client without the daemon builds nothing.
+func dockerAnswers(ctx context.Context, path string) bool {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	return tool{path: path, args: []string{"version", "--format", "{{.Server.Version}}"}}.run(ctx) == nil
+}
+
+// out is where the image is put: a layout, or docker's archive.
+func (b *build) out() string {
+	if b.name == "docker" {
+		return filepath.Join(b.dir, "image.tar")
+	}
+	return filepath.Join(b.dir, "layout")
+}
+
+func (b *build) build(ctx context.Context) error {
+	if b.name == "docker" {
+		return b.withDocker(ctx)
+	}
+	return b.withStorage(ctx)
+}
+
+func (b *build) withDocker(ctx context.Context) error {
+	args := append([]string{"build", "--file", b.file, "--tag", b.tag}, b.buildArgs()...)
+	plain := []string{"BUILDKIT_PROGRESS=plain"}
+	if err := b.tool(append(args, filepath.Dir(b.file)), plain).run(ctx); err != nil {
+		return err
+	}
+	return b.tool([]string{"save", "--output", b.out(), b.tag}, nil).run(ctx)
+}
+
+// withStorage builds with podman or buildah, whose storage is kept in the store: its layers make the next build quick,
+// and nothing is left elsewhere.
+func (b *build) withStorage(ctx context.Context) error {
+	run, err := os.MkdirTemp("", "flint-") // podman refuses a path of more than 50 bytes
+	if err != nil {
+		return fmt.Errorf("make run directory: %w", err)
+	}
+	defer os.RemoveAll(run)
+	global := []string{"--root", filepath.Join(b.storage, "storage"), "--runroot", run}
+	with := func(args ...string) tool { return b.tool(append(global[:len(global):len(global)], args...), nil) }
+
+	args := []string{"build", "--layers", "--force-rm", "--timestamp", "0", "--file", b.file, "--tag", b.tag}
+	if !unifiedCgroups() {
+		args = append(args, "--isolation", "chroot")
+	}
+	args = append(append(args, b.buildArgs()...), filepath.Dir(b.file))
+	if err := with(args...).run(ctx); err != nil {
+		b.tidy(ctx, with)
+		return err
+	}
+	if err := with("push", b.tag, ociPrefix+b.out()).run(ctx); err != nil {
+		return err
+	}
+	// Layers no build uses any more. A build that went well is not failed for them.
+	prune := with("rmi", "--prune")
+	if b.name == "podman" {
+		prune = with("image", "prune", "--force")
+	}
+	prune.line = nil
+	if err := prune.run(ctx); err != nil && ctx.Err() != nil {
+		return err
+	}
+	return nil
+}
+
+// tidy removes the working containers of a build that failed or was ended. The storage is ours alone and locked.
+func (b *build) tidy(ctx context.Context, with func(args ...string) tool) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	defer cancel()
+	t := with("rm", "--all")
+	if b.name == "podman" {
+		t = with("rm", "--all", "--force")
+	}
+	if err := t.run(ctx); err != nil {
+		b.line("remove working containers: " + err.Error())
+	}
+}
+
+func (b *build) tool(args, env []string) tool {
+	return tool{path: b.path, args: args, env: env, line: b.line}
+}
+
+func (b *build) buildArgs() []string {
+	var list []string
+	kv := sortedArgs(b.args)
+	for i := 0; i < len(kv); i += 2 {
+		list = append(list, "--build-arg", kv[i]+"="+kv[i+1])
+	}
+	return list
+}
+
+// unifiedCgroups reports whether the host has cgroup v2 only. Container runtimes refuse the hybrid layout, and builds
+// then run with chroot isolation, which needs no cgroups.
+func unifiedCgroups() bool {
+	var st unix.Statfs_t
+	return unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
+}

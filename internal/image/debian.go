@@ -1,0 +1,162 @@
+package image
+
+import (
+	"bufio"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"flint"
+)
+
+// fallbackSuite is the Debian release DebianBase makes where the host is not Debian.
+const fallbackSuite = "bookworm"
+
+// suiteName is what a Debian suite may be called; it becomes an argument and a file name.
+var suiteName = regexp.MustCompile(`^[a-z][a-z0-9-]{1,30}$`)
+
+// DebianBase makes a minimal Debian root as an OCI layout and returns its reference, "oci:/absolute/path:latest", for
+// use as a build argument in Want.BuildArgs or as Want.Ref. It serves where no registry can be reached: mmdebstrap
+// fetches and verifies the packages from the mirrors it uses by itself. An empty suite means the host's own release on
+// Debian, else bookworm. A suite once made is kept.
+func (s *Store) DebianBase(ctx context.Context, suite string, p flint.Progress) (ref string, err error) {
+	if suite == "" {
+		suite = hostSuite("/etc/os-release")
+	}
+	if !suiteName.MatchString(suite) {
+		return "", &flint.Fault{
+			Code: "image.suite", What: fmt.Sprintf("make a Debian base: %q is not a suite's name", suite),
+			Fix: "name a Debian release, such as bookworm", Kind: flint.ErrConfig,
+		}
+	}
+	name := suite + "-" + runtime.GOARCH
+	dir := s.path(debianDir, name)
+	ref = ociPrefix + dir + ":latest"
+	step := "make Debian base " + suite
+	unlock, err := s.lock(ctx, "debian-"+name)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if isRegular(filepath.Join(dir, "index.json")) {
+		p.Step(step)("cached", nil)
+		return ref, nil
+	}
+	done := p.Step(step)
+	err = s.bootstrap(ctx, suite, dir, func(line string) { p.Report(flint.Milestone{Step: step, Line: line}) })
+	if err != nil {
+		done("", err)
+		return "", err
+	}
+	done(ref, nil)
+	return ref, nil
+}
+
+func (s *Store) bootstrap(ctx context.Context, suite, dir string, line func(string)) error {
+	path, err := exec.LookPath("mmdebstrap")
+	if err != nil {
+		return &flint.Fault{
+			Code: "image.mmdebstrap", What: "make a Debian base: mmdebstrap is not installed",
+			Fix: "sudo apt-get install mmdebstrap", Kind: flint.ErrNotFound, Err: err,
+		}
+	}
+	tmp, release, err := s.work()
+	if err != nil {
+		return err
+	}
+	defer release()
+	archive := filepath.Join(tmp, "root.tar")
+	mode := "--mode=unshare"
+	if os.Geteuid() == 0 {
+		mode = "--mode=root"
+	}
+	t := tool{
+		path: path, args: []string{mode, "--variant=minbase", suite, archive}, line: line,
+		env: []string{"SOURCE_DATE_EPOCH=0", "TMPDIR=" + os.TempDir()},
+	}
+	var failed *toolError
+	if err := t.run(ctx); errors.As(err, &failed) {
+		return &flint.Fault{
+			Code: "image.mmdebstrap", What: "make a Debian base of " + suite,
+			Fix: "check the suite's name and that this machine reaches a Debian mirror (sudo apt-get update)", Err: err,
+		}
+	} else if err != nil {
+		return err
+	}
+	made := filepath.Join(tmp, "layout")
+	if err := layoutFromTar(archive, made); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("publish Debian base: %w", err)
+	}
+	if err := os.Rename(made, dir); err != nil {
+		return fmt.Errorf("publish Debian base: %w", err)
+	}
+	return nil
+}
+
+// layoutFromTar writes an OCI layout whose one image, tagged latest, has the tar as its only layer.
+func layoutFromTar(archive, dir string) error {
+	l, err := tarball.LayerFromFile(archive, tarball.WithCompressionLevel(gzip.BestSpeed))
+	if err != nil {
+		return fmt.Errorf("read layer: %w", err)
+	}
+	img, err := mutate.AppendLayers(empty.Image, l)
+	if err != nil {
+		return fmt.Errorf("make image: %w", err)
+	}
+	config, err := img.ConfigFile()
+	if err != nil {
+		return fmt.Errorf("make image: %w", err)
+	}
+	config = config.DeepCopy()
+	config.OS, config.Architecture = "linux", runtime.GOARCH
+	config.Config.Cmd = []string{"/bin/bash"}
+	config.Config.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	if img, err = mutate.ConfigFile(img, config); err != nil {
+		return fmt.Errorf("make image: %w", err)
+	}
+	to, err := layout.Write(dir, empty.Index)
+	if err != nil {
+		return fmt.Errorf("write layout: %w", err)
+	}
+	err = to.AppendImage(img, layout.WithAnnotations(map[string]string{refAnnotation: "latest"}),
+		layout.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}))
+	if err != nil {
+		return fmt.Errorf("write layout: %w", err)
+	}
+	return nil
+}
+
+// hostSuite reads the release's code name from an os-release file, if that is Debian's.
+func hostSuite(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return fallbackSuite
+	}
+	defer f.Close()
+	fields := map[string]string{}
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if k, v, ok := strings.Cut(lines.Text(), "="); ok {
+			fields[k] = strings.Trim(v, `"'`)
+		}
+	}
+	if fields["ID"] != "debian" || !suiteName.MatchString(fields["VERSION_CODENAME"]) {
+		return fallbackSuite
+	}
+	return fields["VERSION_CODENAME"]
+}

@@ -1,0 +1,260 @@
+package image
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"flint"
+)
+
+// Drive is a read-only ext4 image of a directory.
+type Drive struct {
+	Digest  string      // "sha256:…" of the content; names the file
+	Path    string      // readable by all
+	Size    flint.Bytes // of the file
+	Version string      // first line of the file "version" in the directory; empty without one
+}
+
+const (
+	startFile   = "start"   // what the agent runs; see Drive
+	versionFile = "version" // what the drive holds, for people
+)
+
+// maxDrive bounds a drive; the official runner with all its tools has some 700 MiB.
+const maxDrive = 8 * flint.GiB
+
+// Drive makes a read-only image of a directory that holds a runner. All files belong to root and have no times, so that
+// the same files always give the same digest.
+//
+// The directory must have an executable file "start" at its top: the agent runs it as user runner in the work directory,
+// and it reads one line from its standard input, the encoded JIT configuration, runs at most one job and exits as the
+// runner did. The drive is read-only, so what the runner writes goes to the work directory.
+func (s *Store) Drive(ctx context.Context, dir string, p flint.Progress) (Drive, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return Drive{}, fmt.Errorf("make runner drive: %w", err)
+	}
+	if info, err := os.Stat(filepath.Join(dir, startFile)); err != nil || !info.Mode().IsRegular() || info.Mode()&0o111 == 0 {
+		return Drive{}, &flint.Fault{
+			Code: "runner.start", What: fmt.Sprintf("make runner drive of %s: it has no executable file %q", dir, startFile),
+			Fix:  "put a script there that reads the JIT configuration from standard input and runs the runner once",
+			Kind: flint.ErrConfig, Err: err,
+		}
+	}
+	digest, err := s.contextDigest(ctx, dir)
+	if err != nil {
+		return Drive{}, fmt.Errorf("make runner drive: %w", err)
+	}
+	key := keyOf(flatVersion, "drive", digest)
+	unlock, err := s.lock(ctx, key)
+	if err != nil {
+		return Drive{}, err
+	}
+	defer unlock()
+	if d, ok := s.recallDrive(key); ok {
+		p.Step("make runner drive")("cached", nil)
+		return d, nil
+	}
+	done := p.Step("make runner drive")
+	d := Drive{Version: readVersion(filepath.Join(dir, versionFile))}
+	d.Digest, d.Path, d.Size, err = s.writeImage(ctx, driveDir, []layer{{open: func() (io.ReadCloser, error) { return tarOf(ctx, dir), nil }}}, maxDrive)
+	if err == nil {
+		err = s.remember(key, d)
+	}
+	if err != nil {
+		done("", err)
+		return Drive{}, fmt.Errorf("make runner drive of %s: %w", dir, err)
+	}
+	done(fmt.Sprintf("%.19s, %s", d.Digest, d.Size), nil)
+	return d, nil
+}
+
+func (s *Store) recallDrive(key string) (Drive, bool) {
+	var d Drive
+	if !s.recall(key, &d) {
+		return Drive{}, false
+	}
+	d.Path = s.path(driveDir, fileName(d.Digest))
+	info, err := os.Stat(d.Path)
+	return d, err == nil && info.Mode().IsRegular() && info.Size() == int64(d.Size)
+}
+
+func readVersion(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	line, _, _ := strings.Cut(string(b), "\n")
+	return strings.TrimSpace(line)
+}
+
+// tarOf streams a directory as a tar. Closing the stream ends the goroutine that writes it.
+func tarOf(ctx context.Context, dir string) io.ReadCloser {
+	r, w := io.Pipe()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		t := tar.NewWriter(w)
+		err := eachFile(ctx, dir, func(path string, info fs.FileInfo) error { return addFile(t, dir, path, info) })
+		if err == nil {
+			err = t.Close()
+		}
+		w.CloseWithError(err)
+	}()
+	return tarStream{r, ended}
+}
+
+type tarStream struct {
+	*io.PipeReader
+	ended chan struct{}
+}
+
+func (t tarStream) Close() error {
+	err := t.PipeReader.Close()
+	<-t.ended
+	return err
+}
+
+// addFile writes one file, owned by root and without times.
+func addFile(t *tar.Writer, dir, path string, info fs.FileInfo) error {
+	rel, err := filepath.Rel(dir, path)
+	if err != nil {
+		return err
+	}
+	target := ""
+	switch info.Mode().Type() {
+	case 0, fs.ModeDir:
+	case fs.ModeSymlink:
+		if target, err = os.Readlink(path); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("%s is neither a file, a directory nor a symbolic link", path)
+	}
+	h, err := tar.FileInfoHeader(info, target)
+	if err != nil {
+		return err
+	}
+	*h = tar.Header{
+		Typeflag: h.Typeflag, Name: filepath.ToSlash(rel), Linkname: h.Linkname, Size: h.Size, Mode: h.Mode & 0o777,
+		ModTime: time.Unix(0, 0), Format: tar.FormatPAX,
+	}
+	if err := t.WriteHeader(h); err != nil || h.Typeflag != tar.TypeReg {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.Copy(t, f)
+	return err
+}
+
+// DemoRunner builds the runner that `flint demo` uses, from the module in moduleDir, and makes its drive. It is a
+// third-party program that speaks GitHub's protocol; it is meant for demonstrations and tests.
+func (s *Store) DemoRunner(ctx context.Context, moduleDir string, p flint.Progress) (Drive, error) {
+	moduleDir, err := filepath.Abs(moduleDir)
+	if err != nil {
+		return Drive{}, fmt.Errorf("build demo runner: %w", err)
+	}
+	digest, err := s.contextDigest(ctx, moduleDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Drive{}, &flint.Fault{
+			Code: "runner.build", What: "build demo runner: its module is not there",
+			Fix: "run flint from its source tree, which has images/demo-runner", Kind: flint.ErrNotFound, Err: err,
+		}
+	}
+	if err != nil {
+		return Drive{}, fmt.Errorf("build demo runner: %w", err)
+	}
+	key := keyOf(flatVersion, "demo-runner", digest, runtime.GOARCH)
+	unlock, err := s.lock(ctx, key)
+	if err != nil {
+		return Drive{}, err
+	}
+	defer unlock()
+	if d, ok := s.recallDrive(key); ok {
+		p.Step("build demo runner")("cached", nil)
+		return d, nil
+	}
+	out, release, err := s.work()
+	if err != nil {
+		return Drive{}, err
+	}
+	defer release()
+	if err := BuildDemoRunner(ctx, moduleDir, out, p); err != nil {
+		return Drive{}, err
+	}
+	d, err := s.Drive(ctx, out, p)
+	if err != nil {
+		return Drive{}, err
+	}
+	return d, s.remember(key, d)
+}
+
+// demoRunner is the program of the demo runner's module.
+const demoRunner = "github.com/ChristopherHX/github-act-runner"
+
+// BuildDemoRunner builds the demo runner with the go command into outDir, beside the module's start script and a version
+// file. The modules it needs are verified against the module's own go.sum.
+func BuildDemoRunner(ctx context.Context, moduleDir, outDir string, p flint.Progress) error {
+	path, err := exec.LookPath("go")
+	if err != nil {
+		return &flint.Fault{
+			Code: "runner.go", What: "build demo runner: the go command is not here",
+			Fix: "install Go 1.26 or newer from https://go.dev/dl and put it on the PATH", Kind: flint.ErrNotFound, Err: err,
+		}
+	}
+	const step = "build demo runner"
+	done := p.Step(step)
+	var version string
+	t := tool{
+		path: path, dir: moduleDir,
+		env: []string{"CGO_ENABLED=0", "GOOS=linux", "GOARCH=" + runtime.GOARCH, "GOFLAGS=", "GOWORK=off"},
+	}
+	build, list := t, t
+	build.args = []string{"build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", filepath.Join(outDir, filepath.Base(demoRunner)), demoRunner}
+	build.line = func(line string) { p.Report(flint.Milestone{Step: step, Line: line}) }
+	list.args = []string{"list", "-mod=readonly", "-m", "-f", "{{.Path}} {{.Version}}", demoRunner}
+	list.line = func(line string) { version = line }
+	if err = build.run(ctx); err == nil {
+		err = list.run(ctx)
+	}
+	if err == nil {
+		err = copyDemoFiles(moduleDir, outDir, version)
+	}
+	var failed *toolError
+	if errors.As(err, &failed) {
+		err = &flint.Fault{
+			Code: "runner.build", What: step,
+			Fix: "check that this machine reaches the Go module proxy (go env GOPROXY); the go command's own message is above", Err: err,
+		}
+	}
+	done(version, err)
+	return err
+}
+
+func copyDemoFiles(moduleDir, outDir, version string) error {
+	start, err := os.ReadFile(filepath.Join(moduleDir, startFile))
+	if err != nil {
+		return fmt.Errorf("copy start script: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(outDir, startFile), start, 0o755); err != nil {
+		return fmt.Errorf("copy start script: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(outDir, versionFile), []byte(version+"\n"), 0o644); err != nil {
+		return fmt.Errorf("write version: %w", err)
+	}
+	return nil
+}

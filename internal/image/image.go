@@ -1,0 +1,294 @@
+// Package image makes the disks a VM starts with: base images from Dockerfiles, OCI images and Debian suites, the
+// read-only drive with the runner software, and the empty scratch disk.
+//
+// A base image is one ext4 file named by the digest of its content, made without root and without mounting anything,
+// shared read-only by all VMs. Layers are hostile input: they are bounded, strictly parsed, and nothing in them can name
+// a file outside the image being made. The package must not know VMs, GitHub or the network, must not keep anything
+// outside its own directory, and must not let a type of the container libraries out.
+package image
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flint"
+)
+
+// Store is a directory that holds images, what was needed to make them, and what is remembered about them. Several
+// processes may use one at the same time: each thing is made once, under a lock, and appears whole or not at all.
+type Store struct {
+	dir string
+	log *slog.Logger
+}
+
+// DefaultLimit is the largest flattened image made when Want.Limit is 0.
+const DefaultLimit = 64 * flint.GiB
+
+// Base is a base image: a read-only root file system.
+type Base struct {
+	Digest string      `json:"digest"`         // "sha256:…" of the content; names the file, unless an .ext4 file is used as it is
+	Path   string      `json:"path"`           // the ext4 file, readable by all
+	Size   flint.Bytes `json:"size"`           // of the file
+	Env    []string    `json:"env,omitempty"`  // KEY=value, as the image says
+	User   string      `json:"user,omitempty"` // user[:group], names or numbers
+	Dir    string      `json:"dir,omitempty"`  // working directory
+	Cmd    []string    `json:"cmd,omitempty"`  // entrypoint and command
+}
+
+// Want says which image.
+type Want struct {
+	// Ref is, in the order tried: a directory with a Dockerfile (or Containerfile) or such a file itself; an OCI layout
+	// directory, with an optional :tag and an optional "oci:" in front; a docker or OCI archive; an ext4 file, used as it is; a
+	// reference to an image in a registry.
+	Ref       string
+	BuildArgs map[string]string // for a Dockerfile; the value "oci:/absolute/path:tag" names a local image
+	Limit     flint.Bytes       // of the flattened image; 0: DefaultLimit
+	Progress  flint.Progress
+}
+
+// The directories of a store.
+const (
+	baseDir    = "base"       // <digest>.ext4, readable by all
+	driveDir   = "drive"      // <digest>.ext4, readable by all
+	recordDir  = "record"     // <key>.json: what an input gave
+	lockDir    = "lock"       // <key>: held while it is made
+	tmpDir     = "tmp"        // one directory per work in progress, locked by its owner
+	debianDir  = "debian"     // OCI layouts made by DebianBase
+	builderDir = "containers" // storage of buildah or podman
+)
+
+// Open opens the store in dir, making what is missing, and removes what killed processes left half made.
+func Open(dir string, log *slog.Logger) (*Store, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open image store: %w", err)
+	}
+	for name, mode := range map[string]os.FileMode{
+		"": 0o755, baseDir: 0o755, driveDir: 0o755,
+		recordDir: 0o700, lockDir: 0o700, tmpDir: 0o700, debianDir: 0o755, builderDir: 0o700,
+	} {
+		if err := os.MkdirAll(filepath.Join(dir, name), mode); err != nil {
+			return nil, fmt.Errorf("open image store: %w", err)
+		}
+	}
+	s := &Store{dir: dir, log: log}
+	s.sweep()
+	return s, nil
+}
+
+// path is a path inside the store.
+func (s *Store) path(elem ...string) string {
+	return filepath.Join(append([]string{s.dir}, elem...)...)
+}
+
+// sweep removes the work directories whose owners are gone. The lock on each tells; a young one may not be locked yet.
+func (s *Store) sweep() {
+	entries, err := os.ReadDir(s.path(tmpDir))
+	if err != nil {
+		s.log.Warn("read temporary directory of the image store", "err", err)
+		return
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil || time.Since(info.ModTime()) < time.Minute {
+			continue
+		}
+		path := s.path(tmpDir, e.Name())
+		f, err := os.Open(path)
+		if err != nil {
+			continue
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			s.log.Info("removing what an interrupted build left", "path", path)
+			if err := os.RemoveAll(path); err != nil {
+				s.log.Warn("remove leftover", "err", err)
+			}
+		}
+		f.Close()
+	}
+}
+
+// work makes a private directory for work in progress. Call release when done; nothing in the directory survives it.
+func (s *Store) work() (dir string, release func(), err error) {
+	dir, err = os.MkdirTemp(s.path(tmpDir), "")
+	if err != nil {
+		return "", nil, fmt.Errorf("make work directory: %w", err)
+	}
+	remove := func() {
+		if err := os.RemoveAll(dir); err != nil {
+			s.log.Warn("remove work directory", "err", err)
+		}
+	}
+	f, err := os.Open(dir)
+	if err == nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_SH)
+	}
+	if err != nil {
+		remove()
+		return "", nil, fmt.Errorf("lock work directory: %w", err)
+	}
+	return dir, func() { remove(); f.Close() }, nil
+}
+
+// lock takes the lock of a key and waits for it as long as ctx lasts. Locks hold between processes too, and end with
+// the process that holds them.
+func (s *Store) lock(ctx context.Context, key string) (unlock func(), err error) {
+	f, err := os.OpenFile(s.path(lockDir, key), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock: %w", err)
+	}
+	wait := 5 * time.Millisecond
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", key, err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("wait for another build of the same: %w", context.Cause(ctx))
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, 250*time.Millisecond)
+	}
+}
+
+// keyOf names an input: the digest of its parts, each with its length.
+func keyOf(parts ...string) string {
+	h := sha256.New()
+	for _, p := range parts {
+		fmt.Fprintf(h, "%d:%s,", len(p), p)
+	}
+	return hexSum(h)
+}
+
+func hexSum(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)) }
+
+// sortedArgs lists build arguments as key, value, key, value in the order of the keys.
+func sortedArgs(args map[string]string) []string {
+	var list []string
+	for _, k := range slices.Sorted(maps.Keys(args)) {
+		list = append(list, k, args[k])
+	}
+	return list
+}
+
+// recall reads what was remembered under a key; false when there is nothing usable.
+func (s *Store) recall(key string, v any) bool {
+	b, err := os.ReadFile(s.path(recordDir, key+".json"))
+	if err != nil {
+		return false
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		s.log.Warn("ignoring an unreadable record of the image store", "key", key, "err", err)
+		return false
+	}
+	return true
+}
+
+// remember writes a record in place of an older one.
+func (s *Store) remember(key string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode record: %w", err)
+	}
+	f, err := os.CreateTemp(s.path(recordDir), key+".*.tmp")
+	if err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	defer os.Remove(f.Name()) // gone by then when all went well
+	_, err = f.Write(b)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), s.path(recordDir, key+".json"))
+	}
+	if err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	return nil
+}
+
+// recallBase reads a remembered base image and checks that its file is still there.
+func (s *Store) recallBase(key string) (Base, bool) {
+	var b Base
+	if !s.recall(key, &b) {
+		return Base{}, false
+	}
+	b.Path = s.path(baseDir, fileName(b.Digest))
+	info, err := os.Stat(b.Path)
+	if err != nil || !info.Mode().IsRegular() || info.Size() != int64(b.Size) {
+		return Base{}, false
+	}
+	return b, true
+}
+
+func fileName(digest string) string { return strings.TrimPrefix(digest, "sha256:") + ".ext4" }
+
+// writeImage flattens layers into a file of the store's directory kind and returns its digest, path and size.
+func (s *Store) writeImage(ctx context.Context, kind string, layers []layer, limit flint.Bytes) (digest, path string, size flint.Bytes, err error) {
+	tmp, release, err := s.work()
+	if err != nil {
+		return "", "", 0, err
+	}
+	defer release()
+	f, err := os.OpenFile(filepath.Join(tmp, "image"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return "", "", 0, fmt.Errorf("write image: %w", err)
+	}
+	defer f.Close()
+	if digest, err = flatten(ctx, layers, limit, f); err != nil {
+		return "", "", 0, err
+	}
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return "", "", 0, fmt.Errorf("write image: %w", err)
+	}
+	path = s.path(kind, fileName(digest))
+	if err := publish(f, path); err != nil {
+		return "", "", 0, err
+	}
+	return digest, path, flint.Bytes(end), nil
+}
+
+// publish gives a finished file its name. It is on disk before it is seen. A file of that name with that size has the
+// same content and is left alone: VMs may be using it.
+func publish(f *os.File, path string) error {
+	info, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("publish image: %w", err)
+	}
+	if old, err := os.Stat(path); err == nil && old.Size() == info.Size() {
+		return nil
+	}
+	if err := f.Chmod(0o644); err != nil {
+		return fmt.Errorf("publish image: %w", err)
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("publish image: %w", err)
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return fmt.Errorf("publish image: %w", err)
+	}
+	return nil
+}

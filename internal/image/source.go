@@ -1,0 +1,288 @@
+package image
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"flint"
+)
+
+// sourceKind says what a reference turned out to be.
+type sourceKind int
+
+const (
+	dockerfile sourceKind = iota + 1
+	ociLayout
+	archive
+	ext4File
+	registry
+)
+
+// source is a reference that was looked at.
+type source struct {
+	kind sourceKind
+	ref  string // as given
+	path string // absolute; of the Dockerfile, layout, archive or file
+	tag  string // of a layout; may be empty
+}
+
+// locate finds out what ref names.
+func locate(ref string) (source, error) {
+	if ref == "" {
+		return source{}, missing(ref, "no image is named", nil)
+	}
+	name, isOCI := strings.CutPrefix(ref, "oci:")
+	info, err := os.Stat(name)
+	tag := ""
+	if errors.Is(err, fs.ErrNotExist) {
+		if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+			if at, terr := os.Stat(name[:i]); terr == nil && at.IsDir() {
+				name, tag, info, err = name[:i], name[i+1:], at, nil
+			}
+		}
+	}
+	looksLocal := isOCI || strings.HasPrefix(name, "/") || strings.HasPrefix(name, "./") || strings.HasPrefix(name, "../") ||
+		name == "." || name == ".." || strings.HasSuffix(name, "/")
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && looksLocal:
+		return source{}, missing(ref, "there is no such file or directory", nil)
+	case errors.Is(err, fs.ErrNotExist):
+		return source{kind: registry, ref: ref}, nil
+	case err != nil:
+		return source{}, missing(ref, "it cannot be looked at", err)
+	}
+	path, err := filepath.Abs(name)
+	if err != nil {
+		return source{}, fmt.Errorf("find image %s: %w", ref, err)
+	}
+	s := source{ref: ref, path: path, tag: tag}
+	if info.IsDir() {
+		return s.inDirectory(isOCI)
+	}
+	return s.fromFile(info, isOCI)
+}
+
+// inDirectory tells a build context from an OCI layout.
+func (s source) inDirectory(isOCI bool) (source, error) {
+	if isRegular(filepath.Join(s.path, "oci-layout")) {
+		s.kind = ociLayout
+		return s, nil
+	}
+	if !isOCI && s.tag == "" {
+		for _, name := range []string{"Dockerfile", "Containerfile"} {
+			if file := filepath.Join(s.path, name); isRegular(file) {
+				s.kind, s.path = dockerfile, file
+				return s, nil
+			}
+		}
+	}
+	return source{}, missing(s.ref, "the directory holds neither a Dockerfile nor an OCI layout (no Dockerfile, Containerfile or oci-layout file)", nil)
+}
+
+// fromFile tells the kinds of files apart by what is in them, not by their names.
+func (s source) fromFile(info fs.FileInfo, isOCI bool) (source, error) {
+	if !info.Mode().IsRegular() || isOCI {
+		return source{}, missing(s.ref, "it is neither a directory nor an ordinary file", nil)
+	}
+	f, err := os.Open(s.path)
+	if err != nil {
+		return source{}, missing(s.ref, "it cannot be read", err)
+	}
+	defer f.Close()
+	var head [2048]byte
+	n, err := io.ReadFull(f, head[:])
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+		return source{}, missing(s.ref, "it cannot be read", err)
+	}
+	const superblock, magicAt = 1024, 0x38 // ext4's superblock and s_magic in it
+	switch {
+	case n == len(head) && binary.LittleEndian.Uint16(head[superblock+magicAt:]) == 0xEF53:
+		s.kind = ext4File
+	case n >= 512 && string(head[257:262]) == "ustar":
+		s.kind = archive
+	case n > 2 && head[0] == 0x1f && head[1] == 0x8b:
+		return source{}, missing(s.ref, "it is compressed; unpack it with gunzip first", nil)
+	case strings.HasSuffix(s.path, ".ext4"), strings.HasSuffix(s.path, ".tar"):
+		return source{}, missing(s.ref, "its content is not what its name says", nil)
+	default:
+		s.kind = dockerfile
+	}
+	return s, nil
+}
+
+func isRegular(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular()
+}
+
+func missing(ref, why string, err error) error {
+	f := &flint.Fault{
+		Code: "image.missing",
+		What: fmt.Sprintf("find image %q: %s", ref, why),
+		Fix:  "name a directory with a Dockerfile, an OCI layout directory, a docker or OCI archive (.tar), an ext4 file, or an image in a registry such as docker.io/library/debian:12",
+		Kind: flint.ErrNotFound,
+		Err:  err,
+	}
+	return f
+}
+
+// maxManifest bounds manifests, indexes and configurations, which are held in memory whole. Registries bound manifests
+// at 4 MiB.
+const maxManifest = 8 << 20
+
+// maxLayers bounds the layers of an image; Docker itself stops at 127.
+const maxLayers = 1024
+
+// checkImage refuses an image whose manifest alone asks for too much, before anything it names is read.
+func checkImage(img v1.Image, limit flint.Bytes) error {
+	m, err := img.Manifest()
+	if err != nil {
+		return fmt.Errorf("read manifest: %w", err)
+	}
+	if m.Config.Size > maxManifest || m.Config.Size < 0 {
+		return fmt.Errorf("configuration of %d bytes", m.Config.Size)
+	}
+	if len(m.Layers) > maxLayers {
+		return fmt.Errorf("%d layers, at most %d", len(m.Layers), maxLayers)
+	}
+	var sum int64
+	for _, l := range m.Layers {
+		if l.Size < 0 || l.Size > int64(limit) {
+			return fmt.Errorf("%w: layer of %d bytes", errTooBig, l.Size)
+		}
+		if sum += l.Size; sum > maxStream(limit) {
+			return fmt.Errorf("%w: layers of more than %s", errTooBig, flint.Bytes(maxStream(limit)))
+		}
+	}
+	return nil
+}
+
+// layersOf lists an image's layers, lowest first, each with the digest its configuration promises.
+func layersOf(img v1.Image) ([]layer, error) {
+	list, err := img.Layers()
+	if err != nil {
+		return nil, fmt.Errorf("list layers: %w", err)
+	}
+	var layers []layer
+	for i, l := range list {
+		id, err := l.DiffID()
+		if err != nil {
+			return nil, fmt.Errorf("layer %d: %w", i, err)
+		}
+		layers = append(layers, layer{open: l.Uncompressed, diffID: id.String()})
+	}
+	return layers, nil
+}
+
+// fromImage makes the base image of an OCI image, or finds it made.
+func (s *Store) fromImage(ctx context.Context, img v1.Image, limit flint.Bytes) (Base, error) {
+	if err := checkImage(img, limit); err != nil {
+		return Base{}, err
+	}
+	id, err := img.ConfigName()
+	if err != nil {
+		return Base{}, fmt.Errorf("read configuration: %w", err)
+	}
+	config, err := img.ConfigFile()
+	if err != nil {
+		return Base{}, fmt.Errorf("read configuration: %w", err)
+	}
+	// The configuration names every layer by the digest of its content, so its own digest stands for the image.
+	key := keyOf(flatVersion, "image", id.String())
+	if b, ok := s.recallBase(key); ok {
+		return b, nil
+	}
+	unlock, err := s.lock(ctx, key)
+	if err != nil {
+		return Base{}, err
+	}
+	defer unlock()
+	if b, ok := s.recallBase(key); ok {
+		return b, nil
+	}
+	layers, err := layersOf(img)
+	if err != nil {
+		return Base{}, err
+	}
+	b := Base{
+		Env:  config.Config.Env,
+		User: config.Config.User,
+		Dir:  config.Config.WorkingDir,
+		Cmd:  append(append([]string(nil), config.Config.Entrypoint...), config.Config.Cmd...),
+	}
+	if b.Digest, b.Path, b.Size, err = s.writeImage(ctx, baseDir, layers, limit); err != nil {
+		return Base{}, err
+	}
+	return b, s.remember(key, b)
+}
+
+// unpackArchive writes the blobs and the index of an OCI archive to dir, so that it can be read as a layout.
+func unpackArchive(ctx context.Context, path, dir string, limit flint.Bytes) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("open archive: %w", err)
+	}
+	defer f.Close()
+	left := maxStream(limit)
+	t := tar.NewReader(f)
+	for n := 0; ; n++ {
+		h, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read archive: %w", err)
+		}
+		name, err := cleanName(h.Name)
+		if err != nil {
+			return fmt.Errorf("entry %.256q: %w", h.Name, err)
+		}
+		if h.Typeflag != tar.TypeReg || !isLayoutFile(name) {
+			continue
+		}
+		if n > 16*maxLayers {
+			return fmt.Errorf("%w: %d files", errBudget, n)
+		}
+		if left -= h.Size; left < 0 {
+			return fmt.Errorf("%w: archive of more than %s", errTooBig, flint.Bytes(maxStream(limit)))
+		}
+		if err := writeFile(filepath.Join(dir, filepath.FromSlash(name)), contextReader{ctx, t}); err != nil {
+			return fmt.Errorf("unpack archive: %w", err)
+		}
+	}
+}
+
+// isLayoutFile reports whether name is one an OCI layout has: index.json, oci-layout, or a blob by its digest.
+func isLayoutFile(name string) bool {
+	if name == "index.json" || name == "oci-layout" {
+		return true
+	}
+	blob, ok := strings.CutPrefix(name, "blobs/sha256/")
+	return ok && len(blob) == 64 && strings.Trim(blob, "0123456789abcdef") == ""
+}
+
+// writeFile makes a file that must not exist yet, and the directories above it.
+func writeFile(path string, r io.Reader) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
