@@ -1,10 +1,12 @@
 package kernel
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path"
 	"strings"
 
@@ -156,11 +158,47 @@ func (p *preparer) depmod(ctx context.Context, dir, version string) error {
 		return storeFault(err)
 	}
 	_, err := p.run(ctx, dir, "depmod", "-C", conf, "-b", dir, version)
+	return depmodFault(ctx, "index the modules of kernel "+version, err)
+}
+
+// needDepmod fails where depmod is missing, before anything is fetched for nothing.
+func (p *preparer) needDepmod(ctx context.Context) error {
+	_, err := p.run(ctx, p.Dir, "depmod", "--version")
+	return depmodFault(ctx, "index the modules of a kernel", err)
+}
+
+func depmodFault(ctx context.Context, what string, err error) error {
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	return &flint.Fault{
-		Code: "kernel.depmod", What: "index the modules of kernel " + version, Err: err,
-		Fix: "install depmod (Debian and Ubuntu: apt-get install kmod)",
+	f := &flint.Fault{Code: "kernel.depmod", What: what, Err: err, Fix: "use a kernel whose module tree is whole"}
+	if errors.Is(err, exec.ErrNotFound) {
+		f.Fix = "install depmod (Debian and Ubuntu: apt-get install kmod)"
 	}
+	return f
+}
+
+var moduleSuffixes = []string{".ko", ".ko.xz", ".ko.zst", ".ko.gz"}
+
+// moduleName returns the name a module's file gives it, as the kernel writes it, or "" if the file is no module.
+func moduleName(file string) string {
+	base := path.Base(file)
+	for _, s := range moduleSuffixes {
+		if name, ok := strings.CutSuffix(base, s); ok && name != "" {
+			return strings.ReplaceAll(name, "-", "_")
+		}
+	}
+	return ""
+}
+
+// readModule returns a module, decompressed.
+func readModule(root *os.Root, name string) ([]byte, error) {
+	b, err := root.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	if bytes.HasPrefix(b, []byte("\x7fELF")) {
+		return b, nil
+	}
+	return decompress(b, 256<<20)
 }

@@ -65,6 +65,7 @@ func (p *preparer) entryDir(key string) string {
 func (p *preparer) ensure(ctx context.Context, o origin) (entry, error) {
 	dir := p.entryDir(o.key)
 	if e, ok := load(dir); ok {
+		p.Progress.Step("make kernel pack from "+o.name)("cached: "+e.Version, nil)
 		return e, nil
 	}
 	unlock, err := lock(ctx, dir+".lock")
@@ -87,6 +88,9 @@ func (p *preparer) ensure(ctx context.Context, o origin) (entry, error) {
 
 // build makes the kernel in a directory beside its place and moves it there. The lock is held.
 func (p *preparer) build(ctx context.Context, o origin, dir string) (entry, error) {
+	if err := p.needDepmod(ctx); err != nil {
+		return entry{}, err
+	}
 	work, done := dir+".work", dir+".new"
 	for _, d := range []string{work, done, dir} { // left by one who died, or damaged
 		if err := os.RemoveAll(d); err != nil {

@@ -1,0 +1,150 @@
+package kernel
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+)
+
+// origin is where a kernel's files come from.
+type origin struct {
+	name   string // for a person
+	key    string // names the content: equal keys, equal packs
+	unpack func(ctx context.Context, u *unpacked) error
+}
+
+// debsOrigin takes given .deb files.
+func debsOrigin(debs []string) (origin, error) {
+	sum := sha256.New()
+	for _, deb := range debs {
+		h, err := hashFile(deb)
+		if err != nil {
+			return origin{}, unpackFault(deb, err)
+		}
+		fmt.Fprintf(sum, "deb %s\n", h)
+	}
+	return origin{
+		name: filepath.Base(debs[0]),
+		key:  hex.EncodeToString(sum.Sum(nil)),
+		unpack: func(ctx context.Context, u *unpacked) error {
+			for _, deb := range debs {
+				if err := addDebFile(ctx, u, deb); err != nil {
+					return unpackFault(deb, err)
+				}
+			}
+			return nil
+		},
+	}, nil
+}
+
+func addDebFile(ctx context.Context, u *unpacked, deb string) error {
+	f, err := os.Open(deb)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return u.addDeb(ctx, f)
+}
+
+// filesOrigin takes a given kernel and module tree, such as the host's own.
+func filesOrigin(vmlinuz, tree string) (origin, error) {
+	real, err := filepath.EvalSymlinks(tree)
+	if err != nil {
+		return origin{}, unpackFault(tree, err)
+	}
+	version := filepath.Base(real)
+	config := ""
+	for _, c := range []string{filepath.Join(filepath.Dir(vmlinuz), "config-"+version), filepath.Join(real, "config")} {
+		if _, err := os.Stat(c); err == nil {
+			config = c
+			break
+		}
+	}
+	sum := sha256.New()
+	for _, f := range []string{vmlinuz, config} {
+		if f == "" {
+			continue
+		}
+		h, err := hashFile(f)
+		if err != nil {
+			return origin{}, unpackFault(f, err)
+		}
+		fmt.Fprintf(sum, "file %s\n", h)
+	}
+	var files []string
+	err = filepath.WalkDir(real, func(p string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(real, p)
+		if err != nil || !d.Type().IsRegular() || !wantedModuleFile(rel) {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		files = append(files, rel)
+		fmt.Fprintf(sum, "module %q %d %d\n", rel, info.Size(), info.ModTime().UnixNano())
+		return nil
+	})
+	if err != nil {
+		return origin{}, unpackFault(tree, err)
+	}
+	return origin{
+		name: vmlinuz,
+		key:  hex.EncodeToString(sum.Sum(nil)),
+		unpack: func(ctx context.Context, u *unpacked) error {
+			from := map[string]string{"boot/vmlinuz-" + version: vmlinuz}
+			if config != "" {
+				from["boot/config-"+version] = config
+			}
+			for _, f := range files {
+				from["lib/modules/"+version+"/"+f] = filepath.Join(real, f)
+			}
+			return u.copyFiles(ctx, from)
+		},
+	}, nil
+}
+
+func (u *unpacked) copyFiles(ctx context.Context, from map[string]string) error {
+	for to, src := range from {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		err := func() error {
+			f, err := os.Open(src)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			info, err := f.Stat()
+			if err != nil {
+				return err
+			}
+			return u.add(to, info.Size(), f)
+		}()
+		if err != nil {
+			return unpackFault(src, err)
+		}
+	}
+	return nil
+}
+
+// hashFile returns the SHA-256 of a file, in hexadecimal.
+func hashFile(name string) (string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
