@@ -59,9 +59,9 @@ type Driver struct {
 
 var _ vm.Driver = (*Driver)(nil)
 
-// New finds QEMU and decides how to run it, which takes up to a second where KVM must be probed and does not work. Its
-// errors are faults: qemu.missing, qemu.kvm, qemu.accel.
-func New(c Config) (*Driver, error) {
+// New finds QEMU and decides how to run it. It takes up to a second where KVM must be probed and does not work, less if
+// ctx ends. Its errors are faults: qemu.missing, qemu.kvm, qemu.accel.
+func New(ctx context.Context, c Config) (*Driver, error) {
 	d := &Driver{uid: c.UID, gid: c.GID, log: c.Log}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
@@ -77,7 +77,7 @@ func New(c Config) (*Driver, error) {
 		return nil, err
 	}
 	d.firmware = findFirmware()
-	if err = d.choose(c.Accel); err != nil {
+	if err = d.choose(ctx, c.Accel); err != nil {
 		return nil, err
 	}
 	if d.accel == TCG {
@@ -96,7 +96,7 @@ func New(c Config) (*Driver, error) {
 // Accel returns the accelerator in use, KVM or TCG, and what the probe of KVM said; its zero value when nothing was probed.
 func (d *Driver) Accel() (Accel, vm.KVMStatus) { return d.accel, d.kvm }
 
-func (d *Driver) choose(a Accel) error {
+func (d *Driver) choose(ctx context.Context, a Accel) error {
 	switch a {
 	case TCG:
 		d.accel = TCG
@@ -108,7 +108,7 @@ func (d *Driver) choose(a Accel) error {
 			Fix: "set it to auto, kvm or tcg", Err: errors.New("there is no such accelerator"),
 		}
 	}
-	d.kvm = vm.ProbeKVM(context.Background())
+	d.kvm = vm.ProbeKVM(ctx)
 	if d.kvm.State == vm.KVMWorks {
 		d.accel = KVM
 		return nil
