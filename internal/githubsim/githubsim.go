@@ -1,0 +1,189 @@
+// Package githubsim is a GitHub that real clients and real runners can talk to, without GitHub: the scale set API, JIT
+// registration, the runner's sessions, its run service, results and live log. Tests and `flint demo` stand on it.
+//
+// It plans real workflow files and hands their `run:` steps to whoever is registered; it never runs a step itself,
+// never opens a network connection, and keeps everything in memory. Its HTTP side faces guests, so every body is
+// bounded and every token checked. It must not know any other room of flint: to it, the coordinator is one more client.
+package githubsim
+
+import (
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"flint"
+)
+
+// Config says what the simulated GitHub is. URL, Owner and Repo are required.
+type Config struct {
+	URL   string // base URL as guests and the coordinator reach it: http://10.80.0.1:8080, without a path
+	Owner string // the organisation
+	Repo  string // the repository all runs belong to
+	Log   *slog.Logger
+	// Observe is called for every Event, in order, one at a time. It must not block for long; it may call the Server.
+	Observe func(Event)
+
+	Poll        time.Duration // how long an empty long poll lasts; 50 s when zero. Runners give up after 100 s
+	Lease       time.Duration // a job whose runner has not renewed it for this long has failed; 10 min when zero. Runners renew every 60 s
+	QueueToken  time.Duration // life of a message queue token, after which a session must be refreshed; 1 h when zero
+	SessionIdle time.Duration // a scale set session without a poll for this long gives way to a new one; 1 min when zero
+	// Acquire makes the coordinator acquire each job (JobAvailable, then acquirejobs), as GitHub Enterprise Server does.
+	// Otherwise jobs are assigned without asking, as on github.com.
+	Acquire bool
+}
+
+// App is the GitHub App whose credentials the coordinator is configured with.
+type App struct {
+	ID             int64
+	InstallationID int64
+	PrivateKeyPEM  flint.Secret // PKCS #1
+}
+
+// Server is the simulated GitHub. Its methods may be called from any goroutine.
+type Server struct {
+	cfg    Config
+	app    App
+	appKey *rsa.PublicKey
+	signer []byte // of the admin tokens, which are JWTs because clients read their expiry
+	creds  *credentials
+	hub    *hub
+	feeds  feeds
+}
+
+// adminTokenLife is that of the token runner-registration hands out; github.com's lives about 17 minutes.
+const adminTokenLife = 17 * time.Minute
+
+// New makes a simulated GitHub with one App installed. Nothing listens yet: serve its Handler.
+func New(cfg Config) (*Server, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return nil, fmt.Errorf("make the App's key: %w", err)
+	}
+	block := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
+	s := &Server{
+		cfg:    cfg,
+		app:    App{ID: 1001, InstallationID: 2002, PrivateKeyPEM: flint.Secret(block)},
+		appKey: &key.PublicKey,
+		signer: randomBytes(32),
+		creds:  newCredentials(),
+		hub:    newHub(cfg),
+	}
+	return s, nil
+}
+
+func (c *Config) complete() error {
+	u, err := url.Parse(c.URL)
+	if err == nil && (u.Host == "" || strings.Trim(u.Path, "/") != "" || (u.Scheme != "http" && u.Scheme != "https")) {
+		err = errors.New("want http://host:port")
+	}
+	if err != nil {
+		return fmt.Errorf("read base URL %q: %w", c.URL, err)
+	}
+	c.URL = strings.TrimRight(c.URL, "/")
+	if c.Owner == "" || c.Repo == "" {
+		return errors.New("make simulated GitHub: owner and repository are required")
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, d := range []struct {
+		v   *time.Duration
+		def time.Duration
+	}{
+		{&c.Poll, 50 * time.Second},
+		{&c.Lease, 10 * time.Minute},
+		{&c.QueueToken, time.Hour},
+		{&c.SessionIdle, time.Minute},
+	} {
+		if *d.v <= 0 {
+			*d.v = d.def
+		}
+	}
+	return nil
+}
+
+// App returns what the coordinator's configuration needs to authenticate.
+func (s *Server) App() App { return s.app }
+
+// Handler returns the HTTP side. Its server should set ReadHeaderTimeout but neither ReadTimeout nor WriteTimeout,
+// which would cut the long polls short.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	s.routeREST(mux)
+	s.routeScaleSets(mux)
+	s.routeOAuth(mux)
+	s.routeBroker(mux)
+	s.routeRunService(mux)
+	s.routeResults(mux)
+	mux.HandleFunc("GET /feed", s.serveFeed)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		s.cfg.Log.Warn("refuse unknown route", "method", r.Method, "path", clip(r.URL.Path, 200))
+		writeError(w, errNotFound("no such route"))
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Runners join base URLs and paths carelessly and ask for //session.
+		r.URL.Path = collapseSlashes(r.URL.Path)
+		r.URL.RawPath = ""
+		s.cfg.Log.Debug("serve", "method", r.Method, "path", clip(r.URL.Path, 200))
+		mux.ServeHTTP(w, r)
+	})
+}
+
+func collapseSlashes(p string) string {
+	if !strings.Contains(p, "//") {
+		return p
+	}
+	return "/" + strings.Join(slices.DeleteFunc(strings.Split(p, "/"), func(s string) bool { return s == "" }), "/")
+}
+
+// Close ends every long poll and live log, and stops every timer. Runs that are not over stay as they are, and Wait
+// returns an error for them.
+func (s *Server) Close() {
+	s.hub.close()
+	s.feeds.close()
+}
+
+// RunnerInfo is one registration GitHub still has.
+type RunnerInfo struct {
+	ID       int64
+	Name     string
+	ScaleSet string // name
+	Online   bool   // it has a session
+	Busy     bool   // it has a job
+}
+
+// Runners returns the registrations that still exist, in the order they were made. None left means none leaked.
+func (s *Server) Runners() []RunnerInfo { return s.hub.runnerInfos() }
+
+// ScaleSetInfo is one scale set as GitHub sees it.
+type ScaleSetInfo struct {
+	ID       int64
+	Name     string
+	Labels   []string
+	Owner    string // of its session; empty when it has none
+	Capacity int    // what its last poll advertised; -1 before the first
+	Assigned int    // jobs assigned, those that run included
+	Running  int
+}
+
+// Inventory is everything the simulated GitHub holds for its clients.
+type Inventory struct {
+	ScaleSets []ScaleSetInfo
+	Runners   []RunnerInfo
+	OpenJobs  int // jobs of all runs that are not over
+}
+
+// Inventory returns what there is now.
+func (s *Server) Inventory() Inventory { return s.hub.inventory() }

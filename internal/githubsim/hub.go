@@ -1,0 +1,151 @@
+package githubsim
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+// hub is the state behind the services: scale sets and their sessions, registered runners, runs and their jobs. It
+// knows nothing of HTTP. Methods take the lock themselves, except those whose comment says that the caller holds it.
+type hub struct {
+	cfg    Config
+	now    func() time.Time
+	events eventQueue
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced at every change, for the long polls
+	ended   chan struct{} // closed by close
+	lastID  int64
+	sets    []*scaleSet
+	runners []*runner
+	runs    []*Run
+	jobs    map[string]*job // by id
+	blobs   map[string]*blob
+}
+
+func newHub(cfg Config) *hub {
+	return &hub{
+		cfg: cfg, now: time.Now, events: eventQueue{observe: cfg.Observe},
+		changed: make(chan struct{}), ended: make(chan struct{}),
+		jobs: map[string]*job{}, blobs: map[string]*blob{},
+	}
+}
+
+// change runs f under the lock, wakes the long polls, and then lets the observer see what f emitted.
+func (h *hub) change(f func()) {
+	h.mu.Lock()
+	f()
+	close(h.changed)
+	h.changed = make(chan struct{})
+	h.mu.Unlock()
+	h.events.deliver()
+}
+
+// read runs f under the lock.
+func (h *hub) read(f func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f()
+}
+
+// await calls try under the lock, now and after every change, until it returns true. It returns false when d is over,
+// ctx is, or the hub is closed.
+func (h *hub) await(ctx context.Context, d time.Duration, try func() bool) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	for {
+		h.mu.Lock()
+		done, changed := try(), h.changed
+		h.mu.Unlock()
+		h.events.deliver()
+		if done {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			return false
+		case <-ctx.Done():
+			return false
+		case <-h.ended:
+			return false
+		}
+	}
+}
+
+func (h *hub) close() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.isClosed() {
+		return
+	}
+	close(h.ended)
+	for _, j := range h.jobs {
+		j.stopTimers()
+	}
+}
+
+// isClosed reports whether close was called. The caller holds the lock.
+func (h *hub) isClosed() bool {
+	select {
+	case <-h.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// id returns the next number for anything that has one. The caller holds the lock.
+func (h *hub) id() int64 {
+	h.lastID++
+	return h.lastID
+}
+
+// emit queues an event. The caller holds the lock.
+func (h *hub) emit(e Event, after func()) {
+	e.At = h.now()
+	h.events.add(e, after)
+}
+
+// emitJob queues an event of a job. The caller holds the lock.
+func (h *hub) emitJob(kind Kind, j *job, e Event) {
+	e.Kind, e.RunID, e.Run, e.JobID, e.Job = kind, j.run.id, j.run.wf.Name, j.id, j.name
+	if e.Runner == "" {
+		e.Runner = j.runnerName
+	}
+	h.emit(e, nil)
+}
+
+func (h *hub) runnerInfos() []RunnerInfo {
+	var infos []RunnerInfo
+	h.read(func() {
+		for _, x := range h.runners {
+			infos = append(infos, RunnerInfo{ID: x.id, Name: x.name, ScaleSet: x.set.name, Online: x.session != "", Busy: x.busy()})
+		}
+	})
+	return infos
+}
+
+func (h *hub) inventory() Inventory {
+	inv := Inventory{Runners: h.runnerInfos()}
+	h.read(func() {
+		for _, s := range h.sets {
+			st := h.statistics(s)
+			info := ScaleSetInfo{
+				ID: s.id, Name: s.name, Labels: slices.Clone(s.labels), Capacity: s.capacity, Assigned: st.Assigned, Running: st.Running,
+			}
+			if s.session != "" {
+				info.Owner = s.owner
+			}
+			inv.ScaleSets = append(inv.ScaleSets, info)
+		}
+		for _, j := range h.jobs {
+			if j.state != jobDone {
+				inv.OpenJobs++
+			}
+		}
+	})
+	return inv
+}

@@ -1,0 +1,295 @@
+package githubsim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"flint"
+)
+
+// Trigger is what starts a run. The zero value is a manual one.
+type Trigger struct {
+	Event  string            // github.event_name; "workflow_dispatch" when empty
+	Inputs map[string]string // of workflow_dispatch; the file's defaults fill in
+	Env    map[string]string // added to the workflow's env:, where it wins over the file
+}
+
+// Run is one run of a workflow.
+type Run struct {
+	id     int64
+	number int64
+	wf     *Workflow
+	event  string
+	inputs *object
+	env    []pair
+	hub    *hub
+	done   chan struct{} // closed after RunCompleted was observed
+
+	// guarded by the hub's lock
+	jobs       []*job
+	cancelled  bool
+	over       bool
+	conclusion Conclusion
+}
+
+type jobState int
+
+const (
+	jobWaiting    jobState = iota // for its needs
+	jobQueued                     // for a scale set
+	jobAvailable                  // offered to one, which has not acquired it
+	jobAssigned                   // a scale set has it; it waits for a runner
+	jobDispatched                 // a runner is told, and has not begun
+	jobRunning
+	jobDone
+)
+
+var jobStateNames = [...]string{"waiting", "queued", "queued", "assigned", "assigned", "in_progress", "completed"}
+
+// placed reports whether a scale set has the job and no runner has begun it.
+func (s jobState) placed() bool { return s == jobAvailable || s == jobAssigned || s == jobDispatched }
+
+// job is one job of a run. Its fields are guarded by the hub's lock, but for those set when the run is made.
+type job struct {
+	id      string // UUID: the coordinator's and the runner's name for it
+	number  int64  // the runnerRequestId
+	plan    string // UUID the runner repeats in most calls
+	request string // UUID by which the runner acquires it
+	run     *Run
+	spec    *jobSpec
+	name    string
+	labels  []string
+	matrix  *object // nil without a matrix
+	index   int     // within its matrix
+	total   int
+	mayFail bool // continue-on-error
+
+	state      jobState
+	conclusion Conclusion
+	outputs    map[string]string
+	set        *scaleSet
+	runner     *runner
+	runnerID   int64 // kept when the runner is gone
+	runnerName string
+
+	acknowledged bool // the runner has the job request
+	cancel       bool // the runner is to be told to cancel it
+	cancelTold   bool
+
+	queued, assigned, started, finished time.Time
+	lockedUntil                         time.Time
+	lease                               *time.Timer // ends it when it is not renewed
+	deadline                            *time.Timer // its timeout-minutes
+
+	steps    []*step
+	blobs    []*blob
+	blobSize int
+	feedSeen map[string]int // live log lines by step
+}
+
+func (j *job) stopTimers() {
+	for _, t := range []*time.Timer{j.lease, j.deadline} {
+		if t != nil {
+			t.Stop()
+		}
+	}
+}
+
+// step is one step of a job, or one the runner added to it.
+type step struct {
+	id         string // UUID
+	spec       *stepSpec
+	name       string
+	number     int
+	status     string // pending, in_progress, completed
+	conclusion Conclusion
+	started    time.Time
+	completed  time.Time
+}
+
+// Submit queues a run of a workflow. Its error is a *flint.Fault with code workflow.expression when a job's name, label
+// or continue-on-error cannot be worked out.
+func (s *Server) Submit(wf *Workflow, t Trigger) (*Run, error) {
+	h := s.hub
+	r := &Run{wf: wf, event: t.Event, hub: h, done: make(chan struct{}), inputs: newObject()}
+	if r.event == "" {
+		r.event = "workflow_dispatch"
+	}
+	for _, in := range wf.inputs {
+		r.inputs.set(in.name, in.value)
+	}
+	for _, k := range slices.Sorted(maps.Keys(t.Inputs)) {
+		r.inputs.set(k, t.Inputs[k])
+	}
+	r.env = slices.DeleteFunc(slices.Clone(wf.env), func(p pair) bool { _, ok := t.Env[p.name]; return ok })
+	for _, k := range slices.Sorted(maps.Keys(t.Env)) {
+		r.env = append(r.env, pair{k, t.Env[k]})
+	}
+	var err error
+	h.change(func() {
+		if h.isClosed() {
+			err = errors.New("submit run: the simulated GitHub is closed")
+			return
+		}
+		r.id = h.id()
+		r.number = int64(len(h.runs) + 1)
+		if err = h.planJobs(r); err != nil {
+			err = &flint.Fault{
+				Code: "workflow.expression", Kind: flint.ErrUsage, Err: err,
+				What: "plan workflow " + wf.Path, Fix: "correct the expression; name:, runs-on: and continue-on-error: are evaluated when a run is queued",
+			}
+			return
+		}
+		h.runs = append(h.runs, r)
+		for _, j := range r.jobs {
+			h.jobs[j.id] = j
+		}
+		h.advance(r)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// planJobs makes the jobs of a run: one for each combination of each matrix.
+func (h *hub) planJobs(r *Run) error {
+	for i := range r.wf.jobs {
+		spec := &r.wf.jobs[i]
+		for n, combo := range spec.matrix {
+			if len(r.jobs) >= maxJobsPerSubmit {
+				return fmt.Errorf("plan jobs: more than %d", maxJobsPerSubmit)
+			}
+			j := &job{
+				id: newUUID(), number: h.id(), plan: newUUID(), request: newUUID(), run: r, spec: spec,
+				matrix: combo, index: n, total: len(spec.matrix), feedSeen: map[string]int{},
+			}
+			if err := h.nameJob(j); err != nil {
+				return fmt.Errorf("job %s: %w", spec.id, err)
+			}
+			for k := range spec.steps {
+				st := &spec.steps[k]
+				j.steps = append(j.steps, &step{id: newUUID(), spec: st, name: clip(st.name, maxName), number: k + 1, status: "pending"})
+			}
+			r.jobs = append(r.jobs, j)
+		}
+	}
+	return nil
+}
+
+// nameJob works out what depends on the matrix: the job's name, labels, and whether it may fail.
+func (h *hub) nameJob(j *job) error {
+	sc := h.scope(j)
+	name := j.spec.name
+	if name == "" {
+		name = j.spec.id
+	}
+	name, err := sc.expand(name)
+	if err != nil {
+		return fmt.Errorf("expand name: %w", err)
+	}
+	if j.matrix != nil && !strings.Contains(j.spec.name, "${{") {
+		values := make([]string, len(j.matrix.keys))
+		for i, k := range j.matrix.keys {
+			values[i] = text(j.matrix.values[k])
+		}
+		name += " (" + strings.Join(values, ", ") + ")"
+	}
+	j.name = clip(name, maxName)
+	for _, l := range j.spec.labels {
+		label, err := sc.expand(l)
+		if err != nil {
+			return fmt.Errorf("expand runs-on: %w", err)
+		}
+		j.labels = append(j.labels, label)
+	}
+	mayFail, err := sc.expand(j.spec.continueOnError)
+	if err != nil {
+		return fmt.Errorf("expand continue-on-error: %w", err)
+	}
+	j.mayFail, _ = strconv.ParseBool(mayFail)
+	return nil
+}
+
+// ID returns the run's number on the server.
+func (r *Run) ID() int64 { return r.id }
+
+// Wait waits until the run is over and the observer has seen it so. It must not be called by the observer.
+func (r *Run) Wait(ctx context.Context) (Conclusion, error) {
+	select {
+	case <-r.done:
+	case <-ctx.Done():
+		return "", fmt.Errorf("wait for run %d: %w", r.id, ctx.Err())
+	case <-r.hub.ended:
+		return "", fmt.Errorf("wait for run %d: the simulated GitHub is closed", r.id)
+	}
+	var c Conclusion
+	r.hub.read(func() { c = r.conclusion })
+	return c, nil
+}
+
+// Cancel cancels the run: jobs that have not started end at once, except those whose `if:` asks for it; runners are
+// told to cancel the others.
+func (r *Run) Cancel() {
+	r.hub.change(func() {
+		if r.over || r.cancelled {
+			return
+		}
+		r.cancelled = true
+		for _, j := range r.jobs {
+			r.hub.cancelJob(j)
+		}
+		r.hub.advance(r)
+	})
+}
+
+// JobInfo is one job of a run as it is now.
+type JobInfo struct {
+	ID         string
+	Name       string
+	Status     string // waiting, queued, assigned, in_progress, completed
+	Conclusion Conclusion
+	Runner     string
+	Labels     []string
+	Queued     time.Time
+	Assigned   time.Time
+	Started    time.Time
+	Completed  time.Time
+	Steps      []StepInfo
+	Log        string // as the runner uploaded it, its first mebibyte; empty until then
+}
+
+// StepInfo is one step of a job, those the runner added included.
+type StepInfo struct {
+	Name       string
+	Status     string // pending, in_progress, completed
+	Conclusion Conclusion
+	Started    time.Time
+	Completed  time.Time
+}
+
+// Jobs returns the jobs as they are now, in the order of the file.
+func (r *Run) Jobs() []JobInfo {
+	var infos []JobInfo
+	r.hub.read(func() {
+		for _, j := range r.jobs {
+			info := JobInfo{
+				ID: j.id, Name: j.name, Status: jobStateNames[j.state], Conclusion: j.conclusion, Runner: j.runnerName,
+				Labels: slices.Clone(j.labels), Queued: j.queued, Assigned: j.assigned, Started: j.started, Completed: j.finished, Log: j.log(),
+			}
+			ordered := slices.Clone(j.steps)
+			slices.SortStableFunc(ordered, func(a, b *step) int { return a.number - b.number })
+			for _, st := range ordered {
+				info.Steps = append(info.Steps, StepInfo{st.name, st.status, st.conclusion, st.started, st.completed})
+			}
+			infos = append(infos, info)
+		}
+	})
+	return infos
+}
