@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -58,7 +59,6 @@ type App struct {
 
 	store  *image.Store
 	driver vm.Driver
-	accel  string
 	net    *network.Network
 	host   *host.Host
 	attach func(ctx context.Context, id string) (host.Port, error)
@@ -130,8 +130,13 @@ func (a *App) openDriver(ctx context.Context) error {
 		done("", err)
 		return err
 	}
-	a.driver, a.accel = d, d.Describe()
-	done(a.accel, nil)
+	a.driver = d
+	accel, kvm := d.Accel()
+	detail := "QEMU with KVM"
+	if accel == qemu.TCG {
+		detail = "QEMU in software (KVM: " + kvm.String() + ")"
+	}
+	done(detail, nil)
 	return nil
 }
 
@@ -164,9 +169,13 @@ func attachTo(n *network.Network) func(context.Context, string) (host.Port, erro
 			return host.Port{}, err
 		}
 		addr := p.Address()
+		mac, err := net.ParseMAC(addr.MAC)
+		if err != nil {
+			return host.Port{}, errors.Join(fmt.Errorf("attach to network: %w", err), p.Close(ctx))
+		}
 		return host.Port{
 			NIC: &vm.NIC{
-				Tap: p.Tap(), Name: p.TapName(), Namespace: p.Namespace(), MAC: p.MAC(), MTU: addr.MTU,
+				Tap: p.Tap(), Name: p.TapName(), Namespace: p.Namespace(), MAC: mac, MTU: addr.MTU,
 			},
 			Address: addr, Probe: network.ProbeName, Close: p.Close,
 		}, nil

@@ -3,7 +3,10 @@ package app
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sync/errgroup"
 
@@ -16,10 +19,14 @@ import (
 // Serve is the coordinator: it runs the jobs of the configured pools until ctx ends, and returns when the last runner is
 // gone. Call Prepare first.
 func (a *App) Serve(ctx context.Context) error {
+	journals := filepath.Join(a.dir, "github")
+	if err := os.MkdirAll(journals, 0o700); err != nil {
+		return fmt.Errorf("make directory of journals: %w", err)
+	}
 	var h *host.Host
-	gh, err := github.New(ctx, github.Config{
-		URL: a.cfg.GitHub.Scope(), AppID: a.cfg.GitHub.AppID, InstallationID: a.cfg.GitHub.InstallationID,
-		PrivateKey: a.cfg.GitHub.PrivateKey, Owner: "flint-" + a.cfg.Host.Name, StateDir: filepath.Join(a.dir, "github"),
+	gh, err := github.New(github.Config{
+		URL: a.cfg.GitHub.Scope(), AppID: strconv.FormatInt(a.cfg.GitHub.AppID, 10), InstallationID: a.cfg.GitHub.InstallationID,
+		PrivateKey: a.cfg.GitHub.PrivateKey, Owner: "flint-" + a.cfg.Host.Name, StateDir: journals,
 		Pools: a.cfg.FlintPools(), Log: a.log,
 		Events: func(ctx context.Context, ev flint.JobEvent) error { return h.Note(ctx, ev) },
 	})

@@ -51,6 +51,8 @@ func (f *forwarder) answer(ctx context.Context, w dns.ResponseWriter, q *dns.Msg
 		reply = refusal(q, dns.RcodeNotImplemented)
 	case q.Question[0].Qtype == dns.TypeAXFR || q.Question[0].Qtype == dns.TypeIXFR:
 		reply = refusal(q, dns.RcodeRefused)
+	case strings.EqualFold(q.Question[0].Name, dns.Fqdn(ProbeName)):
+		reply = probed(q)
 	case !f.gate.enter(from):
 		reply = refusal(q, dns.RcodeServerFailure)
 	default:
