@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -200,11 +201,7 @@ func (f *demoFlags) prepare(ctx context.Context, cfg config.Config, opt app.Opti
 // work runs the coordinator until the workflow is over.
 func (d *demo) work(ctx context.Context, w *githubsim.Workflow, fail bool) (githubsim.Conclusion, error) {
 	fmt.Fprintln(d.out)
-	env := map[string]string{}
-	if fail {
-		env["FLINT_DEMO_FAIL"] = "true"
-	}
-	run, err := d.sim.Submit(w, githubsim.SubmitOptions{Env: env})
+	run, err := d.sim.Submit(w, githubsim.Trigger{Inputs: map[string]string{"fail": strconv.FormatBool(fail)}})
 	if err != nil {
 		return "", err
 	}
