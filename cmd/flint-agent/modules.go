@@ -1,0 +1,176 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// module is a line of the initramfs's /modules/order.
+type module struct {
+	File  string
+	Group string // empty: always; serial, vsock: for that channel; late: after the host was answered
+}
+
+// parseOrder reads /modules/order: `<file.ko> [group]`, one per line, dependencies first.
+func parseOrder(b []byte) ([]module, error) {
+	var ms []module
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		switch {
+		case len(f) == 0 || strings.HasPrefix(f[0], "#"):
+			continue
+		case len(f) > 2 || f[0] != path.Base(f[0]) || !strings.HasSuffix(f[0], ".ko"):
+			return nil, fmt.Errorf("module list line %q is not a file and an optional group", strings.TrimSpace(line))
+		}
+		m := module{File: f[0]}
+		if len(f) == 2 {
+			m.Group = f[1]
+		}
+		ms = append(ms, m)
+	}
+	return ms, nil
+}
+
+// wanted reports whether m is loaded at boot. Without a channel argument both channels' modules are.
+func (m module) wanted(channel string) bool {
+	switch m.Group {
+	case "":
+		return true
+	case "serial", "vsock":
+		return channel == "" || channel == m.Group
+	}
+	return false
+}
+
+// loadBootModules loads what dir's order file lists for the channel.
+func loadBootModules(dir, channel string) ([]module, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "order"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil // a kernel with all built in
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read module list: %w", err)
+	}
+	ms, err := parseOrder(b)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, m := range ms {
+		if m.wanted(channel) {
+			errs = append(errs, insertModule(filepath.Join(dir, m.File)))
+		}
+	}
+	return ms, errors.Join(errs...)
+}
+
+// insertModule loads an uncompressed module file. One that is loaded already is fine.
+func insertModule(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return fmt.Errorf("load module: %w", err)
+	}
+	defer f.Close()
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("load module %s: %w", filepath.Base(file), err)
+	}
+	return nil
+}
+
+// modprobe is the kernel's helper for images without kmod: `modprobe -q -- <name>`. It returns the exit code.
+func modprobe(args []string) int {
+	var name string
+	for _, a := range args {
+		if !strings.HasPrefix(a, "-") {
+			name = a
+		}
+	}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil || name == "" {
+		return 1
+	}
+	dir := filepath.Join("/lib/modules", unix.ByteSliceToString(u.Release[:]))
+	if err := probeModule(dir, name, insertModule); err != nil {
+		complain(err)
+		return 1
+	}
+	return 0
+}
+
+// probeModule loads, by insert, the modules a name or alias stands for, each after those it depends on.
+func probeModule(dir, name string, insert func(string) error) error {
+	deps, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
+	if err != nil {
+		return fmt.Errorf("read module dependencies: %w", err)
+	}
+	files := dependencies(deps, name)
+	if files == nil {
+		aliases, err := os.ReadFile(filepath.Join(dir, "modules.alias"))
+		if err != nil {
+			return fmt.Errorf("read module aliases: %w", err)
+		}
+		for _, m := range resolveAlias(aliases, name) {
+			files = append(files, dependencies(deps, m)...)
+		}
+	}
+	if files == nil {
+		return fmt.Errorf("find module %s: none has that name or alias", name)
+	}
+	for _, f := range files {
+		if !strings.HasSuffix(f, ".ko") {
+			return fmt.Errorf("load module %s: it is compressed; install kmod in the image", f)
+		}
+		if err := insert(filepath.Join(dir, f)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dependencies returns the files to load for a module, in order, from the text of modules.dep; nil if it has none.
+func dependencies(dep []byte, name string) []string {
+	name = moduleName(name)
+	for line := range bytes.Lines(dep) {
+		file, rest, ok := strings.Cut(strings.TrimSpace(string(line)), ":")
+		if !ok || moduleName(path.Base(file)) != name {
+			continue
+		}
+		needs := strings.Fields(rest)
+		files := make([]string, 0, len(needs)+1)
+		for i := len(needs) - 1; i >= 0; i-- { // modules.dep lists the nearest first
+			files = append(files, needs[i])
+		}
+		return append(files, file)
+	}
+	return nil
+}
+
+// moduleName strips the suffixes of a module's file and makes its hyphens underscores, as the kernel does.
+func moduleName(file string) string {
+	name, _, _ := strings.Cut(file, ".ko")
+	return strings.ReplaceAll(name, "-", "_")
+}
+
+// resolveAlias returns the modules whose alias pattern matches name, from the text of modules.alias.
+func resolveAlias(aliases []byte, name string) []string {
+	var ms []string
+	sc := bufio.NewScanner(bytes.NewReader(aliases))
+	for sc.Scan() {
+		f := strings.Fields(sc.Text())
+		if len(f) != 3 || f[0] != "alias" {
+			continue
+		}
+		if ok, err := path.Match(f[1], name); ok && err == nil || f[1] == name {
+			ms = append(ms, f[2])
+		}
+	}
+	return ms
+}

@@ -1,0 +1,301 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"flint/internal/guest"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	sampleEvery = 250 * time.Millisecond
+	endWithin   = 2 * time.Second // from TERM to KILL when the guest reboots
+)
+
+// system is the guest.System of a real guest.
+type system struct {
+	users      users
+	reaper     *reaper
+	init       bool // this is PID 1
+	peak       atomic.Int64
+	configured chan struct{} // one buffered element
+}
+
+func newSystem(init bool) *system {
+	return &system{users: users{root: "/"}, reaper: newReaper(), init: init, configured: make(chan struct{}, 1)}
+}
+
+// watch samples the memory in use, and loads the late modules after the first configuration, until stop is closed.
+func (s *system) watch(stop <-chan struct{}) {
+	tick := time.NewTicker(sampleEvery)
+	defer tick.Stop()
+	for {
+		s.sample()
+		select {
+		case <-tick.C:
+		case <-s.configured:
+			loadLate()
+		case <-stop:
+			return
+		}
+	}
+}
+
+func (s *system) sample() (total, used int64) {
+	b, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, 0
+	}
+	total, available := parseMeminfo(b)
+	used = total - available
+	s.peak.Store(max(s.peak.Load(), used))
+	return total, used
+}
+
+// parseMeminfo returns, in bytes, the total and the available memory.
+func parseMeminfo(b []byte) (total, available int64) {
+	for line := range bytes.Lines(b) {
+		f := strings.Fields(string(line))
+		if len(f) < 2 {
+			continue
+		}
+		kib, err := strconv.ParseInt(f[1], 10, 53)
+		if err != nil {
+			continue
+		}
+		switch f[0] {
+		case "MemTotal:":
+			total = kib << 10
+		case "MemAvailable:":
+			available = kib << 10
+		}
+	}
+	return total, min(total, available)
+}
+
+func loadLate() {
+	dir := filepath.Join(runDir, "late")
+	files, err := filepath.Glob(filepath.Join(dir, "*.ko"))
+	if err != nil {
+		return
+	}
+	slices.Sort(files)
+	for _, f := range files {
+		if err := insertModule(f); err != nil {
+			complain(err)
+		}
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		complain(fmt.Errorf("free late modules: %w", err))
+	}
+}
+
+// Configure implements guest.System.
+func (s *system) Configure(ctx context.Context, c guest.Config) (guest.Configured, error) {
+	var out guest.Configured
+	step := func(name string, do func() error) error {
+		start := time.Now()
+		err := do()
+		out.Steps = append(out.Steps, guest.Step{Name: name, Took: time.Since(start)})
+		if err != nil {
+			err = fmt.Errorf("%s: %w", name, err)
+		}
+		return err
+	}
+	note := func(err error) {
+		if err != nil {
+			out.Faults = append(out.Faults, err.Error())
+		}
+	}
+	if !c.Time.IsZero() {
+		out.Skew = time.Until(c.Time) * -1
+		note(step("set clock", func() error {
+			ts := unix.NsecToTimespec(c.Time.UnixNano())
+			return unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
+		}))
+	}
+	note(step("add entropy", func() error { return addEntropy(c.Entropy) }))
+	note(step("set identity", func() error { return setIdentity(c.Hostname, c.MachineID) }))
+	if c.Interface != nil {
+		if err := step("set up network", func() error { return setUpInterface(ctx, *c.Interface) }); err != nil {
+			return out, err
+		}
+	}
+	if len(c.DNS) > 0 {
+		note(step("write resolv.conf", func() error {
+			var b strings.Builder
+			for _, a := range c.DNS {
+				fmt.Fprintf(&b, "nameserver %s\n", a)
+			}
+			return replaceFile("/etc/resolv.conf", b.String(), 0o644)
+		}))
+	}
+	if c.Probe != "" {
+		_ = step("probe name servers", func() error {
+			out.Faults = append(out.Faults, probeDNS(ctx, c.DNS, c.Probe)...)
+			return nil
+		})
+	}
+	select {
+	case s.configured <- struct{}{}:
+	default:
+	}
+	return out, nil
+}
+
+// addEntropy credits b to the kernel's pool and makes it used at once (random(4)).
+func addEntropy(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	f, err := os.OpenFile("/dev/random", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	words := make([]uint32, 2+(len(b)+3)/4) // struct rand_pool_info: entropy_count in bits, buf_size in bytes, buf
+	words[0], words[1] = uint32(8*len(b)), uint32(len(b))
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&words[2])), len(b)), b)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&words[0]))); errno != 0 {
+		return errno
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDRESEEDCRNG, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+func setIdentity(hostname, machineID string) error {
+	var errs []error
+	if err := unix.Sethostname([]byte(hostname)); err != nil {
+		errs = append(errs, fmt.Errorf("set host name: %w", err))
+	}
+	hosts, err := os.ReadFile("/etc/hosts")
+	if except(err, os.ErrNotExist) != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(append(errs,
+		replaceFile("/etc/hostname", hostname+"\n", 0o644),
+		replaceFile("/etc/hosts", withHost(string(hosts), hostname), 0o644),
+		replaceFile("/etc/machine-id", machineID+"\n", 0o444),
+	)...)
+}
+
+// withHost returns the text of a hosts file in which localhost and the host's own name are found.
+func withHost(hosts, hostname string) string {
+	if hosts != "" && !strings.HasSuffix(hosts, "\n") {
+		hosts += "\n"
+	}
+	has := func(name string) bool {
+		for line := range strings.Lines(hosts) {
+			line, _, _ = strings.Cut(line, "#")
+			if f := strings.Fields(line); len(f) > 1 && slices.Contains(f[1:], name) {
+				return true
+			}
+		}
+		return false
+	}
+	if !has("localhost") {
+		hosts += "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
+	}
+	if !has(hostname) {
+		hosts += "127.0.1.1 " + hostname + "\n"
+	}
+	return hosts
+}
+
+// Stats implements guest.System.
+func (s *system) Stats() (guest.Stats, error) {
+	var st guest.Stats
+	st.MemoryTotal, st.MemoryUsed = s.sample()
+	st.MemoryPeak = s.peak.Load()
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/tmp", &fs); err != nil { // bound from the scratch disk
+		return st, fmt.Errorf("look at scratch disk: %w", err)
+	}
+	st.DiskTotal = int64(fs.Blocks) * fs.Bsize
+	st.DiskUsed = int64(fs.Blocks-fs.Bfree) * fs.Bsize
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return st, fmt.Errorf("ask for load: %w", err)
+	}
+	st.Uptime = time.Duration(info.Uptime) * time.Second
+	st.Load = float64(info.Loads[0]) / (1 << 16) // SI_LOAD_SHIFT
+	return st, nil
+}
+
+// diskFull reports whether the scratch disk has no space left: less than 1 MiB or 0.1 %, or no inode.
+func diskFull() bool {
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/tmp", &fs); err != nil || fs.Blocks == 0 {
+		return false
+	}
+	free := int64(fs.Bavail) * fs.Bsize
+	return free < 1<<20 || free < int64(fs.Blocks)*fs.Bsize/1000 || fs.Files > 0 && fs.Ffree == 0
+}
+
+// oomKills returns how many processes the kernel has killed for memory.
+func oomKills() int64 {
+	b, err := os.ReadFile("/proc/vmstat")
+	if err != nil {
+		return 0
+	}
+	return parseOOMKills(b)
+}
+
+func parseOOMKills(vmstat []byte) int64 {
+	for line := range bytes.Lines(vmstat) {
+		if v, ok := bytes.CutPrefix(line, []byte("oom_kill ")); ok {
+			n, _ := strconv.ParseInt(string(bytes.TrimSpace(v)), 10, 64) // the kernel writes numbers
+			return n
+		}
+	}
+	return 0
+}
+
+// setOOMScore says how gladly the kernel kills this process for memory, and what it starts from then on.
+func setOOMScore(score int) {
+	err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(score)), 0)
+	if err != nil {
+		complain(fmt.Errorf("set OOM score: %w", err))
+	}
+}
+
+// Reboot implements guest.System. As PID 1 it first gives what runs a moment to end.
+func (s *system) Reboot() error {
+	if s.init {
+		s.endAll()
+		_ = unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "") // best effort: sync below is what counts
+	}
+	restart()
+	return nil
+}
+
+func (s *system) endAll() {
+	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+		_ = unix.Kill(-1, sig) // that there is nobody to signal is what is wanted
+		ctx, cancel := context.WithTimeout(context.Background(), endWithin)
+		err := retry(ctx, func() error {
+			if !s.reaper.collect() {
+				return errors.New("processes still run")
+			}
+			return nil
+		})
+		cancel()
+		if err == nil {
+			return
+		}
+	}
+}
