@@ -36,7 +36,7 @@ func run(ctx context.Context, dir, name string, args ...string) ([]byte, error) 
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		said := strings.TrimSpace(stderr.String())
+		said := strings.TrimSpace(stderr.buf.String())
 		if len(said) > 1000 {
 			said = "…" + said[len(said)-1000:]
 		}
@@ -48,7 +48,7 @@ func run(ctx context.Context, dir, name string, args ...string) ([]byte, error) 
 	if stdout.over {
 		return nil, fmt.Errorf("run %s: more than %d bytes of output", name, maxOutput)
 	}
-	return stdout.Bytes(), nil
+	return stdout.buf.Bytes(), nil
 }
 
 // lookPath finds a program, also where only root's PATH looks.
@@ -79,15 +79,15 @@ func toolEnv() []string {
 
 // limited keeps the first maxOutput bytes written to it.
 type limited struct {
-	bytes.Buffer
+	buf  bytes.Buffer // not embedded: its ReadFrom would know no limit
 	over bool
 }
 
 func (l *limited) Write(p []byte) (int, error) {
-	if room := maxOutput - l.Len(); len(p) > room {
+	if room := maxOutput - l.buf.Len(); len(p) > room {
 		l.over = true
-		l.Buffer.Write(p[:room])
+		l.buf.Write(p[:room])
 		return len(p), nil
 	}
-	return l.Buffer.Write(p)
+	return l.buf.Write(p)
 }
