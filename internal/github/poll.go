@@ -56,9 +56,12 @@ func newPoller(c *Client, s *scope, pool flint.Pool, j *journal) *poller {
 func (p *poller) run(ctx context.Context) {
 	failures := 0
 	for ctx.Err() == nil {
+		polled := p.session != nil
 		err := p.step(ctx)
 		if err == nil {
-			failures = 0
+			if polled {
+				failures = 0 // the steps before the poll prove little: GitHub may refuse only that
+			}
 			p.well()
 			continue
 		}
@@ -234,7 +237,10 @@ func (p *poller) learn(s *statistics) {
 // is refused again for minutes.
 func (p *poller) let(ctx context.Context, err error) {
 	var e *callError
-	if !errors.As(err, &e) || e.transient() || e.status == http.StatusConflict && p.session == nil {
+	if !errors.As(err, &e) || e.status == http.StatusConflict && p.session == nil {
+		return
+	}
+	if e.transient() && (p.session == nil || p.session.usable()) {
 		return
 	}
 	if p.session != nil {

@@ -30,15 +30,16 @@ func (c *Client) Register(ctx context.Context, r flint.Runner) (flint.Registrati
 	}
 	reg, err := svc.jit(ctx, set, r.ID)
 	if exception(err, "AgentExistsException") {
-		if err = c.removeStale(ctx, svc, set, r.ID); err == nil {
-			reg, err = svc.jit(ctx, set, r.ID)
+		if err := c.removeStale(ctx, svc, set, r.ID); err != nil {
+			return flint.Registration{}, err
 		}
+		reg, err = svc.jit(ctx, set, r.ID)
 	}
 	if err == nil {
 		return reg, nil
 	}
 	if unclear(err) {
-		c.undo(ctx, r.ID)
+		c.undo(ctx, svc, set, r.ID)
 	}
 	return flint.Registration{}, err
 }
@@ -60,17 +61,17 @@ func (c *Client) removeStale(ctx context.Context, svc *service, set int, name st
 	return outcome(name, svc.remove(ctx, name, id))
 }
 
-// unclear reports whether the runner may be registered in spite of the error.
+// unclear reports whether GitHub may have registered the runner in spite of the error: it did not refuse it in so many words.
 func unclear(err error) bool {
 	s := status(err)
 	return s < 300 || s >= http.StatusInternalServerError
 }
 
 // undo removes what an unclear answer may have left.
-func (c *Client) undo(ctx context.Context, name string) {
+func (c *Client) undo(ctx context.Context, svc *service, set int, name string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
-	if err := c.Remove(ctx, name, 0); err != nil {
+	if err := c.removeStale(ctx, svc, set, name); err != nil {
 		c.cfg.Log.Warn("registration may be left over", "runner", name, "error", err)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/actions/scaleset"
+	"github.com/google/uuid"
 	"github.com/hashicorp/go-retryablehttp"
 
 	"flint"
@@ -192,12 +193,24 @@ func (s *service) open(ctx context.Context, set int, owner string) (*session, *s
 	var c *scaleset.MessageSessionClient
 	err := s.call(ctx, "open message session", callTimeout, func(ctx context.Context) (err error) {
 		c, err = s.c.MessageSessionClient(ctx, set, owner)
+		if err == nil && !(&session{svc: s, c: c}).usable() {
+			err = errors.New("the answer has no id, queue or token")
+		}
 		return err
 	})
 	if err != nil {
 		return nil, nil, err
 	}
 	return &session{svc: s, c: c}, convertStatistics(c.Session().Statistics), nil
+}
+
+// usable reports whether the session has what a poll needs. A refresh replaces all of it by what GitHub answers. The queue's
+// token must not travel in the clear where the scope's did not.
+func (s *session) usable() bool {
+	have := s.c.Session()
+	queue, err := url.Parse(have.MessageQueueURL)
+	return err == nil && queue.Host != "" && have.SessionID != uuid.Nil && have.MessageQueueAccessToken != "" &&
+		(queue.Scheme == "https" || queue.Scheme == "http" && strings.HasPrefix(s.svc.scope.api, "http:"))
 }
 
 // next polls for the message after last. It returns nil when there is none.

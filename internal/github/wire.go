@@ -122,6 +122,7 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		b.ex.status = 0
+		b.Close() // the library does not, after an error
 	}
 	return n, err
 }
