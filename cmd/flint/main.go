@@ -65,8 +65,13 @@ func newRoot() *cobra.Command {
 		Short:         "Run every GitHub Actions job in its own throw-away microVM",
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
-		Run:           func(c *cobra.Command, _ []string) { _ = c.Help() },
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usage(c, fmt.Errorf("unknown command %q", args[0]))
+			}
+			return nil
+		},
+		Run: func(c *cobra.Command, _ []string) { _ = c.Help() },
 	}
 	root.PersistentFlags().String("log-level", "", "debug, info, warn or error (overrides the configuration)")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, err) })

@@ -361,6 +361,8 @@ func (l *life) why(err error) flint.Reason {
 		return flint.Because("runner.unneeded", "nobody needed it any more")
 	case err != nil && errors.Is(err, flint.ErrGuest):
 		return flint.Because("runner.guest", "its VM failed: %s", err)
+	case err != nil && errors.Is(err, flint.ErrTimeout):
+		return flint.Because("runner.time_limit", "its time was up: %s", err)
 	case err != nil:
 		return flint.Because("runner.failed", "it failed: %s", err)
 	case r.OOM:

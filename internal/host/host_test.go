@@ -1,0 +1,443 @@
+package host_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"flint"
+	"flint/internal/guest"
+	"flint/internal/host"
+	"flint/internal/vm/vmtest"
+)
+
+// world is a host whose VMs, network and GitHub are doubles.
+type world struct {
+	t      *testing.T
+	dir    string
+	fake   *vmtest.Fake
+	github *fakeGitHub
+	config host.Config
+
+	mu    sync.Mutex
+	ports int // attached now
+}
+
+func newWorld(t *testing.T, fake *vmtest.Fake) *world {
+	t.Helper()
+	w := &world{t: t, dir: filepath.Join(t.TempDir(), "runners"), fake: fake, github: &fakeGitHub{registered: map[string]int64{}}}
+	assets := t.TempDir()
+	file := func(name string) string {
+		path := filepath.Join(assets, name)
+		if err := os.WriteFile(path, []byte(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	supply := host.Supply{
+		Shape:  flint.Shape{CPUs: 1, Memory: 256 * flint.MiB, Disk: flint.GiB},
+		Kernel: file("vmlinux"), Initrd: file("initrd"), Modules: file("modules"), Base: file("base"), Runner: file("runner"),
+	}
+	w.config = host.Config{
+		Name: "here", Dir: w.dir, Limits: flint.Shape{CPUs: 4, Memory: flint.GiB}, Overhead: 16 * flint.MiB,
+		Deadlines: host.Deadlines{Boot: 20 * time.Second, Job: time.Minute, Finish: 5 * time.Second},
+		Driver:    fake, Attach: w.attach, GitHub: w.github,
+		Supply: func(context.Context, string) (host.Supply, error) { return supply, nil },
+		Scratch: func(path string, _ flint.Bytes) error {
+			return os.WriteFile(path, nil, 0o600)
+		},
+		Log: slog.New(slog.DiscardHandler),
+	}
+	return w
+}
+
+func (w *world) host() *host.Host {
+	h := host.New(w.config)
+	if err := h.Sweep(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+	return h
+}
+
+// attach insists that the record is on disk before the first resource exists.
+func (w *world) attach(_ context.Context, id string) (host.Port, error) {
+	if _, err := os.Stat(filepath.Join(w.dir, id, "runner.json")); err != nil {
+		w.t.Errorf("a port is asked for before the record is written: %v", err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ports++
+	return host.Port{Close: func(context.Context) error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.ports--
+		return nil
+	}}, nil
+}
+
+// nothingLeft checks that every resource is back.
+func (w *world) nothingLeft() {
+	w.t.Helper()
+	entries, err := os.ReadDir(w.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		w.t.Fatal(err)
+	}
+	for _, e := range entries {
+		w.t.Errorf("left behind: %s", e.Name())
+	}
+	if w.ports != 0 {
+		w.t.Errorf("%d network ports left", w.ports)
+	}
+	if n := w.fake.Running(); n != 0 {
+		w.t.Errorf("%d VMs left", n)
+	}
+	if len(w.github.registered) != 0 {
+		w.t.Errorf("registrations left: %v", w.github.registered)
+	}
+}
+
+type fakeGitHub struct {
+	mu         sync.Mutex
+	next       int64
+	registered map[string]int64
+	busy       bool // says of every runner that it has a job
+	fail       error
+	removals   int
+}
+
+const testJIT = "the-jit-configuration"
+
+func (g *fakeGitHub) Register(_ context.Context, r flint.Runner) (flint.Registration, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.fail != nil {
+		return flint.Registration{}, g.fail
+	}
+	g.next++
+	g.registered[r.ID] = g.next
+	return flint.Registration{Runner: r.ID, GitHubID: g.next, JIT: testJIT}, nil
+}
+
+func (g *fakeGitHub) Remove(_ context.Context, runner string, _ int64) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.removals++
+	if g.busy {
+		return flint.ErrConflict
+	}
+	delete(g.registered, runner)
+	return nil
+}
+
+func (g *fakeGitHub) setBusy(busy bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.busy = busy
+}
+
+// runner is a guest that is a runner: it reads its configuration, then does what is given.
+func runner(t *testing.T, work func(ctx context.Context, out io.Writer) guest.Exit) *vmtest.Fake {
+	return &vmtest.Fake{Exec: func(ctx context.Context, c guest.Command, stdin io.Reader, stdout, _ io.Writer) guest.Exit {
+		line, err := bufio.NewReader(stdin).ReadString('\n')
+		if err != nil || line != testJIT+"\n" {
+			t.Errorf("the runner reads %q, %v", line, err)
+		}
+		if c.User != "runner" || c.Args[0] != "/opt/flint/runner/start" {
+			t.Errorf("the runner is started as %+v", c)
+		}
+		return work(ctx, stdout)
+	}}
+}
+
+func TestRunGoesThroughEveryPhase(t *testing.T) {
+	var h *host.Host
+	var w *world
+	w = newWorld(t, runner(t, func(_ context.Context, out io.Writer) guest.Exit {
+		io.WriteString(out, "Listening for Jobs\n")
+		state := h.State()
+		if len(state.Runners) != 1 || state.Runners[0].Phase != flint.Registered {
+			t.Errorf("a working runner is seen as %+v", state.Runners)
+		}
+		if want := (flint.Shape{CPUs: 3, Memory: flint.GiB - 256*flint.MiB - 2*16*flint.MiB}); state.Free != want {
+			t.Errorf("%+v is free, want %+v", state.Free, want)
+		}
+		id := state.Runners[0].ID
+		for _, kind := range []flint.JobEventKind{flint.JobStarted, flint.JobCompleted} {
+			ev := flint.JobEvent{Kind: kind, Runner: id, Job: flint.Job{Name: "build"}, Conclusion: "succeeded"}
+			if err := h.Note(t.Context(), ev); err != nil {
+				t.Error(err)
+			}
+		}
+		record, err := os.ReadFile(filepath.Join(w.dir, id, "runner.json"))
+		if err != nil || !strings.Contains(string(record), `"build"`) || strings.Contains(string(record), testJIT) {
+			t.Errorf("the record lacks the job or holds the secret: %s, %v", record, err)
+		}
+		return guest.Exit{}
+	}))
+	h = w.host()
+	res, err := h.Run(t.Context(), flint.Runner{ID: host.NewID("pool"), Pool: "pool"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.Conclusion != "succeeded" || res.Output != "Listening for Jobs\n" || res.Reason.Code != "runner.done" {
+		t.Errorf("result is %+v", res)
+	}
+	last := time.Time{}
+	for p := flint.Planned; p <= flint.Gone; p++ {
+		at := res.Timeline[p]
+		if at.IsZero() || at.Before(last) {
+			t.Errorf("phase %s began at %s, after %s", p, at, last)
+		}
+		last = at
+	}
+	w.nothingLeft()
+	if s := h.State(); len(s.Runners) != 0 {
+		t.Errorf("a runner that is gone is still supply: %+v", s)
+	}
+}
+
+func TestFailuresLeaveNothing(t *testing.T) {
+	ours := errors.New("no such device")
+	for name, tt := range map[string]struct {
+		fake  *vmtest.Fake
+		bend  func(*world)
+		guest bool // the guest's fault
+		code  string
+	}{
+		"network": {fake: &vmtest.Fake{}, bend: func(w *world) {
+			w.config.Attach = func(context.Context, string) (host.Port, error) { return host.Port{}, ours }
+		}, code: "runner.failed"},
+		"scratch": {fake: &vmtest.Fake{}, bend: func(w *world) {
+			w.config.Scratch = func(string, flint.Bytes) error { return ours }
+		}, code: "runner.failed"},
+		"boot":     {fake: &vmtest.Fake{FailBoot: ours}, code: "runner.failed"},
+		"register": {fake: &vmtest.Fake{}, bend: func(w *world) { w.github.fail = ours }, code: "runner.failed"},
+		"silent guest": {fake: &vmtest.Fake{NeverAnswer: true}, bend: func(w *world) {
+			w.config.Deadlines.Boot = 50 * time.Millisecond
+		}, guest: true, code: "runner.guest"},
+		"VMM dies": {fake: &vmtest.Fake{DieAfter: 300 * time.Millisecond, Exec: untilSignal}, guest: true, code: "runner.guest"},
+		"job too long": {fake: &vmtest.Fake{Exec: untilSignal}, bend: func(w *world) {
+			w.config.Deadlines.Job = 50 * time.Millisecond
+		}, code: "runner.time_limit"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, tt.fake)
+			if tt.bend != nil {
+				tt.bend(w)
+			}
+			res, err := w.host().Run(t.Context(), flint.Runner{ID: host.NewID("pool"), Pool: "pool"})
+			if err == nil || errors.Is(err, flint.ErrGuest) != tt.guest || res.Reason.Code != tt.code {
+				t.Errorf("error %v (guest's fault: %v), reason %+v; want code %s", err, errors.Is(err, flint.ErrGuest), res.Reason, tt.code)
+			}
+			w.nothingLeft()
+		})
+	}
+}
+
+func untilSignal(ctx context.Context, _ guest.Command, _ io.Reader, _, _ io.Writer) guest.Exit {
+	<-ctx.Done()
+	return guest.Exit{Code: 143, Signal: "SIGTERM"}
+}
+
+// start runs a runner in the background and returns once it is registered.
+func start(t *testing.T, ctx context.Context, h *host.Host) <-chan error {
+	t.Helper()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := h.Run(ctx, flint.Runner{ID: host.NewID("pool"), Pool: "pool"})
+		ended <- err
+	}()
+	eventually(t, func() bool {
+		s := h.State()
+		return len(s.Runners) == 1 && s.Runners[0].Phase == flint.Registered
+	})
+	return ended
+}
+
+func eventually(t *testing.T, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(20 * time.Second)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal("it did not come to that within 20 s")
+		}
+	}
+}
+
+func TestUnneededIdleRunnerEnds(t *testing.T) {
+	w := newWorld(t, &vmtest.Fake{Exec: untilSignal})
+	ctx, cancel := context.WithCancelCause(t.Context())
+	ended := start(t, ctx, w.host())
+	cancel(flint.ErrUnneeded)
+	if err := <-ended; !errors.Is(err, flint.ErrUnneeded) {
+		t.Fatalf("it ended with %v", err)
+	}
+	w.nothingLeft()
+}
+
+func TestUnneededRunnerYieldsToItsJob(t *testing.T) {
+	finish := make(chan struct{})
+	w := newWorld(t, &vmtest.Fake{Exec: func(ctx context.Context, _ guest.Command, _ io.Reader, _, _ io.Writer) guest.Exit {
+		select {
+		case <-finish:
+			return guest.Exit{}
+		case <-ctx.Done():
+			return guest.Exit{Code: 143, Signal: "SIGTERM"}
+		}
+	}})
+	ctx, cancel := context.WithCancelCause(t.Context())
+	ended := start(t, ctx, w.host())
+	w.github.setBusy(true)
+	cancel(flint.ErrUnneeded)
+	eventually(t, func() bool {
+		w.github.mu.Lock()
+		defer w.github.mu.Unlock()
+		return w.github.removals > 0
+	})
+	w.github.setBusy(false) // the job ends, and GitHub lets go of the runner
+	close(finish)
+	if err := <-ended; err != nil {
+		t.Fatalf("the job was not let finish: %v", err)
+	}
+	w.nothingLeft()
+}
+
+func TestStopEndsBusyRunners(t *testing.T) {
+	w := newWorld(t, &vmtest.Fake{Exec: untilSignal})
+	h := w.host()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	ended := start(t, ctx, h)
+	w.github.setBusy(true)
+	cancel(flint.ErrUnneeded)
+	eventually(t, func() bool {
+		w.github.mu.Lock()
+		defer w.github.mu.Unlock()
+		return w.github.removals > 0
+	})
+	h.Stop()
+	w.github.setBusy(false)
+	if err := <-ended; err == nil {
+		t.Fatal("a stopped runner ended well")
+	}
+	w.nothingLeft()
+}
+
+func TestFullHostRefuses(t *testing.T) {
+	w := newWorld(t, &vmtest.Fake{Exec: untilSignal})
+	w.config.Limits = flint.Shape{CPUs: 1, Memory: flint.GiB}
+	h := w.host()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := start(t, ctx, h)
+	var fault *flint.Fault
+	if _, err := h.Run(ctx, flint.Runner{ID: host.NewID("pool"), Pool: "pool"}); !errors.As(err, &fault) || fault.Code != "host.full" {
+		t.Errorf("a full host says %v", err)
+	}
+	cancel()
+	<-ended
+	w.nothingLeft()
+}
+
+func TestRegistrationThatGitHubKeepsStaysOnRecord(t *testing.T) {
+	synctest.Test(t, registrationThatStays) // in fake time: GitHub is asked again for 10 s
+}
+
+func registrationThatStays(t *testing.T) {
+	w := newWorld(t, runner(t, func(context.Context, io.Writer) guest.Exit { return guest.Exit{} }))
+	h := w.host()
+	w.github.setBusy(true)
+	if _, err := h.Run(t.Context(), flint.Runner{ID: host.NewID("pool"), Pool: "pool"}); !errors.Is(err, flint.ErrConflict) {
+		t.Fatalf("the registration that stayed is not reported: %v", err)
+	}
+	if left, err := h.Leftovers(); err != nil || len(left) != 1 {
+		t.Fatalf("its record is not kept: %v, %v", left, err)
+	}
+	w.github.setBusy(false)
+	w.host() // the next start sweeps
+	w.nothingLeft()
+}
+
+func TestSweepUndoesADeadDaemonsRunners(t *testing.T) {
+	w := newWorld(t, &vmtest.Fake{})
+	vmm := exec.Command("sleep", "1000")
+	if err := vmm.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stat, err := os.ReadFile(filepath.Join("/proc", itoa(vmm.Process.Pid), "stat"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	started := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))[19]
+	w.github.registered["flint-a"] = 5
+	record := func(id, content string) {
+		if err := os.MkdirAll(filepath.Join(w.dir, id), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if content == "" {
+			return
+		}
+		if err := os.WriteFile(filepath.Join(w.dir, id, "runner.json"), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	record("flint-a", `{"version":1,"runner":{"id":"flint-a","pool":"p","phase":"registered"},"pid":`+itoa(vmm.Process.Pid)+`,"start":`+started+`,"github_id":5,"register":true}`)
+	// The pid of this test with another start time: a process that came after the VMM's end. It must live.
+	record("flint-b", `{"version":1,"runner":{"id":"flint-b","phase":"booting"},"pid":`+itoa(os.Getpid())+`,"start":1}`)
+	record("flint-torn", `{"version":1,"runner":{"id":"fl`)
+	record("flint-future", `{"version":2,"runner":{"id":"flint-future"}}`)
+	record("flint-early", "")
+	w.host()
+	if err := vmm.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("the VMM ended with %v", err)
+	}
+	w.nothingLeft()
+	aside, err := os.ReadDir(filepath.Join(filepath.Dir(w.dir), "damaged"))
+	if err != nil || len(aside) != 2 {
+		t.Errorf("set aside: %v, %v; want the torn and the future record", aside, err)
+	}
+}
+
+func itoa(n int) string {
+	b, _ := json.Marshal(n)
+	return string(b)
+}
+
+func TestCommandReportsItsExit(t *testing.T) {
+	w := newWorld(t, &vmtest.Fake{})
+	w.config.GitHub = nil
+	var out strings.Builder
+	res, err := w.host().Command(t.Context(), flint.Runner{ID: host.NewID("run"), Pool: "run"}, host.Command{
+		Command: guest.Command{Args: []string{"sh", "-c", "echo hello; exit 7"}},
+		IO:      guest.IO{Stdout: &out},
+	})
+	if err != nil || res.ExitCode != 7 || out.String() != "hello\n" {
+		t.Fatalf("exit %d, output %q, error %v", res.ExitCode, out.String(), err)
+	}
+	w.nothingLeft()
+}
+
+func TestIDsAreSafeNames(t *testing.T) {
+	seen := map[string]bool{}
+	for _, pool := range []string{"flint", "Ubuntu_24.04 Large", "", strings.Repeat("x", 200), "../../etc"} {
+		id := host.NewID(pool)
+		if len(id) > 63 || strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || seen[id] {
+			t.Errorf("%q makes %q", pool, id)
+		}
+		seen[id] = true
+	}
+}
