@@ -35,12 +35,12 @@ const (
 	runExitReason    = 8
 )
 
-// The guest loops probeRounds times through probeLoop iterations, 30 million in all: some 15 ms on a processor, tens of
+// The guest loops probeRounds times through probeLoop iterations, 20 million in all: some 10 ms on a processor, tens of
 // seconds where every instruction is emulated. One round must fit probeFirst, so that the common broken case is
 // told quickly; all must fit probeAll; a thread that does not come back from its last signal is given up after probeKick.
 const (
 	probeLoop   = 1_000_000
-	probeRounds = 30
+	probeRounds = 20
 	probeFirst  = 300 * time.Millisecond
 	probeAll    = 800 * time.Millisecond
 	probeKick   = 200 * time.Millisecond

@@ -1,0 +1,325 @@
+package qemu
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"flint"
+	"flint/internal/vm"
+)
+
+func TestNew(t *testing.T) {
+	var f *flint.Fault
+	_, err := New(t.Context(), Config{Binary: filepath.Join(t.TempDir(), "qemu-system-x86_64"), Accel: TCG})
+	if !errors.As(err, &f) || f.Code != "qemu.missing" || !errors.Is(err, flint.ErrNotFound) || !strings.Contains(f.Fix, "qemu-system-x86") {
+		t.Errorf("no QEMU: %#v", err)
+	}
+	if _, err = New(t.Context(), Config{Binary: "/bin/true", Accel: "hvf"}); !errors.As(err, &f) || f.Code != "qemu.accel" {
+		t.Errorf("unknown accelerator: %#v", err)
+	}
+	works := vm.ProbeKVM(t.Context()).State == vm.KVMWorks
+	d, err := New(t.Context(), Config{Binary: "/bin/true", Accel: KVM})
+	if works != (err == nil) || err != nil && (!errors.As(err, &f) || f.Code != "qemu.kvm") {
+		t.Errorf("KVM works: %v; but asked for: %v", works, err)
+	}
+	if works {
+		if a, _ := d.Accel(); a != KVM {
+			t.Errorf("accelerator %s", a)
+		}
+	}
+	d, err = New(t.Context(), Config{Binary: "/bin/true"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, s := d.Accel(); (a == KVM) != (s.State == vm.KVMWorks) {
+		t.Errorf("accelerator %s where KVM %s", a, s)
+	}
+}
+
+func TestSurroundings(t *testing.T) {
+	d, s := fakeDriver(t, "reports")
+	os.Setenv("FLINT_SECRET", "hunter2")
+	defer os.Unsetenv("FLINT_SECRET")
+	leak, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer leak.Close()
+	m, err := d.Boot(patiently(t), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close(t.Context())
+	r := readReport(t, m)
+	if len(r.Env) > 0 || r.Dir != "/" || !r.Session {
+		t.Errorf("environment %q, directory %s, own session %v", r.Env, r.Dir, r.Session)
+	}
+	if r.Kernel != "the kernel" || r.Initrd != "the initrd" {
+		t.Errorf("kernel: %s; initrd: %s", r.Kernel, r.Initrd)
+	}
+	if want := map[string]string{"0": "the base", "1": "the scratch rw"}; !maps.Equal(r.Drives, want) {
+		t.Errorf("drives %q, want %q", r.Drives, want)
+	}
+	if !strings.HasSuffix(r.KernelArgs, " last=yes") || !strings.Contains(r.KernelArgs, " flint.drives=base,scratch ") {
+		t.Errorf("kernel arguments %q", r.KernelArgs)
+	}
+	if d.drop && (r.UID != nobody || r.GID != nobody || len(r.Groups) > 0) {
+		t.Errorf("runs as %d:%d with groups %d", r.UID, r.GID, r.Groups)
+	}
+	if d.isolate {
+		// /tmp is there because the fake QEMU is; the real one is below /usr.
+		known := []string{"etc", "initrd", "kernel", "lib", "lib32", "lib64", "libx32", "tmp", "usr"}
+		for _, name := range r.Root {
+			if !slices.Contains(known, name) {
+				t.Errorf("/%s can be seen", name)
+			}
+		}
+		if r.PID != 1 {
+			t.Errorf("is process %d of its namespace", r.PID)
+		}
+	}
+	if !d.drop || !d.isolate {
+		t.Log("not root: own user and namespaces are not tested")
+	}
+	// Nothing but stdio, three sockets and two drives; not root: the kernel and the initrd too.
+	want := 8
+	if !d.isolate {
+		want += 2
+	}
+	if len(r.Fds) != want {
+		t.Errorf("has descriptors %v, want %d", r.Fds, want)
+	}
+}
+
+func readReport(t *testing.T, m vm.Machine) report {
+	t.Helper()
+	ctx := patiently(t)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		var r report
+		if c := m.(vm.Console).Console(); bytes.HasSuffix(c, []byte("\n")) {
+			if err := json.Unmarshal(c, &r); err != nil {
+				t.Fatalf("%v in %s", err, c)
+			}
+			return r
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatal("no report")
+		}
+	}
+}
+
+func TestEnds(t *testing.T) {
+	for id, want := range map[string]string{ // "" is no error
+		"guest-reset":      "",
+		"guest-shutdown":   "",
+		"guest-panic":      "kernel panicked",
+		"panics":           "kernel panicked",
+		"panic-device":     "kernel panicked",
+		"host-signal":      `"host-signal"`,
+		"silent":           "without giving a reason",
+		"reset-then-fails": "QEMU died: exit status 3: ",
+		"nonsense":         "read monitor message",
+	} {
+		t.Run(id, func(t *testing.T) {
+			d, s := fakeDriver(t, id)
+			m, err := d.Boot(patiently(t), s)
+			if err == nil {
+				defer m.Close(t.Context())
+				err = m.Wait(patiently(t))
+			} else if !strings.Contains(err.Error(), "start QEMU") { // it may end before Boot sees it run
+				t.Errorf("boot: %v", err)
+			}
+			if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+				t.Errorf("got %v, want %q", err, want)
+			}
+			if want == "kernel panicked" != errors.Is(err, flint.ErrGuest) {
+				t.Errorf("%v blames the wrong one", err)
+			}
+		})
+	}
+}
+
+func TestBootRefused(t *testing.T) {
+	d, s := fakeDriver(t, "refuses")
+	_, err := d.Boot(patiently(t), s)
+	var f *flint.Fault
+	if !errors.As(err, &f) || f.Code != "qemu.start" || !strings.Contains(err.Error(), "fake qemu: -m 64T: cannot allocate memory[31m") {
+		t.Errorf("boot: %v", err)
+	}
+	empty(t, s.Dir)
+}
+
+func TestBootHangs(t *testing.T) {
+	d, s := fakeDriver(t, "hangs")
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := d.Boot(ctx, s); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("boot: %v", err)
+	}
+	empty(t, s.Dir)
+}
+
+func TestStubborn(t *testing.T) {
+	d, s := fakeDriver(t, "stubborn")
+	m, err := d.Boot(patiently(t), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // a close that must not take its time
+	if err := m.Close(ctx); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	if err := m.Wait(t.Context()); err != nil {
+		t.Errorf("wait: %v", err)
+	}
+	empty(t, s.Dir)
+}
+
+func TestFloods(t *testing.T) {
+	d, s := fakeDriver(t, "floods")
+	m, err := d.Boot(patiently(t), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close(t.Context())
+	if err := m.Wait(patiently(t)); err != nil {
+		t.Errorf("wait: %v", err)
+	}
+	c := m.(vm.Console).Console()
+	if len(c) != consoleKept || !bytes.HasSuffix(c, []byte("\x00the end")) {
+		t.Errorf("console keeps %d bytes that end in %q", len(c), c[max(0, len(c)-8):])
+	}
+}
+
+func TestSocketsOfAnotherStay(t *testing.T) {
+	d, s := fakeDriver(t, "quits")
+	m, err := d.Boot(patiently(t), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close(t.Context())
+	if _, err := d.Boot(patiently(t), s); err == nil {
+		t.Fatal("two machines in one directory")
+	}
+	for _, name := range []string{agentSocket, monitorSocket, consoleSocket} {
+		if st, err := os.Stat(filepath.Join(s.Dir, name)); err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("socket %s: %v, %v", name, st, err)
+		}
+	}
+}
+
+func TestLongDirectory(t *testing.T) {
+	d, s := fakeDriver(t, "quits")
+	s.Dir = filepath.Join(s.Dir, strings.Repeat("long-", 30))
+	if err := os.Mkdir(s.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m, err := d.Boot(patiently(t), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := m.Dial(t.Context(), vm.AgentPort); err != nil {
+		t.Errorf("dial: %v", err)
+	} else {
+		c.Close()
+	}
+	if err := m.Close(t.Context()); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	empty(t, s.Dir)
+}
+
+func TestUnusableFiles(t *testing.T) {
+	d, s := fakeDriver(t, "quits")
+	directory := s
+	directory.Drives = []vm.Drive{{ID: "base", Path: t.TempDir(), ReadOnly: true}}
+	if _, err := d.Boot(t.Context(), directory); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+		t.Errorf("a directory as drive: %v", err)
+	}
+	long := s
+	long.Args = []string{strings.Repeat("x", maxCommandLine)}
+	if _, err := d.Boot(t.Context(), long); err == nil || !strings.Contains(err.Error(), "kernel arguments") {
+		t.Errorf("long kernel arguments: %v", err)
+	}
+	empty(t, s.Dir)
+	if !d.drop {
+		t.Skip("needs root: files QEMU's own user may not read")
+	}
+	if err := os.Chmod(s.Kernel, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var f *flint.Fault
+	if _, err := d.Boot(t.Context(), s); !errors.As(err, &f) || f.Code != "qemu.unreadable" {
+		t.Errorf("kernel of root only: %v", err)
+	}
+	empty(t, s.Dir)
+}
+
+func empty(t *testing.T, dir string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) > 0 {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+}
+
+func TestTail(t *testing.T) {
+	for limit := 1; limit < 9; limit++ {
+		k := newTail(limit)
+		var all []byte
+		for i := range 40 {
+			p := bytes.Repeat([]byte{byte('a' + i%26)}, i%11)
+			if n, err := k.Write(p); n != len(p) || err != nil {
+				t.Fatalf("wrote %d of %d, %v", n, len(p), err)
+			}
+			all = append(all, p...)
+			if want := all[max(0, len(all)-limit):]; !bytes.Equal(k.Bytes(), want) {
+				t.Fatalf("limit %d keeps %q, want %q", limit, k.Bytes(), want)
+			}
+		}
+	}
+}
+
+func FuzzMonitor(f *testing.F) {
+	f.Add([]byte("{\"QMP\":{}}\r\n{\"return\":{}}\r\n{\"event\":\"SHUTDOWN\",\"data\":{\"guest\":true,\"reason\":\"guest-reset\"}}\r\n"))
+	f.Add([]byte("{\"error\":{\"class\":\"x\",\"desc\":\"no\"}}\n"))
+	f.Add([]byte("{\"event\":\"GUEST_PANICKED\"}\n{\"return\":1}\n{\"return\":2}\n"))
+	f.Fuzz(func(t *testing.T, said []byte) {
+		ours, theirs := net.Pipe()
+		q := newQMP(ours)
+		done := make(chan error, 1)
+		go func() {
+			err := q.listen()
+			ours.Close()
+			done <- err
+		}()
+		go func() { // what we say must be commands, one a line
+			lines := bufio.NewScanner(theirs)
+			for lines.Scan() {
+				if lines.Text() != `{"execute":"qmp_capabilities"}` {
+					t.Errorf("we said %q", lines.Text())
+				}
+			}
+		}()
+		_, _ = theirs.Write(said)
+		theirs.Close()
+		<-done
+		q.ended()
+	})
+}
