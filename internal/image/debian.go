@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"flint"
 )
@@ -111,11 +112,13 @@ func (s *Store) bootstrap(ctx context.Context, suite, dir string, line func(stri
 
 // layoutFromTar writes an OCI layout whose one image, tagged latest, has the tar as its only layer.
 func layoutFromTar(archive, dir string) error {
-	l, err := tarball.LayerFromFile(archive, tarball.WithCompressionLevel(gzip.BestSpeed))
+	l, err := tarball.LayerFromFile(archive, tarball.WithCompressionLevel(gzip.BestSpeed), tarball.WithMediaType(types.OCILayer))
 	if err != nil {
 		return fmt.Errorf("read layer: %w", err)
 	}
-	img, err := mutate.AppendLayers(empty.Image, l)
+	// buildah and podman find a tag only on manifests of OCI's own type.
+	blank := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
+	img, err := mutate.AppendLayers(blank, l)
 	if err != nil {
 		return fmt.Errorf("make image: %w", err)
 	}

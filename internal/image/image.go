@@ -264,6 +264,9 @@ func (s *Store) writeImage(ctx context.Context, kind string, layers []layer, lim
 	if err != nil {
 		return "", "", 0, fmt.Errorf("write image: %w", err)
 	}
+	if err := padInodeBitmaps(f); err != nil {
+		return "", "", 0, fmt.Errorf("write image: %w", err)
+	}
 	path = s.path(kind, fileName(digest))
 	if err := publish(f, path); err != nil {
 		return "", "", 0, err

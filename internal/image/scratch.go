@@ -140,6 +140,8 @@ func writeScratch(f *os.File, size flint.Bytes) error {
 func (l scratchLayout) groupDescriptors(uuid []byte) (table []byte, free uint32) {
 	table = make([]byte, l.groups*descriptorSize)
 	le := binary.LittleEndian
+	crc := newCRC()
+	seed := crc.update(0xFFFF, uuid)
 	for g := range l.groups {
 		d := table[g*descriptorSize:][:descriptorSize]
 		meta := l.groupMeta(g)
@@ -160,7 +162,7 @@ func (l scratchLayout) groupDescriptors(uuid []byte) (table []byte, free uint32)
 		le.PutUint16(d[0x1C:], uint16(groupInodes-usedInodes)) // inodes never used, at the table's end
 		var number [4]byte
 		le.PutUint32(number[:], g)
-		le.PutUint16(d[0x1E:], crc16(crc16(crc16(0xFFFF, uuid), number[:]), d[:0x1E]))
+		le.PutUint16(d[0x1E:], crc.update(crc.update(seed, number[:]), d[:0x1E]))
 	}
 	return table, free
 }
@@ -276,10 +278,13 @@ func directoryBlock(self, parent uint32, name string, inode uint32) []byte {
 	return b
 }
 
-// crc16 is the CRC with polynomial 0x8005, reflected, that group descriptors are checked by.
-func crc16(crc uint16, p []byte) uint16 {
-	for _, c := range p {
-		crc ^= uint16(c)
+// crcTable holds, for each byte, its CRC-16 with polynomial 0x8005, reflected: what group descriptors are checked by.
+type crcTable [256]uint16
+
+func newCRC() *crcTable {
+	var t crcTable
+	for i := range t {
+		crc := uint16(i)
 		for range 8 {
 			if crc&1 != 0 {
 				crc = crc>>1 ^ 0xA001
@@ -287,6 +292,14 @@ func crc16(crc uint16, p []byte) uint16 {
 				crc >>= 1
 			}
 		}
+		t[i] = crc
+	}
+	return &t
+}
+
+func (t *crcTable) update(crc uint16, p []byte) uint16 {
+	for _, b := range p {
+		crc = crc>>8 ^ t[byte(crc)^b]
 	}
 	return crc
 }

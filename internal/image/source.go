@@ -167,19 +167,19 @@ func checkImage(img v1.Image, limit flint.Bytes) error {
 	return nil
 }
 
-// layersOf lists an image's layers, lowest first, each with the digest its configuration promises.
-func layersOf(img v1.Image) ([]layer, error) {
+// layersOf lists an image's layers, lowest first, each with the digest its configuration promises. (A library's DiffID
+// would compute it from the layer itself, which proves nothing.)
+func layersOf(img v1.Image, config *v1.ConfigFile) ([]layer, error) {
 	list, err := img.Layers()
 	if err != nil {
 		return nil, fmt.Errorf("list layers: %w", err)
 	}
+	if len(list) != len(config.RootFS.DiffIDs) {
+		return nil, fmt.Errorf("%d layers, but the configuration has %d", len(list), len(config.RootFS.DiffIDs))
+	}
 	var layers []layer
 	for i, l := range list {
-		id, err := l.DiffID()
-		if err != nil {
-			return nil, fmt.Errorf("layer %d: %w", i, err)
-		}
-		layers = append(layers, layer{open: l.Uncompressed, diffID: id.String()})
+		layers = append(layers, layer{open: l.Uncompressed, diffID: config.RootFS.DiffIDs[i].String()})
 	}
 	return layers, nil
 }
@@ -210,7 +210,7 @@ func (s *Store) fromImage(ctx context.Context, img v1.Image, limit flint.Bytes) 
 	if b, ok := s.recallBase(key); ok {
 		return b, nil
 	}
-	layers, err := layersOf(img)
+	layers, err := layersOf(img, config)
 	if err != nil {
 		return Base{}, err
 	}

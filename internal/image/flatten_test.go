@@ -1,0 +1,473 @@
+package image
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flint"
+)
+
+// item is one tar entry of a test's layer.
+type item struct {
+	name, content string
+	h             tar.Header // Typeflag 0: a regular file
+}
+
+func file(name, content string) item { return item{name: name, content: content} }
+func dir(name string) item {
+	return item{name: name, h: tar.Header{Typeflag: tar.TypeDir, Mode: 0o755}}
+}
+
+func link(name, target string) item {
+	return item{name: name, h: tar.Header{Typeflag: tar.TypeLink, Linkname: target}}
+}
+
+func sym(name, target string) item {
+	return item{name: name, h: tar.Header{Typeflag: tar.TypeSymlink, Linkname: target}}
+}
+
+// pack makes a layer's bytes.
+func pack(t testing.TB, items ...item) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, i := range items {
+		h := i.h
+		h.Name, h.Size = i.name, int64(len(i.content))
+		if h.Typeflag == 0 {
+			h.Typeflag = tar.TypeReg
+		}
+		if h.Mode == 0 {
+			h.Mode = 0o644
+		}
+		if h.ModTime.IsZero() {
+			h.ModTime = time.Unix(1e9, 0)
+		}
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatalf("%s: %v", i.name, err)
+		}
+		if _, err := io.WriteString(w, i.content); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+func layerOf(b []byte) layer {
+	return layer{open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }}
+}
+
+// emitted flattens layers to the tar stream and returns it as a listing: "path" or "path -> target" or "path = content",
+// directories with a slash.
+func emitted(t testing.TB, layers ...[]byte) ([]string, error) {
+	t.Helper()
+	var ls []layer
+	for _, b := range layers {
+		ls = append(ls, layerOf(b))
+	}
+	tree, err := merge(context.Background(), ls, flint.GiB)
+	if err != nil {
+		return nil, err
+	}
+	p, err := tree.plan(len(ls), flint.GiB)
+	if err != nil {
+		return nil, err
+	}
+	var buf bytes.Buffer
+	if err := p.emit(context.Background(), ls, maxStream(flint.GiB), &buf); err != nil {
+		return nil, err
+	}
+	var list []string
+	for r := tar.NewReader(&buf); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		content, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		line := h.Name
+		switch h.Typeflag {
+		case tar.TypeReg:
+			line += " = " + string(content)
+		case tar.TypeSymlink:
+			line += " -> " + h.Linkname
+		case tar.TypeLink:
+			line += " => " + h.Linkname
+		case tar.TypeChar:
+			line += fmt.Sprintf(" c%d:%d", h.Devmajor, h.Devminor)
+		}
+		if line != "./" {
+			list = append(list, line)
+		}
+	}
+	return list, nil
+}
+
+func TestFlatten(t *testing.T) {
+	long := strings.Repeat("n", 255)
+	for name, c := range map[string]struct {
+		layers [][]item
+		want   []string
+	}{
+		"whiteout hides below, not in its own layer, wherever it stands": {
+			[][]item{
+				{dir("d"), file("d/old", "1"), file("gone", "1"), file("kept", "1")},
+				{file("d/new", "2"), file(".wh.d", ""), file(".wh.gone", ""), file("gone", "2")},
+			},
+			[]string{"d/", "kept = 1", "d/new = 2", "gone = 2"},
+		},
+		"opaque hides what is below only": {
+			[][]item{
+				{dir("d"), file("d/a", "1"), dir("d/sub"), file("d/sub/x", "1")},
+				{file("d/b", "2"), file("d/.wh..wh..opq", "")},
+			},
+			[]string{"d/", "d/b = 2"},
+		},
+		"whiteouts do not follow links, and hide links themselves": {
+			[][]item{
+				{dir("real"), file("real/f", "1"), sym("alias", "real")},
+				{file("alias/.wh.f", "")},
+			},
+			[]string{"alias -> real", "real/", "real/f = 1"},
+		},
+		"whiteout of a link leaves its target": {
+			[][]item{{dir("real"), file("real/f", "1"), sym("alias", "real")}, {file(".wh.alias", "")}},
+			[]string{"real/", "real/f = 1"},
+		},
+		"a name below a symbolic link lands where the link leads": {
+			[][]item{{dir("usr"), dir("usr/lib"), sym("lib", "usr/lib")}, {file("lib/x.so", "2")}},
+			[]string{"lib -> usr/lib", "usr/", "usr/lib/", "usr/lib/x.so = 2"},
+		},
+		"a symbolic link cannot lead outside": {
+			[][]item{{sym("up", "../../../.."), sym("abs", "/etc"), file("up/a", "1"), file("abs/b", "1"), sym("etc2", "up/etc"), file("etc2/c", "1")}},
+			[]string{"abs -> /etc", "etc/", "etc2 -> up/etc", "up -> ../../../..", "a = 1", "etc/b = 1", "etc/c = 1"},
+		},
+		"absolute names are below the root": {
+			[][]item{{file("/etc/passwd", "1"), file("//x", "1"), file("./y", "1")}},
+			[]string{"etc/", "etc/passwd = 1", "x = 1", "y = 1"},
+		},
+		"hard link whose target an upper layer replaced keeps the content": {
+			[][]item{{file("a", "old"), link("b", "a")}, {file("a", "new")}},
+			[]string{"b = old", "a = new"},
+		},
+		"hard link whose target an upper layer removed keeps the content": {
+			[][]item{{file("a", "old"), link("b", "a"), link("c", "b")}, {file(".wh.a", "")}},
+			[]string{"b = old", "c => b"},
+		},
+		"hard link before its target": {
+			[][]item{{link("a", "z"), link("b", "a"), file("z", "1")}},
+			[]string{"a = 1", "b => a", "z => a"},
+		},
+		"late hard link loses against a later entry of its name": {
+			[][]item{{link("a", "z"), file("a", "mine"), file("z", "1")}},
+			[]string{"a = mine", "z = 1"},
+		},
+		"hard link into a lower layer": {
+			[][]item{{file("a", "1")}, {link("b", "a")}},
+			[]string{"a = 1", "b => a"},
+		},
+		"hard link to a symbolic link": {
+			[][]item{{sym("s", "nowhere"), link("t", "s")}},
+			[]string{"s -> nowhere", "t => s"},
+		},
+		"file in place of a directory, and back": {
+			[][]item{
+				{dir("x"), file("x/in", "1"), file("y", "1")},
+				{file("x", "2"), dir("y"), file("y/in", "2")},
+			},
+			[]string{"y/", "x = 2", "y/in = 2"},
+		},
+		"directory in place of a symbolic link": {
+			[][]item{{dir("r"), file("r/f", "1"), sym("l", "r")}, {dir("l"), file("l/g", "2")}},
+			[]string{"l/", "r/", "r/f = 1", "l/g = 2"},
+		},
+		"directory over directory keeps what is in it": {
+			[][]item{{dir("d"), file("d/f", "1")}, {dir("d/")}},
+			[]string{"d/", "d/f = 1"},
+		},
+		"same name twice in a layer: the last wins": {
+			[][]item{{file("f", "1"), file("f", "2")}},
+			[]string{"f = 2"},
+		},
+		"long names": {
+			[][]item{{file(long+"/"+long+"/"+long, "1"), sym("s", strings.Repeat("t/", 1000))}},
+			[]string{long + "/", long + "/" + long + "/", "s -> " + strings.Repeat("t/", 1000), long + "/" + long + "/" + long + " = 1"},
+		},
+		"device nodes stay, the overlay's whiteout form goes": {
+			[][]item{{
+				{name: "null", h: tar.Header{Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}},
+				{name: "white", h: tar.Header{Typeflag: tar.TypeChar}},
+			}},
+			[]string{"null c1:3"},
+		},
+		"AUFS's own names are skipped": {
+			[][]item{{dir(".wh..wh.plnk"), file(".wh..wh.plnk/1.2", "x"), file(".wh..wh.aufs", ""), file("f", "1")}},
+			[]string{"f = 1"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var layers [][]byte
+			for _, l := range c.layers {
+				layers = append(layers, pack(t, l...))
+			}
+			got, err := emitted(t, layers...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("got  %q\nwant %q", got, c.want)
+			}
+		})
+	}
+}
+
+func TestFlattenRefuses(t *testing.T) {
+	for name, items := range map[string][]item{
+		"dotdot":                {file("a/../../etc/passwd", "1")},
+		"dotdot in a link":      {file("f", ""), link("l", "../f")},
+		"link to nothing":       {link("l", "nowhere")},
+		"links in a circle":     {link("a", "b"), link("b", "a")},
+		"link to a directory":   {dir("d"), link("l", "d")},
+		"symlink circle":        {sym("a", "b"), sym("b", "a"), file("a/f", "1")},
+		"below a file":          {file("f", "1"), file("f/g", "1")},
+		"below a whiteout":      {file(".wh.x/y", "1")},
+		"long component":        {file(strings.Repeat("n", 256), "1")},
+		"long path":             {file(strings.Repeat("n/", 2100)+"f", "1")},
+		"deep through symlinks": {file(strings.Repeat("n/", 1500)+"f", "1"), sym("s", strings.Repeat("n/", 1500)), file("s/"+strings.Repeat("m/", 1000)+"f", "1")},
+		"root as a file":        {file(".", "1")},
+		"owner":                 {{name: "f", h: tar.Header{Uid: -1, Format: tar.FormatGNU}}},
+		"device number":         {{name: "d", h: tar.Header{Typeflag: tar.TypeChar, Devmajor: 1 << 12, Devminor: 1}}},
+		"unknown type":          {{name: "f", h: tar.Header{Typeflag: 'V'}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got, err := emitted(t, pack(t, items...)); err == nil {
+				t.Errorf("accepted: %.200q", got)
+			}
+		})
+	}
+}
+
+func TestFlattenBounds(t *testing.T) {
+	big := pack(t, file("big", strings.Repeat("x", 5<<20)))
+	tree, err := merge(context.Background(), []layer{layerOf(big)}, flint.GiB)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tree.plan(1, 4*flint.MiB); !errors.Is(err, errTooBig) {
+		t.Errorf("5 MiB in an image of 4: %v", err)
+	}
+	if _, err := tree.plan(1, 8*flint.MiB); err != nil {
+		t.Errorf("5 MiB in an image of 8: %v", err)
+	}
+	for name, b := range map[string]budget{
+		"entries": {entries: 0, text: 100, stream: 1 << 30},
+		"text":    {entries: 1, text: 2, stream: 1 << 30},
+		"stream":  {entries: 1, text: 100, stream: 1 << 20},
+	} {
+		if _, err := layerOf(big).entries(context.Background(), 0, &b); !errors.Is(err, errBudget) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	l := layerOf(big)
+	l.diffID = "sha256:" + strings.Repeat("0", 64)
+	if _, err := merge(context.Background(), []layer{l}, flint.GiB); err == nil {
+		t.Error("a layer whose content is not what the image promised was accepted")
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := merge(ctx, []layer{layerOf(big)}, flint.GiB); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// TestImageInTheKernel writes an image with everything a tar can say of a file, mounts it and looks.
+func TestImageInTheKernel(t *testing.T) {
+	capability := "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" // cap_net_bind_service=p
+	long := strings.Repeat("ü", 127)
+	pax := func(kv ...string) map[string]string {
+		m := map[string]string{}
+		for i := 0; i < len(kv); i += 2 {
+			m[xattrPrefix+kv[i]] = kv[i+1]
+		}
+		return m
+	}
+	content := strings.Repeat("0123456789abcdef", 100_000)
+	b := pack(
+		t,
+		item{name: ".", h: tar.Header{Typeflag: tar.TypeDir, Mode: 0o751}},
+		item{name: "tmp", h: tar.Header{Typeflag: tar.TypeDir, Mode: 0o1777}},
+		item{name: "su", content: "x", h: tar.Header{Mode: 0o6755, Uid: 70000, Gid: 80000, ModTime: time.Unix(1234567890, 987654321), Format: tar.FormatPAX}},
+		item{name: "ping", content: "x", h: tar.Header{Mode: 0o755, PAXRecords: pax(
+			"security.capability", capability, "user.note", strings.Repeat("n", 1000), "trusted.overlay.opaque", "y", "user.empty", "",
+		)}},
+		file("big", content), link("zz-big", "big"),
+		item{name: "null", h: tar.Header{Typeflag: tar.TypeChar, Mode: 0o666, Devmajor: 1, Devminor: 3}},
+		item{name: "disk", h: tar.Header{Typeflag: tar.TypeBlock, Devmajor: 259, Devminor: 70000}},
+		item{name: "pipe", h: tar.Header{Typeflag: tar.TypeFifo}},
+		sym("short", "big"), sym("far", strings.Repeat("f/", 500)),
+		file(long, "1"), file("bad-utf8-\xff", "1"),
+	)
+	s := testStore(t)
+	_, path, size, err := s.writeImage(t.Context(), baseDir, []layer{layerOf(b)}, flint.GiB)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode() != 0o644 || info.Size() != int64(size) {
+		t.Fatalf("image file: %v, %v", info, err)
+	}
+	fsck(t, path)
+	root, _ := mount(t, path, "ro")
+
+	stat := func(name string) *syscall.Stat_t {
+		var st syscall.Stat_t
+		if err := syscall.Lstat(filepath.Join(root, name), &st); err != nil {
+			t.Fatalf("%q: %v", name, err)
+		}
+		return &st
+	}
+	for name, mode := range map[string]uint32{
+		".": 0o40751, "tmp": 0o41777, "su": 0o106755, "null": 0o20666, "pipe": 0o10644, "short": 0o120777, long: 0o100644, "bad-utf8-\xff": 0o100644,
+	} {
+		if got := stat(name).Mode; got != mode {
+			t.Errorf("%q has mode %o, want %o", name, got, mode)
+		}
+	}
+	if st := stat("su"); st.Uid != 70000 || st.Gid != 80000 || st.Mtim.Sec != 1234567890 {
+		t.Errorf("su: %+v", st)
+	}
+	if st := stat("disk"); unix.Major(st.Rdev) != 259 || unix.Minor(st.Rdev) != 70000 {
+		t.Errorf("disk is %d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
+	}
+	if a, b := stat("big"), stat("zz-big"); a.Ino != b.Ino || a.Nlink != 2 {
+		t.Error("big and zz-big are not one file")
+	}
+	if got, err := os.ReadFile(filepath.Join(root, "zz-big")); err != nil || string(got) != content {
+		t.Errorf("zz-big: %d bytes, %v", len(got), err)
+	}
+	if got, err := os.Readlink(filepath.Join(root, "far")); err != nil || got != strings.Repeat("f/", 500) {
+		t.Errorf("far: %d bytes, %v", len(got), err)
+	}
+	attrs := map[string]string{}
+	buf := make([]byte, 4096)
+	n, err := unix.Listxattr(filepath.Join(root, "ping"), buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range strings.SplitSeq(strings.TrimRight(string(buf[:n]), "\x00"), "\x00") {
+		v := make([]byte, 4096)
+		n, err := unix.Getxattr(filepath.Join(root, "ping"), name, v)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		attrs[name] = string(v[:n])
+	}
+	want := map[string]string{"security.capability": capability, "user.note": strings.Repeat("n", 1000)}
+	delete(attrs, "user.empty") // kept or not, both are right
+	if !maps.Equal(attrs, want) {
+		t.Errorf("attributes %q", attrs)
+	}
+}
+
+func TestFlattenIsDeterministic(t *testing.T) {
+	b := pack(t, dir("d"), file("d/b", "2"), file("a", "1"), link("c", "a"), sym("s", "a"))
+	var digests, sums []string
+	for range 2 {
+		f, err := os.Create(filepath.Join(t.TempDir(), "image"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := flatten(t.Context(), []layer{layerOf(b)}, flint.GiB, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		sum, err := hashFile(t.Context(), f.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		digests, sums = append(digests, d), append(sums, sum)
+	}
+	if digests[0] != digests[1] || sums[0] != sums[1] {
+		t.Errorf("two runs gave %q and %q", digests, sums)
+	}
+}
+
+// FuzzFlatten feeds two layers of any bytes. Whatever is accepted must give a file system fsck agrees with, and names
+// that stay inside it.
+func FuzzFlatten(f *testing.F) {
+	f.Add(pack(f, dir("d"), file("d/f", "1"), link("l", "d/f"), sym("s", "/d")), pack(f, file("s/g", "2"), file(".wh.l", "")))
+	f.Add(pack(f, link("a", "z"), file("z", "1")), pack(f, file("d/.wh..wh..opq", ""), file("z", "2")))
+	f.Add(pack(f, item{name: "x", content: "y", h: tar.Header{PAXRecords: map[string]string{xattrPrefix + "user.a": "b"}}}), []byte{})
+	f.Add(pack(f, file("lost+found", "1")), pack(f, dir("lost+found"), sym("a", "lost+found/../.."), file("a/q", "")))
+	_, fsckErr := exec.LookPath("e2fsck")
+	f.Fuzz(func(t *testing.T, lower, upper []byte) {
+		layers := []layer{layerOf(lower), layerOf(upper)}
+		out, err := os.Create(filepath.Join(t.TempDir(), "image"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		if _, err := flatten(t.Context(), layers, 64*flint.MiB, out); err != nil {
+			return
+		}
+		if err := padInodeBitmaps(out); err != nil {
+			t.Fatal(err)
+		}
+		if fsckErr == nil {
+			fsck(t, out.Name())
+		}
+		list, err := emitted(t, lower, upper)
+		if err != nil {
+			t.Fatalf("accepted once, refused then: %v", err)
+		}
+		for _, line := range list {
+			if strings.HasPrefix(line, "/") || strings.HasPrefix(line, "../") || strings.Contains(strings.SplitN(line, " ", 2)[0], "/../") {
+				t.Fatalf("emitted %q", line)
+			}
+		}
+	})
+}
+
+func BenchmarkFlatten(b *testing.B) {
+	var items []item
+	for i := range 2000 {
+		items = append(items, file(fmt.Sprintf("d%d/f%d", i%100, i), strings.Repeat("x", 32<<10)))
+	}
+	data := pack(b, items...)
+	b.SetBytes(int64(len(data)))
+	for b.Loop() {
+		f, err := os.Create(filepath.Join(b.TempDir(), "image"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := flatten(b.Context(), []layer{layerOf(data)}, flint.GiB, f); err != nil {
+			b.Fatal(err)
+		}
+		f.Close()
+	}
+}
