@@ -148,7 +148,9 @@ type HostState struct {
 	Name    string
 	Runners []Runner // all that are not gone
 	Free    Shape    // what admission would still grant; Disk is not promised away, only watched
-	Refuses Reason   // non-zero when the host takes no new runner at all, and why
+	// Overhead is the memory each VM costs beyond its shape. Free has room for that of the next one.
+	Overhead Bytes
+	Refuses  Reason // non-zero when the host takes no new runner at all, and why
 }
 
 // Reason is the typed answer to "why was this done" and "why is this waiting".

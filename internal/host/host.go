@@ -113,7 +113,7 @@ func slug(name string) string {
 func (h *Host) State() flint.HostState {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s := flint.HostState{Name: h.c.Name, Free: h.free()}
+	s := flint.HostState{Name: h.c.Name, Free: h.free(), Overhead: h.c.Overhead}
 	for _, id := range slices.Sorted(maps.Keys(h.lives)) {
 		s.Runners = append(s.Runners, h.lives[id].snapshot())
 	}

@@ -3,6 +3,7 @@ package sched
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -19,6 +20,8 @@ const (
 	// backoffMin and backoffMax bound how long a pool rests after a runner of it failed.
 	backoffMin = time.Second
 	backoffMax = time.Minute
+	// proof is how long a runner must have been registered to show, without a job, that its pool works.
+	proof = 30 * time.Second
 )
 
 // Config is what a Loop works with. All fields but Jitter are needed.
@@ -46,7 +49,7 @@ type Loop struct {
 // flight is a runner whose Host.Run has not returned.
 type flight struct {
 	runner  flint.Runner
-	cancel  context.CancelFunc
+	cancel  context.CancelCauseFunc
 	seen    bool // its host has shown it in State
 	stopped bool // we cancelled it
 	// failures is the pool's count when it started: a runner that still has the pool's number is the one that tries it out.
@@ -56,12 +59,13 @@ type flight struct {
 // exit is what Host.Run returned for one flight.
 type exit struct {
 	id  string
+	res flint.Result
 	err error
 }
 
 // poolState is what the loop remembers of a pool between passes.
 type poolState struct {
-	failures  int          // since a runner last got as far as registering
+	failures  int          // since a runner last worked
 	notBefore time.Time    // no start before
 	why       flint.Reason // of the last failure
 	logged    level        // what was logged last
@@ -152,7 +156,7 @@ func (l *Loop) observe(v *view) {
 				continue
 			}
 			f.seen = true
-			if r.Phase == flint.Registered || r.Phase == flint.Running {
+			if r.Phase == flint.Running || r.Phase == flint.Registered && v.now.Sub(r.Timeline[flint.Registered]) > proof {
 				l.works(f)
 			}
 			if f.stopped && r.Phase < flint.Running {
@@ -178,8 +182,7 @@ func (v *view) add(r flint.Runner) {
 		h.Runners = append(h.Runners, r)
 		for _, p := range v.pools {
 			if p.Name == r.Pool {
-				h.Free.CPUs -= p.Shape.CPUs
-				h.Free.Memory -= p.Shape.Memory
+				take(h, p.Shape)
 			}
 		}
 	}
@@ -198,7 +201,8 @@ func (v *view) have(pool string) int {
 	return n
 }
 
-// works ends a pool's rest if f is the runner that was to try it out. It is called when f has got as far as registering.
+// works ends a pool's rest if f is the runner that was to try it out. It is called when f
+// has a job, or has waited for one long enough.
 func (l *Loop) works(f *flight) {
 	st := l.state(f.runner.Pool)
 	if f.failures == st.failures {
@@ -208,7 +212,7 @@ func (l *Loop) works(f *flight) {
 }
 
 // limit sets the Max each pool may reach now: a pool that rests gets no runner, and one whose last runner failed gets one at a
-// time until one has registered. That keeps a broken image or host from starting VMs without end.
+// time until one has a job. That keeps a broken image or host from starting VMs without end.
 func (l *Loop) limit(v *view) {
 	v.limited = slices.Clone(v.pools)
 	for i := range v.limited {
@@ -247,7 +251,7 @@ func (l *Loop) start(ctx context.Context, v *view, a Action) {
 		l.cfg.Log.Error("start runner: its name is in use", "runner", r.ID, "pool", a.Pool)
 		return
 	}
-	runCtx, cancel := context.WithCancel(ctx)
+	runCtx, cancel := context.WithCancelCause(ctx)
 	l.flights[r.ID] = &flight{runner: r, cancel: cancel, failures: l.state(a.Pool).failures}
 	l.cfg.Log.Info("start runner", "runner", r.ID, "pool", a.Pool, "host", a.Host, "reason", a.Reason)
 	v.add(r)
@@ -256,7 +260,7 @@ func (l *Loop) start(ctx context.Context, v *view, a Action) {
 	go func() {
 		res, err := host.Run(runCtx, r)
 		l.cfg.Done(res, err)
-		l.exits <- exit{r.ID, err}
+		l.exits <- exit{r.ID, res, err}
 	}()
 }
 
@@ -268,15 +272,16 @@ func (l *Loop) stop(a Action) {
 	}
 	f.stopped = true
 	l.cfg.Log.Info("stop runner", "runner", a.Runner, "pool", a.Pool, "host", a.Host, "reason", a.Reason)
-	f.cancel()
+	f.cancel(fmt.Errorf("%w: %s", flint.ErrUnneeded, a.Reason.Text))
 }
 
 // ended takes note of a runner whose Host.Run returned.
 func (l *Loop) ended(ctx context.Context, e exit) {
 	f := l.flights[e.id]
 	delete(l.flights, e.id)
-	f.cancel()
-	if e.err == nil {
+	f.cancel(context.Canceled)
+	why := failure(f.runner, e)
+	if why.IsZero() {
 		if !f.stopped {
 			l.works(f)
 		}
@@ -284,7 +289,7 @@ func (l *Loop) ended(ctx context.Context, e exit) {
 	}
 	log := l.cfg.Log.With("runner", e.id, "pool", f.runner.Pool, "host", f.runner.Host)
 	if f.stopped || ctx.Err() != nil {
-		log.Info("runner ended early", "error", e.err)
+		log.Info("runner ended early", "reason", why)
 		return
 	}
 	st := l.state(f.runner.Pool)
@@ -293,21 +298,29 @@ func (l *Loop) ended(ctx context.Context, e exit) {
 		st.failures++
 		wait := backoff(st.failures, l.cfg.Jitter)
 		st.notBefore = time.Now().Add(wait)
-		st.why = failure(f.runner, e.err)
+		st.why = why
 		log = log.With("pause", wait)
 	}
-	log.Error("runner failed", "error", e.err)
+	log.Error("runner failed", "reason", why)
 }
 
-func failure(r flint.Runner, err error) flint.Reason {
+// failure says in what way a runner failed; zero if it did not. A job that failed is no failure of its runner. A runner
+// program that ends with an error before it had a job is one: the next would do the same (it is too old, for example).
+func failure(r flint.Runner, e exit) flint.Reason {
 	var fault *flint.Fault
 	switch {
-	case errors.As(err, &fault):
-		return flint.Because(fault.Code, "runner %s on host %s failed: %v; %s", r.ID, r.Host, err, fault.Fix)
-	case errors.Is(err, flint.ErrGuest):
-		return flint.Because("guest.failing", "the guest of runner %s on host %s failed: %v", r.ID, r.Host, err)
+	case e.err == nil && (e.res.ExitCode == 0 || e.res.Runner.Job != nil):
+		return flint.Reason{}
+	case e.err == nil && e.res.Reason.IsZero():
+		return flint.Because("runner.exit", "runner %s on host %s ended with code %d before it had a job", r.ID, r.Host, e.res.ExitCode)
+	case e.err == nil:
+		return flint.Because(e.res.Reason.Code, "runner %s on host %s ended before it had a job: %s", r.ID, r.Host, e.res.Reason.Text)
+	case errors.As(e.err, &fault):
+		return flint.Because(fault.Code, "runner %s on host %s failed: %v; %s", r.ID, r.Host, e.err, fault.Fix)
+	case errors.Is(e.err, flint.ErrGuest):
+		return flint.Because("guest.failing", "the guest of runner %s on host %s failed: %v", r.ID, r.Host, e.err)
 	}
-	return flint.Because("host.failing", "runner %s on host %s failed: %v", r.ID, r.Host, err)
+	return flint.Because("host.failing", "runner %s on host %s failed: %v", r.ID, r.Host, e.err)
 }
 
 // backoff doubles from backoffMin to backoffMax; the jitter takes away up to half, so that many do not retry as one.

@@ -82,6 +82,8 @@ type machine struct {
 	most    int
 	starts  []time.Time
 	ended   int
+
+	exitCode int // of the runner program
 }
 
 func (m *machine) State() flint.HostState {
@@ -106,7 +108,8 @@ func (m *machine) Run(ctx context.Context, r flint.Runner) (flint.Result, error)
 	phase := func(p flint.Phase) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		r.Phase = p
+		r.Phase, r.Timeline = p, maps.Clone(r.Timeline)
+		r.Timeline[p] = time.Now()
 		m.runners[r.ID] = r
 	}
 	err := m.run(ctx, r, phase)
@@ -116,7 +119,7 @@ func (m *machine) Run(ctx context.Context, r flint.Runner) (flint.Result, error)
 	delete(m.runners, r.ID)
 	m.inside--
 	m.ended++
-	return flint.Result{Runner: r}, err
+	return flint.Result{Runner: r, ExitCode: m.exitCode}, err
 }
 
 func pause(ctx context.Context, d time.Duration) {
@@ -248,7 +251,29 @@ func TestFailingHostIsNoLaunchStorm(t *testing.T) {
 	}
 }
 
-func TestPoolRecoversWhenOneRunnerRegisters(t *testing.T) {
+// TestRunnerProgramThatGivesUp: the VM is fine and registered, but the program in it ends at once, as one that is too old does.
+func TestRunnerProgramThatGivesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, []flint.Pool{pool("a", 5)}, func(ctx context.Context, _ flint.Runner, phase func(flint.Phase)) error {
+			phase(flint.Registered)
+			pause(ctx, 2*time.Second)
+			return nil
+		})
+		r.machine.mu.Lock()
+		r.exitCode = 7
+		r.machine.mu.Unlock()
+		r.set("a", 5)
+		settle(10 * time.Minute)
+		if n := len(r.starts); n > 5+6+10 {
+			t.Errorf("%d starts in ten minutes", n)
+		}
+		if why := r.loop.Waiting(); len(why) != 1 || why[0].Code != "runner.exit" {
+			t.Errorf("waiting: %v", why)
+		}
+	})
+}
+
+func TestPoolRecoversWhenOneRunnerWorks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mended atomic.Bool
 		r := newRig(t, []flint.Pool{pool("a", 5)}, func(ctx context.Context, _ flint.Runner, phase func(flint.Phase)) error {
@@ -308,7 +333,7 @@ func TestCancelledJobStopsIdleRunner(t *testing.T) {
 				phase(flint.Running)
 			}
 			pause(ctx, time.Hour)
-			if ctx.Err() != nil {
+			if errors.Is(context.Cause(ctx), flint.ErrUnneeded) {
 				cancelled.Add(1)
 			}
 			pause(context.Background(), time.Minute) // release takes its time

@@ -179,10 +179,14 @@ func (r *room) place(shape flint.Shape) (string, flint.Reason) {
 	if best < 0 {
 		return "", r.full(shape)
 	}
-	free := &r.hosts[best].Free
-	free.CPUs -= shape.CPUs
-	free.Memory -= shape.Memory
+	take(&r.hosts[best], shape)
 	return r.hosts[best].Name, flint.Reason{}
+}
+
+// take gives a VM of shape its room on h.
+func take(h *flint.HostState, shape flint.Shape) {
+	h.Free.CPUs -= shape.CPUs
+	h.Free.Memory -= shape.Memory + h.Overhead
 }
 
 // fit returns how many more VMs of shape have room, at most limit.
@@ -196,8 +200,8 @@ func (r *room) fit(shape flint.Shape, limit int) int {
 		if shape.CPUs > 0 {
 			most = min(most, h.Free.CPUs/shape.CPUs)
 		}
-		if shape.Memory > 0 {
-			most = int(min(flint.Bytes(most), h.Free.Memory/shape.Memory))
+		if each := shape.Memory + h.Overhead; each > 0 {
+			most = int(min(flint.Bytes(most), (h.Free.Memory+h.Overhead)/each))
 		}
 		if n += most; n >= limit {
 			return limit

@@ -315,3 +315,13 @@ func BenchmarkPlan(b *testing.B) {
 		sched.Plan(now, pools, demand, hosts)
 	}
 }
+
+// TestPlanLeavesRoomForOverhead: three VMs of 1GiB need 3GiB and three overheads; Free has kept one of them back.
+func TestPlanLeavesRoomForOverhead(t *testing.T) {
+	h := host("h1", 9, 3*flint.GiB+100*flint.MiB)
+	h.Overhead = 64 * flint.MiB
+	got := brief(sched.Plan(now, []flint.Pool{pool("a", 9)}, []flint.Demand{wants("a", 9)}, []flint.HostState{h}))
+	if want := "start a@h1 (demand.jobs), start a@h1 (demand.jobs), wait a (host.memory)"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
