@@ -45,7 +45,12 @@ func (r *reader) strategy(st *actionlint.Strategy, spec *jobSpec) {
 }
 
 func (r *reader) combinations(m *actionlint.Matrix) []*object {
-	rows := sortedBy(m.Rows, func(row *actionlint.MatrixRow) *actionlint.Pos { return row.Name.Pos })
+	rows := sortedBy(m.Rows, func(row *actionlint.MatrixRow) *actionlint.Pos {
+		if row.Expression != nil {
+			return row.Expression.Pos // such a row has no name
+		}
+		return row.Name.Pos
+	})
 	if len(rows) == 0 {
 		return nil
 	}
@@ -53,7 +58,7 @@ func (r *reader) combinations(m *actionlint.Matrix) []*object {
 	for _, row := range rows {
 		if row.Expression != nil {
 			r.unsupported(row.Expression.Pos, "a matrix row made by an expression", "write its values")
-			return nil
+			continue
 		}
 		if len(combos)*len(row.Values) > maxCombinations {
 			r.syntax(row.Name.Pos, fmt.Sprintf("the matrix has more than %d combinations", maxCombinations))

@@ -113,19 +113,19 @@ type step struct {
 	completed  time.Time
 }
 
-// Submit queues a run of a workflow. Its error is a *flint.Fault with code workflow.expression when a job's name, label
-// or continue-on-error cannot be worked out.
+// Submit queues a run of a workflow. Its error is a *flint.Fault with code workflow.input when an input does not exist or
+// has the wrong type, and workflow.expression when a job's name, label or continue-on-error cannot be worked out.
 func (s *Server) Submit(wf *Workflow, t Trigger) (*Run, error) {
 	h := s.hub
 	r := &Run{wf: wf, event: t.Event, hub: h, done: make(chan struct{}), inputs: newObject()}
 	if r.event == "" {
 		r.event = "workflow_dispatch"
 	}
-	for _, in := range wf.inputs {
-		r.inputs.set(in.name, in.value)
-	}
-	for _, k := range slices.Sorted(maps.Keys(t.Inputs)) {
-		r.inputs.set(k, t.Inputs[k])
+	if err := r.takeInputs(t.Inputs); err != nil {
+		return nil, &flint.Fault{
+			Code: "workflow.input", Kind: flint.ErrUsage, Err: err,
+			What: "start workflow " + wf.Path, Fix: "give the inputs its on.workflow_dispatch declares",
+		}
 	}
 	r.env = slices.DeleteFunc(slices.Clone(wf.env), func(p pair) bool { _, ok := t.Env[p.name]; return ok })
 	for _, k := range slices.Sorted(maps.Keys(t.Env)) {
@@ -156,6 +156,30 @@ func (s *Server) Submit(wf *Workflow, t Trigger) (*Run, error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// takeInputs fills the inputs context, which only workflow_dispatch has.
+func (r *Run) takeInputs(given map[string]string) error {
+	for name := range given {
+		if r.event != "workflow_dispatch" || !slices.ContainsFunc(r.wf.inputs, func(in input) bool { return in.name == name }) {
+			return fmt.Errorf("it has no input %q for the event %s", name, r.event)
+		}
+	}
+	if r.event != "workflow_dispatch" {
+		return nil
+	}
+	for _, in := range r.wf.inputs {
+		s, ok := given[in.name]
+		if !ok {
+			s = in.value
+		}
+		v, err := in.typed(s)
+		if err != nil {
+			return err
+		}
+		r.inputs.set(in.name, v)
+	}
+	return nil
 }
 
 // planJobs makes the jobs of a run: one for each combination of each matrix.

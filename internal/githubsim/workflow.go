@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/rhysd/actionlint"
@@ -16,16 +17,42 @@ import (
 
 // Workflow is a workflow file that this GitHub can run in full. It does not change once parsed.
 type Workflow struct {
-	Name string // its `name:`, or its path
-	Path string
-	env  []pair
-	// inputs are the defaults of `on.workflow_dispatch.inputs`.
-	inputs []pair
+	Name   string // its `name:`, or its path
+	Path   string
+	env    []pair
+	inputs []input // of `on.workflow_dispatch`
 	jobs   []jobSpec
 	sha    string // of the file; stands for the commit
 }
 
 type pair struct{ name, value string }
+
+type input struct {
+	name  string
+	kind  actionlint.WorkflowDispatchEventInputType
+	value string // the default
+}
+
+// typed gives an input's text the type it was declared with.
+func (in input) typed(s string) (any, error) {
+	switch in.kind {
+	case actionlint.WorkflowDispatchEventInputTypeBoolean:
+		switch s {
+		case "true":
+			return true, nil
+		case "false", "":
+			return false, nil
+		}
+		return nil, fmt.Errorf("input %s: want true or false, got %q", in.name, s)
+	case actionlint.WorkflowDispatchEventInputTypeNumber:
+		f, err := strconv.ParseFloat(s, 64)
+		if err != nil && s != "" {
+			return nil, fmt.Errorf("input %s: want a number, got %q", in.name, s)
+		}
+		return f, nil
+	}
+	return s, nil
+}
 
 // jobSpec is one job of the file; every combination of its matrix becomes a job of a run.
 type jobSpec struct {
@@ -212,13 +239,16 @@ func (r *reader) workflow(ast *actionlint.Workflow) *Workflow {
 			continue
 		}
 		for _, in := range d.Inputs {
-			value := ""
+			spec := input{name: in.Name.Value, kind: in.Type}
 			if in.Default != nil {
-				value = in.Default.Value
+				spec.value = in.Default.Value
 			}
-			w.inputs = append(w.inputs, pair{in.Name.Value, value})
+			if _, err := spec.typed(spec.value); err != nil {
+				r.syntax(in.Name.Pos, err.Error())
+			}
+			w.inputs = append(w.inputs, spec)
 		}
-		slices.SortFunc(w.inputs, func(a, b pair) int { return strings.Compare(a.name, b.name) })
+		slices.SortFunc(w.inputs, func(a, b input) int { return strings.Compare(a.name, b.name) })
 	}
 	jobs := make([]*actionlint.Job, 0, len(ast.Jobs))
 	for _, j := range ast.Jobs {
