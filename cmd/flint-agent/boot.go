@@ -111,7 +111,7 @@ func (j *journey) prepare(ctx context.Context) (systemd string, err error) {
 	}
 	systemd = findSystemd(atRoot)
 	j.fault(j.step("mount pseudo file systems", mountPseudo))
-	j.fault(keep(systemd != "", modules))
+	j.fault(j.step("keep what the agent needs", func() error { return keep(systemd != "", modules) }))
 	if err := j.step("switch root", switchRoot); err != nil {
 		return "", err
 	}

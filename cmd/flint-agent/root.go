@@ -220,7 +220,10 @@ func mountPseudo() error {
 	for name, minor := range map[string]uint32{"net/tun": 200, "fuse": 229, "loop-control": 237} {
 		node := filepath.Join(dev, name)
 		errs = append(errs, os.MkdirAll(filepath.Dir(node), 0o755),
-			except(unix.Mknod(node, unix.S_IFCHR|0o666, int(unix.Mkdev(10, minor))), unix.EEXIST))
+			except(unix.Mknod(node, unix.S_IFCHR|0o600, int(unix.Mkdev(10, minor))), unix.EEXIST))
+	}
+	for _, name := range []string{"net/tun", "fuse"} { // as udev sets them
+		errs = append(errs, os.Chmod(filepath.Join(dev, name), 0o666))
 	}
 	return errors.Join(errs...)
 }
