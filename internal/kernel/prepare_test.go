@@ -110,10 +110,9 @@ type world struct {
 	dir   string
 	lists string
 	log   bytes.Buffer
-	steps []string
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{apt: &apt{show: map[string]string{}, debs: map[string][]byte{}, modules: testModules()}, dir: t.TempDir()}
 	w.lists = filepath.Join(t.TempDir(), "lists")
@@ -126,7 +125,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func (w *world) write(t *testing.T, path, content string) {
+func (w *world) write(t testing.TB, path, content string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
 		t.Fatal(err)
@@ -143,7 +142,7 @@ func (w *world) preparer() *preparer {
 	return p
 }
 
-func (w *world) prepare(t *testing.T, s Source) Pack {
+func (w *world) prepare(t testing.TB, s Source) Pack {
 	t.Helper()
 	pack, err := w.preparer().prepare(t.Context(), s)
 	if err != nil {
@@ -537,5 +536,14 @@ func TestRun(t *testing.T) {
 	cancel()
 	if _, err := run(ctx, "", "sleep", "60"); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// BenchmarkPrepareCached is what every start of the daemon pays beside hashing the agent, which is tiny here.
+func BenchmarkPrepareCached(b *testing.B) {
+	w := newWorld(b)
+	w.prepare(b, Source{})
+	for b.Loop() {
+		w.prepare(b, Source{})
 	}
 }

@@ -175,17 +175,3 @@ func checkModulesImage(t *testing.T, path string) {
 		t.Errorf("modules.dep.bin is not at the image's root: %v\n%s", err, out)
 	}
 }
-
-// BenchmarkPrepareCached is what every start of the daemon pays.
-func BenchmarkPrepareCached(b *testing.B) {
-	dir := os.Getenv("FLINT_KERNEL_BENCH_DIR")
-	if dir == "" {
-		b.Skip("needs FLINT_KERNEL_BENCH_DIR: a cache directory with a pack and a file agent in it")
-	}
-	c := Config{Dir: dir, Agent: filepath.Join(dir, "agent")}
-	for b.Loop() {
-		if _, err := Prepare(b.Context(), c, Source{}); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
