@@ -58,9 +58,7 @@ func New(cfg Config) (*Client, error) {
 		return nil, err
 	}
 	if cfg.Transport == nil {
-		t := http.DefaultTransport.(*http.Transport).Clone()
-		t.ResponseHeaderTimeout = 0 // a poll answers after about 50 s; each call has its own deadline
-		cfg.Transport = t
+		cfg.Transport = http.DefaultTransport.(*http.Transport).Clone() // each call has its own deadline
 	}
 	c := &Client{cfg: cfg, changed: make(chan struct{}, 1), jitter: rand.Float64, runners: map[string]*scope{}}
 	for _, p := range cfg.Pools {

@@ -166,9 +166,14 @@ func (l *Loop) observe(v *view) {
 		v.hosts = append(v.hosts, s)
 	}
 	for _, f := range l.flights {
-		if !f.seen && !f.stopped {
-			v.add(f.runner)
+		if f.seen {
+			continue
 		}
+		r := f.runner
+		if f.stopped {
+			r.Phase = flint.Finishing
+		}
+		v.add(r)
 	}
 }
 
@@ -188,17 +193,20 @@ func (v *view) add(r flint.Runner) {
 	}
 }
 
-// have counts the runners of a pool that are or will be of use.
-func (v *view) have(pool string) int {
-	n := 0
+// count returns how many runners of a pool are or will be of use, and how many are on their way out.
+func (v *view) count(pool string) (have, ending int) {
 	for _, h := range v.hosts {
 		for _, r := range h.Runners {
-			if r.Pool == pool && supplies(r.Phase) {
-				n++
+			switch {
+			case r.Pool != pool:
+			case supplies(r.Phase):
+				have++
+			case r.Phase == flint.Finishing:
+				ending++
 			}
 		}
 	}
-	return n
+	return have, ending
 }
 
 // works ends a pool's rest if f is the runner that was to try it out. It is called when f
@@ -225,7 +233,8 @@ func (l *Loop) limit(v *view) {
 		if v.now.Before(st.notBefore) || l.trying(p.Name, st.failures) {
 			trial = 0
 		}
-		p.Max = min(p.Max, v.have(p.Name)+trial)
+		have, ending := v.count(p.Name)
+		p.Max = min(p.Max, have+ending+trial)
 	}
 }
 
@@ -352,7 +361,7 @@ func (l *Loop) report(v *view) {
 		assigned[d.Pool] = d.Assigned
 	}
 	for i, p := range v.limited {
-		have := v.have(p.Name)
+		have, _ := v.count(p.Name)
 		l.cfg.Source.Capacity(p.Name, have+free.fit(p.Shape, max(0, p.Max-have)))
 		now := level{assigned[p.Name], have, max(0, min(v.pools[i].Max, p.MinIdle+assigned[p.Name]))}
 		if st := l.state(p.Name); now != st.logged {

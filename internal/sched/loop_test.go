@@ -190,6 +190,8 @@ func TestTenJobsMaxTwo(t *testing.T) {
 			pause(ctx, time.Minute)
 			r.add("a", -1) // GitHub counts one job less before the VM is down
 			pause(ctx, 2*time.Second)
+			phase(flint.Finishing)
+			pause(ctx, 3*time.Second)
 			return ctx.Err()
 		})
 		r.set("a", 10)

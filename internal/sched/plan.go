@@ -21,7 +21,8 @@ const Grace = 10 * time.Second
 // deterministic: stops, starts, then waits.
 //
 // Each pool gets min(Max, MinIdle+Assigned) runners as far as the hosts have room; Planned up to Running count, Finishing
-// and Gone do not. Assigned includes jobs that run, so a runner that got a job nobody told us of yet is accounted for.
+// and Gone do not. Assigned includes jobs that run, so a runner that got a job nobody told us of yet is accounted for. A
+// Finishing runner is of no use any more, but its VM is still there: until it is gone no other takes its place under Max.
 // Where pools compete for room, the pool whose share of its wish is smallest goes first. A pool GitHub has not spoken of is
 // left alone: without knowledge neither a start nor a stop is right.
 func Plan(now time.Time, pools []flint.Pool, demand []flint.Demand, hosts []flint.HostState) []Action {
@@ -58,6 +59,7 @@ type tally struct {
 	demand  flint.Demand
 	want    int            // runners the pool should have, hosts permitting
 	have    int            // runners planned up to running
+	ending  int            // runners whose VM is on its way out
 	idle    []flint.Runner // those of them without a job, as far as is known
 	blocked flint.Reason   // why no host takes another one
 }
@@ -77,12 +79,15 @@ func count(pools []flint.Pool, demand []flint.Demand, hosts []flint.HostState) [
 	for _, h := range hosts {
 		for _, r := range h.Runners {
 			t := byPool[r.Pool]
-			if t == nil || !supplies(r.Phase) {
-				continue
-			}
-			t.have++
-			if r.Phase < flint.Running {
-				t.idle = append(t.idle, r)
+			switch {
+			case t == nil:
+			case supplies(r.Phase):
+				t.have++
+				if r.Phase < flint.Running {
+					t.idle = append(t.idle, r)
+				}
+			case r.Phase == flint.Finishing:
+				t.ending++
 			}
 		}
 	}
@@ -127,7 +132,7 @@ func (t *tally) stops(now time.Time) []Action {
 func neediest(tallies []*tally) *tally {
 	var best *tally
 	for _, t := range tallies {
-		if t.have >= t.want || !t.blocked.IsZero() {
+		if t.have >= t.want || t.have+t.ending >= t.pool.Max || !t.blocked.IsZero() {
 			continue
 		}
 		// have/want is smaller, without division. The order by name decides between equals.
@@ -148,12 +153,12 @@ func (t *tally) startReason() flint.Reason {
 
 // waitReason says why the pool has fewer runners than its jobs need; zero when it has enough.
 func (t *tally) waitReason() flint.Reason {
-	if t.have < t.want {
+	if t.have < t.want && !t.blocked.IsZero() {
 		return flint.Because(t.blocked.Code, "pool %s is %s short: %s", t.pool.Name, plural(t.want-t.have, "runner"), t.blocked.Text)
 	}
-	if waiting := max(0, t.demand.Assigned-t.have) + t.demand.Available; waiting > 0 && t.have >= t.pool.Max {
+	if waiting := max(0, t.demand.Assigned-t.have) + t.demand.Available; waiting > 0 && t.have+t.ending >= t.pool.Max {
 		return flint.Because("pool.max", "%s of pool %s: it has %d of at most %s",
-			waitFor(waiting), t.pool.Name, t.have, plural(t.pool.Max, "runner"))
+			waitFor(waiting), t.pool.Name, t.have+t.ending, plural(t.pool.Max, "runner"))
 	}
 	return flint.Reason{}
 }

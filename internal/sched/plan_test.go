@@ -137,6 +137,13 @@ func TestPlan(t *testing.T) {
 			"start a@h1 (demand.jobs)",
 		},
 		{
+			"finishing keeps its place under max",
+			[]flint.Pool{pool("a", 2)},
+			[]flint.Demand{wants("a", 2)},
+			[]flint.HostState{host("h1", 9, 9*flint.GiB, runner("r1", "a", flint.Finishing, 0), runner("r2", "a", flint.Running, 0))},
+			"wait a (pool.max)",
+		},
+		{
 			"a cancelled job stops the newest that has none",
 			[]flint.Pool{pool("a", 9)},
 			[]flint.Demand{wants("a", 2)},
@@ -275,7 +282,7 @@ func TestPlanHoldsItsLaws(t *testing.T) {
 				}
 			}
 			if started > 0 && have > p.Max {
-				t.Fatalf("seed %d: pool %s has %d runners of at most %d (had %d)", seed, p.Name, have, p.Max, before)
+				t.Fatalf("seed %d: pool %s has %d VMs of at most %d (had %d)", seed, p.Name, have, p.Max, before)
 			}
 		}
 		for _, a := range sched.Plan(now, pools, demand, after) {
@@ -290,7 +297,7 @@ func supply(hosts []flint.HostState, pool string) int {
 	n := 0
 	for _, h := range hosts {
 		for _, r := range h.Runners {
-			if r.Pool == pool && r.Phase <= flint.Running {
+			if r.Pool == pool && r.Phase < flint.Gone {
 				n++
 			}
 		}
