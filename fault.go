@@ -14,6 +14,9 @@ var (
 	ErrGuest = errors.New("guest failed")
 )
 
+// ErrStopped is what work ended with because flint was told to stop: nobody's fault.
+var ErrStopped = errors.New("flint is stopping")
+
 // ErrUnneeded is the cause (context.Cause) with which the scheduler cancels a runner nobody needs any more. Such a
 // cancellation yields: a host goes on with a runner that GitHub says is busy. Any other cancellation is final.
 var ErrUnneeded = errors.New("no longer needed")

@@ -52,8 +52,8 @@ func newDemo() *cobra.Command {
 	fl.BoolVar(&f.fail, "fail", false, "make one of the jobs fail")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		ok, err := f.run(c)
-		if c.Context().Err() != nil && (err == nil || errors.Is(err, context.Canceled)) {
-			return exitError(130) // as a shell says of a program ended by Ctrl-C
+		if c.Context().Err() != nil && stopped(c.Context(), err) == nil {
+			return exitError(exitInterrupted)
 		}
 		if err == nil && !ok {
 			return exitError(exitFailed)

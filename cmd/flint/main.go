@@ -31,6 +31,8 @@ const (
 	exitPermission = 6
 	exitConflict   = 8
 	exitTimeout    = 124
+	// exitInterrupted is what a shell says of a program that Ctrl-C ended.
+	exitInterrupted = 130
 )
 
 // exitError ends the program with a code and no message: the command has said what there was to say.

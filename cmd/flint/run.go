@@ -67,9 +67,10 @@ func newRun() *cobra.Command {
 	c.RunE = func(c *cobra.Command, args []string) error {
 		code, err := f.run(c, args)
 		if err != nil {
-			if !errors.Is(err, context.Canceled) {
-				complain(c.ErrOrStderr(), err)
+			if stopped(c.Context(), err) == nil {
+				return exitError(exitInterrupted)
 			}
+			complain(c.ErrOrStderr(), err)
 			if errors.Is(err, flint.ErrTimeout) {
 				return exitError(exitTimeout)
 			}

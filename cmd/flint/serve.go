@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"flint"
 	"flint/internal/app"
 )
 
@@ -40,7 +41,7 @@ func newServe() *cobra.Command {
 
 // stopped turns what a signal interrupted into success: the program was told to stop, and did.
 func stopped(ctx context.Context, err error) error {
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, flint.ErrStopped)) {
 		return nil
 	}
 	return err

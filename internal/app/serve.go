@@ -66,7 +66,9 @@ func (a *App) ended(res flint.Result, err error) {
 		log = log.With("job", res.Runner.Job.Name, "conclusion", res.Conclusion)
 	}
 	switch {
-	case err != nil && !errors.Is(err, flint.ErrUnneeded) && !errors.Is(err, context.Canceled):
+	case errors.Is(err, flint.ErrUnneeded), errors.Is(err, flint.ErrStopped):
+		log.Info("runner ended")
+	case err != nil:
 		log.Error("runner ended", "err", err, "output", res.Output, "console", res.Console)
 	case res.ExitCode != 0:
 		log.Warn("runner ended", "exit", res.ExitCode, "output", res.Output)

@@ -10,7 +10,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -235,12 +234,10 @@ func (h *Host) Stop() {
 	h.stopped = true
 	for _, l := range h.lives {
 		if l.abort != nil {
-			l.abort(errStopping)
+			l.abort(flint.ErrStopped)
 		}
 	}
 }
-
-var errStopping = errors.New("the host is stopping")
 
 // onStop registers what Stop calls for l.
 func (h *Host) onStop(l *life, abort context.CancelCauseFunc) {
@@ -248,6 +245,6 @@ func (h *Host) onStop(l *life, abort context.CancelCauseFunc) {
 	defer h.mu.Unlock()
 	l.abort = abort
 	if h.stopped {
-		abort(errStopping)
+		abort(flint.ErrStopped)
 	}
 }

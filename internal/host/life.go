@@ -191,7 +191,7 @@ func (l *life) greet(ctx context.Context) (*guest.Session, error) {
 func (l *life) noGuest(ctx context.Context, what string, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		if !errors.Is(cause, flint.ErrTimeout) {
-			return fmt.Errorf("%s: %w", what, cause) // cancelled: nobody's fault
+			return fmt.Errorf("%s: %w", what, ended(cause))
 		}
 		err = cause
 	}
@@ -253,6 +253,14 @@ func (l *life) unregister(ctx context.Context) error {
 	return remove(ctx, l.h.c.GitHub, l.id(), id)
 }
 
+// ended is the error of a work whose context ended for this cause: unless it says more, flint was told to stop.
+func ended(cause error) error {
+	if errors.Is(cause, flint.ErrUnneeded) || errors.Is(cause, flint.ErrTimeout) || errors.Is(cause, flint.ErrStopped) {
+		return cause
+	}
+	return fmt.Errorf("%w: %w", flint.ErrStopped, cause)
+}
+
 // yielding derives the context of the work: it ends with ctx, or with Stop, or at the job's deadline; but if nobody
 // needs the runner any more it goes on when GitHub says that it has a job after all.
 func (l *life) yielding(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -270,7 +278,7 @@ func (l *life) yielding(ctx context.Context) (context.Context, context.CancelFun
 				return
 			}
 		}
-		end(cause)
+		end(ended(cause))
 	})
 	l.h.onStop(l, end)
 	return work, func() { unhook(); end(context.Canceled) }
@@ -283,7 +291,7 @@ func (l *life) execute(ctx context.Context, agent *guest.Session, c guest.Comman
 	defer cancel()
 	exit, err := agent.Exec(ctx, c, io)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
-		return fmt.Errorf("run %s: %w", c.Args[0], cause)
+		return fmt.Errorf("run %s: %w", c.Args[0], ended(cause))
 	}
 	if err != nil {
 		return &flint.Fault{
@@ -359,6 +367,8 @@ func (l *life) why(err error) flint.Reason {
 	switch r := l.result; {
 	case err != nil && errors.Is(err, flint.ErrUnneeded):
 		return flint.Because("runner.unneeded", "nobody needed it any more")
+	case err != nil && errors.Is(err, flint.ErrStopped):
+		return flint.Because("runner.stopped", "flint was told to stop")
 	case err != nil && errors.Is(err, flint.ErrGuest):
 		return flint.Because("runner.guest", "its VM failed: %s", err)
 	case err != nil && errors.Is(err, flint.ErrTimeout):
