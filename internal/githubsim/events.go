@@ -66,8 +66,11 @@ type Event struct {
 	Conclusion Conclusion
 }
 
-// maxQueuedEvents bounds what an observer may fall behind; beyond it, log lines are dropped and counted.
-const maxQueuedEvents = 1 << 16
+// Bounds on what an observer may fall behind; beyond them, log lines are dropped and counted.
+const (
+	maxQueuedEvents = 1 << 17
+	maxQueuedBytes  = 16 << 20
+)
 
 // eventQueue hands events to the observer in order and outside the hub's lock. Whoever finds the queue unattended
 // attends it, so it needs no goroutine of its own.
@@ -75,6 +78,7 @@ type eventQueue struct {
 	mu         sync.Mutex
 	observe    func(Event)
 	pending    []queuedEvent
+	size       int // bytes of the lines pending
 	delivering bool
 	dropped    int
 }
@@ -88,7 +92,7 @@ func (q *eventQueue) add(e Event, after func()) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if e.Kind == LogLine {
-		if len(q.pending) >= maxQueuedEvents {
+		if len(q.pending) >= maxQueuedEvents || q.size >= maxQueuedBytes {
 			q.dropped++
 			return
 		}
@@ -99,6 +103,7 @@ func (q *eventQueue) add(e Event, after func()) {
 		}
 	}
 	q.pending = append(q.pending, queuedEvent{e, after})
+	q.size += len(e.Line)
 }
 
 func (q *eventQueue) deliver() {
@@ -110,7 +115,7 @@ func (q *eventQueue) deliver() {
 	q.delivering = true
 	for len(q.pending) > 0 {
 		batch := q.pending
-		q.pending = nil
+		q.pending, q.size = nil, 0
 		q.mu.Unlock()
 		for _, e := range batch {
 			if q.observe != nil {
@@ -130,13 +135,15 @@ const (
 	maxName = 256     // bytes of a name that came from a client
 )
 
-// clip bounds s and takes out what could play tricks on a terminal: every control character except tabs and the escape
-// sequences that set colours (CSI … m).
+// clip bounds s and takes out what could play tricks on a terminal: every control character except tabs, and every
+// escape sequence except those that set colours (CSI … m).
 func clip(s string, limit int) string {
 	var b strings.Builder
 	for i := 0; i < len(s) && b.Len() < limit; {
-		if n := colour(s[i:]); n > 0 {
-			b.WriteString(s[i : i+n])
+		if n, colour := escape(s[i:]); n > 0 {
+			if colour {
+				b.WriteString(s[i : i+n])
+			}
 			i += n
 			continue
 		}
@@ -149,18 +156,19 @@ func clip(s string, limit int) string {
 	return b.String()
 }
 
-// colour returns the length of the colour sequence s begins with, or 0.
-func colour(s string) int {
+// escape returns the length of the control sequence s begins with, 0 when it begins with none, and whether all the
+// sequence does is set a colour.
+func escape(s string) (n int, colour bool) {
 	if !strings.HasPrefix(s, "\x1b[") {
-		return 0
+		return 0, false
 	}
+	colour = true
 	for i := 2; i < len(s) && i < 32; i++ {
-		switch c := s[i]; {
-		case c == 'm':
-			return i + 1
-		case c != ';' && c != ':' && (c < '0' || c > '9'):
-			return 0
+		c := s[i]
+		if c >= 0x40 && c <= 0x7e { // the final byte
+			return i + 1, colour && c == 'm'
 		}
+		colour = colour && (c == ';' || c == ':' || (c >= '0' && c <= '9'))
 	}
-	return 0
+	return 0, false
 }

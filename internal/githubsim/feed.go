@@ -11,7 +11,7 @@ import (
 
 // The live log: a runner sends its lines over a WebSocket, one JSON message per batch. The server only listens.
 
-const maxFeedMessage = 1 << 20 // bytes
+const maxFeedMessage = 4 << 20 // bytes
 
 // feeds are the open live logs, so that Close can end them: a hijacked connection is nobody else's.
 type feeds struct {

@@ -13,7 +13,7 @@ const (
 	maxBlobs       = 2*maxStepsPerJob + 2 // a log and a summary per step, and the job's
 	maxBlobKept    = 1 << 20              // bytes of one blob
 	maxBlobsKept   = 16 << 20             // bytes of all blobs of a job
-	maxFeedLines   = 1000                 // in one message
+	maxFeedLines   = 50_000               // in one message; runners collect for a second
 	maxAddedSteps  = 64                   // steps the runner adds: set-up, post steps
 	maxOutputBytes = 1 << 20              // a job's outputs together, which is GitHub's limit
 	drainTime      = 2 * time.Second      // how long a finished job waits for its last live lines

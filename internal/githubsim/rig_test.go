@@ -253,7 +253,7 @@ func actRunner(t *testing.T) func(ctx context.Context, name, jit string) {
 			t.Skip("needs github-act-runner: neither FLINT_TEST_ACT_RUNNER nor images/demo-runner is there")
 		}
 		path = filepath.Join(t.TempDir(), "runner")
-		build := exec.CommandContext(t.Context(), "go", "build", "-C", module, "-o", path, ".")
+		build := exec.CommandContext(t.Context(), "go", "build", "-C", module, "-o", path, "github.com/ChristopherHX/github-act-runner")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly")
 		if out, err := build.CombinedOutput(); err != nil {
 			t.Skipf("needs github-act-runner: build images/demo-runner: %v\n%s", err, out)

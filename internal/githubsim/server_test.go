@@ -51,7 +51,7 @@ func TestOfficialListenerThroughWholeJob(t *testing.T) {
 				"step completed first success", "step completed second success", "job completed  success",
 			}
 			wantLines := []string{
-				"log line first live first", "log line first \x1b[31mred\x1b[0m[2J", "log line second live second", "log line second \x1b[31mred\x1b[0m[2J",
+				"log line first live first", "log line first \x1b[31mred\x1b[0m", "log line second live second", "log line second \x1b[31mred\x1b[0m",
 			}
 			if d := cmp.Diff(wantRest, rest) + cmp.Diff(wantLines, lines); d != "" {
 				t.Errorf("events (-want +got):\n%s", d)
