@@ -228,10 +228,10 @@ func (d *decoder) complete() (frame, bool) {
 	want := binary.BigEndian.Uint32(d.body[crcAt:])
 	clear(d.body[crcAt:headerLen])
 	if crc32.Checksum(d.body, castagnoli) != want {
-		d.tear() // what matched of a magic may be the next frame's
+		d.tear()
 		return frame{}, false
 	}
-	d.inFrame, d.matched = false, 0
+	d.inFrame = false // what matched of a magic may be the next frame's, if this one lacked just that
 	return frame{
 		version: d.body[0],
 		kind:    kind(d.body[1]),
