@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"flint"
 )
@@ -23,10 +25,19 @@ const (
 )
 
 func unpackFault(what string, err error) error {
-	return &flint.Fault{
+	f := &flint.Fault{
 		Code: "kernel.unpack", What: "unpack " + what, Err: err,
 		Fix: "fetch the package again; if it persists, it is not a kernel package flint understands",
 	}
+	switch {
+	case errors.Is(err, syscall.ENOSPC):
+		return storeFault(err)
+	case errors.Is(err, fs.ErrPermission):
+		f.Kind, f.Fix = flint.ErrPermission, "let the user flint runs as read it (Ubuntu keeps the kernels in /boot for root)"
+	case errors.Is(err, fs.ErrNotExist):
+		f.Kind, f.Fix = flint.ErrNotFound, "check the path"
+	}
+	return f
 }
 
 // arMember is one file of an ar archive.

@@ -347,7 +347,9 @@ func TestPackageFaults(t *testing.T) {
 		deb := filepath.Join(w.dir, "odd.deb")
 		w.write(t, deb, string(makeDeb(t, "gzip", []debFile{{name: "bin/sh"}})))
 		w.fails(t, Source{Debs: []string{deb}}, "kernel.unpack", "holds no kernel")
-		w.fails(t, Source{Debs: []string{deb + ".gone"}}, "kernel.unpack", "no such file")
+		if f := w.fails(t, Source{Debs: []string{deb + ".gone"}}, "kernel.unpack", "no such file"); !errors.Is(f, flint.ErrNotFound) {
+			t.Errorf("a file that is not there is a fault of kind %v", f.Kind)
+		}
 	})
 }
 
@@ -474,12 +476,12 @@ func TestPrepareEndsWithItsContext(t *testing.T) {
 	}
 	// Waiting for another who builds ends too.
 	pack := w.prepare(t, Source{})
-	unlock, err := lock(t.Context(), filepath.Dir(pack.Kernel)+".lock")
+	unlock, err := w.preparer().lock(t.Context(), filepath.Dir(pack.Kernel))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unlock()
-	if _, err := lock(ctx, filepath.Dir(pack.Kernel)+".lock"); !errors.Is(err, context.Canceled) {
+	if _, err := w.preparer().lock(ctx, filepath.Dir(pack.Kernel)); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }

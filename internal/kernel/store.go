@@ -68,7 +68,7 @@ func (p *preparer) ensure(ctx context.Context, o origin) (entry, error) {
 		p.Progress.Step("make kernel pack from "+o.name)("cached: "+e.Version, nil)
 		return e, nil
 	}
-	unlock, err := lock(ctx, dir+".lock")
+	unlock, err := p.lock(ctx, dir)
 	if err != nil {
 		return entry{}, err
 	}
@@ -79,6 +79,9 @@ func (p *preparer) ensure(ctx context.Context, o origin) (entry, error) {
 	end := p.Progress.Step("make kernel pack from " + o.name)
 	e, err := p.build(ctx, o, dir)
 	if err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err() // whatever it broke off
+		}
 		end("", err)
 		return entry{}, err
 	}
@@ -286,23 +289,28 @@ func syncPath(p string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// lock takes an exclusive lock on a file, which it makes, and returns its release.
-func lock(ctx context.Context, name string) (func(), error) {
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
+// lock takes the exclusive lock of a cached kernel and returns its release.
+func (p *preparer) lock(ctx context.Context, dir string) (func(), error) {
+	f, err := os.OpenFile(dir+".lock", os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, storeFault(err)
 	}
-	for wait := 5 * time.Millisecond; ; wait = min(2*wait, 250*time.Millisecond) {
+	const first = 5 * time.Millisecond
+	for wait := first; ; wait = min(2*wait, 250*time.Millisecond) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			return func() { _ = f.Close() }, nil // closing releases the lock
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return nil, storeFault(errors.Join(fmt.Errorf("lock %s: %w", name, err), f.Close()))
+			return nil, storeFault(errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close()))
+		}
+		if wait == first {
+			p.Log.Info("waiting for another flint that makes the same kernel pack", "lock", f.Name())
 		}
 		select {
 		case <-ctx.Done():
-			return nil, errors.Join(ctx.Err(), f.Close())
+			_ = f.Close() // nothing was written
+			return nil, ctx.Err()
 		case <-time.After(wait):
 		}
 	}
@@ -354,7 +362,7 @@ func (p *preparer) initrd(ctx context.Context, e entry, a agentBinary) (string, 
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
-	unlock, err := lock(ctx, e.dir+".lock")
+	unlock, err := p.lock(ctx, e.dir)
 	if err != nil {
 		return "", err
 	}
