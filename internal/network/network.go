@@ -37,6 +37,8 @@ type Config struct {
 	Services  []netip.AddrPort // TCP services on the gateway addresses that guests may reach
 	Resolvers []netip.AddrPort // where DNS queries go; empty: the host's own resolvers
 	Log       *slog.Logger     // nil discards
+
+	forwardAll bool // for tests: forward IPv6 as on kernels that cannot do it per interface
 }
 
 // Network is an open network. Its methods are safe for concurrent use. Everything it does happens in the network
@@ -112,7 +114,7 @@ func (n *Network) open(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	changes, err := planSysctls(up.names, n.cfg.IPv6.IsValid())
+	changes, err := planSysctls(up.names, n.cfg.IPv6.IsValid(), n.cfg.forwardAll)
 	if err != nil {
 		return err
 	}

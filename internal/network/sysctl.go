@@ -30,8 +30,8 @@ func acceptRA(link string) string    { return "ipv6/conf/" + link + "/accept_ra"
 
 // planSysctls says what must change so that packets are forwarded between our bridge and the uplinks. It changes
 // nothing. IPv4 forwards per interface. IPv6 does since Linux 6.17 (force_forwarding); before, it is the whole host or
-// nothing, and a host that forwards ignores router advertisements unless accept_ra is 2.
-func planSysctls(uplinks []string, v6 bool) ([]change, error) {
+// nothing (forwardAll), and a host that forwards ignores router advertisements unless accept_ra is 2.
+func planSysctls(uplinks []string, v6, forwardAll bool) ([]change, error) {
 	var p planner
 	for _, l := range uplinks {
 		p.want(forwarding4(l), "0", "1")
@@ -39,7 +39,7 @@ func planSysctls(uplinks []string, v6 bool) ([]change, error) {
 	if !v6 || p.value(forwarding6("all")) == "1" {
 		return p.changes, p.err
 	}
-	if p.value(forced6("all")) != "" {
+	if !forwardAll && p.value(forced6("all")) != "" {
 		for _, l := range uplinks {
 			p.want(forced6(l), "0", "1")
 		}
@@ -52,11 +52,11 @@ func planSysctls(uplinks []string, v6 bool) ([]change, error) {
 	for _, e := range links {
 		l := e.Name()
 		switch {
-		case l == "all" || l == "lo":
+		case l == "all":
 		case p.value(forwarding6(l)) == "1":
 			// Turning forwarding off for all turns it off here too, so this is to be turned on again after that.
 			p.changes = append(p.changes, change{forwarding6(l), "1", "0"})
-		case l != "default":
+		case l != "default" && l != "lo":
 			p.want(acceptRA(l), "1", "2")
 		}
 	}

@@ -203,6 +203,39 @@ func mustNotReach(t testing.TB, from namespace, to netip.AddrPort) {
 	}
 }
 
+// hears reports whether a datagram sent from one namespace arrives in another.
+func hears(t testing.TB, in namespace, at netip.AddrPort, from namespace, patience time.Duration) bool {
+	t.Helper()
+	var l net.PacketConn
+	ok(t, in.do(func() (err error) {
+		l, err = net.ListenPacket("udp", at.String())
+		return err
+	}))
+	defer l.Close()
+	c, err := from.dialer()(t.Context(), "udp", at.String())
+	ok(t, err)
+	defer c.Close()
+	_, err = c.Write([]byte("hello"))
+	ok(t, err)
+	ok(t, l.SetReadDeadline(time.Now().Add(patience)))
+	_, _, err = l.ReadFrom(make([]byte, 16))
+	return err == nil
+}
+
+func mustHear(t testing.TB, in namespace, at netip.AddrPort, from namespace) {
+	t.Helper()
+	if !hears(t, in, at, from, long) {
+		t.Errorf("nothing arrives at %s", at)
+	}
+}
+
+func mustNotHear(t testing.TB, in namespace, at netip.AddrPort, from namespace) {
+	t.Helper()
+	if hears(t, in, at, from, short) {
+		t.Errorf("a stranger's datagram arrives at %s", at)
+	}
+}
+
 // greet serves TCP in a namespace: it tells each peer the peer's own address.
 func greet(t testing.TB, in namespace, at netip.AddrPort) {
 	t.Helper()
