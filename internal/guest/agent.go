@@ -103,19 +103,19 @@ func (a *Agent) Serve(ctx context.Context, conn io.ReadWriteCloser) error {
 
 	stop := context.AfterFunc(ctx, func() { l.fail(ctx.Err()) })
 	defer stop()
-	ctx, cancel := context.WithCancel(ctx)
+	working, cancel := context.WithCancel(ctx)
 	defer cancel()
 	calls := make(chan call, maxCalls)
 	var tasks sync.WaitGroup
 	tasks.Go(l.write)
-	tasks.Go(func() { a.work(ctx, l, calls) })
+	tasks.Go(func() { a.work(working, l, calls) })
 	a.sendHello(l, 0)
 	l.read(func(f frame) error { return a.handle(l, f, calls) })
 	cancel()
 	a.detach(l, 0)
 	tasks.Wait()
 	for len(calls) > 0 {
-		a.do(ctx, <-calls) // of no session any more, so it only lets go of what was admitted
+		a.do(working, <-calls) // of no session any more, so it only lets go of what was admitted
 	}
 	if err := l.reason(); !errors.Is(err, errBye) {
 		return err
@@ -204,6 +204,8 @@ func (a *Agent) handle(l *link, f frame, calls chan<- call) error {
 	var err error
 	switch f.kind {
 	case kindPing:
+		l.send(frame{kind: kindPong, epoch: epoch, stream: f.stream})
+	case kindPong:
 	case kindBye:
 		return errBye
 	case kindStdin:

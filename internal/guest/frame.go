@@ -54,6 +54,7 @@ const (
 	kindStderr                    // agent: likewise
 	kindAck                       // position u64, kind u8: everything before the position was consumed
 	kindPing                      // either: sign of life; the stream number counts up
+	kindPong                      // answers a ping, so that each half hears the other as often as it asks
 	kindBye                       // host: the session is over
 )
 

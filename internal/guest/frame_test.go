@@ -41,7 +41,9 @@ func awkward() []frame {
 	inner := wire(frame{version: Version, kind: kindHello, epoch: 1, payload: []byte("inner")})
 	var fs []frame
 	for i, p := range [][]byte{
-		nil, {0xF1}, []byte("\xF1l"), []byte("\xF1ln"), []byte("\xF1lnt"), []byte("\xF1ln\x00"), []byte("\xF1\xF1\xF1ln\xF1l"), inner,
+		nil,
+		{0xF1},
+		[]byte("\xF1l"), []byte("\xF1ln"), []byte("\xF1lnt"), []byte("\xF1ln\x00"), []byte("\xF1\xF1\xF1ln\xF1l"), inner,
 		bytes.Repeat([]byte("\xF1ln"), 1000), bytes.Repeat([]byte{0xF1}, 100), make([]byte, maxPayload),
 	} {
 		fs = append(fs, frame{version: Version, kind: kindStdout, epoch: 0xF16C6E_F16C6E74, stream: 0xF16C6E74 + uint32(i), payload: p})

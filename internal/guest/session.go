@@ -237,6 +237,8 @@ func (s *Session) handle(f frame) error {
 	var err error
 	switch f.kind {
 	case kindPing:
+		s.link.send(frame{kind: kindPong, epoch: f.epoch, stream: f.stream})
+	case kindPong:
 	case kindHello:
 		err = s.handleHello(f)
 	case kindResult, kindRefused:
