@@ -33,11 +33,13 @@ type forwarder struct {
 	dial      dialFunc
 	log       *slog.Logger
 	gate      *gate
-	good      atomic.Int64 // index of the resolver that answered last
+	tryFor    time.Duration // one resolver
+	within    time.Duration // all tries together
+	good      atomic.Int64  // index of the resolver that answered last
 }
 
 func newForwarder(resolvers []netip.AddrPort, dial dialFunc, log *slog.Logger) *forwarder {
-	return &forwarder{resolvers: resolvers, dial: dial, log: log, gate: newGate(maxQueries, shareQueries)}
+	return &forwarder{resolvers: resolvers, dial: dial, log: log, gate: newGate(maxQueries, shareQueries), tryFor: tryFor, within: answerWithin}
 }
 
 // answer handles one query: always one reply, unless the guest's own message was too broken for any.
@@ -70,7 +72,7 @@ func (f *forwarder) answer(ctx context.Context, w dns.ResponseWriter, q *dns.Msg
 // forward asks the resolvers in turn, the one that answered last first, twice around if time allows. A resolver's own
 // failure (SERVFAIL, REFUSED) is passed on only when no other does better.
 func (f *forwarder) forward(ctx context.Context, network string, q *dns.Msg) *dns.Msg {
-	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	ctx, cancel := context.WithTimeout(ctx, f.within)
 	defer cancel()
 	var poor *dns.Msg
 	start := int(f.good.Load())
@@ -100,7 +102,7 @@ func (f *forwarder) forward(ctx context.Context, network string, q *dns.Msg) *dn
 // exchange asks one resolver under an id of our own, on a socket of its own: a stranger who would forge the answer has
 // to guess both.
 func (f *forwarder) exchange(ctx context.Context, network string, to netip.AddrPort, q *dns.Msg) (*dns.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, tryFor)
+	ctx, cancel := context.WithTimeout(ctx, f.tryFor)
 	defer cancel()
 	conn, err := f.dial(ctx, network, to.String())
 	if err != nil {

@@ -355,11 +355,18 @@ func kill(t *testing.T, n *Network) {
 }
 
 func TestSideBySide(t *testing.T) {
+	for name, forwardAll := range map[string]bool{"per interface": false, "whole host": true} {
+		t.Run(name, func(t *testing.T) { sideBySide(t, forwardAll) })
+	}
+}
+
+func sideBySide(t *testing.T, forwardAll bool) {
 	w := newWorld(t)
 	before := state(t)
-	first, err := Open(t.Context(), config())
-	ok(t, err)
 	cfg := config()
+	cfg.forwardAll = forwardAll
+	first, err := Open(t.Context(), cfg)
+	ok(t, err)
 	cfg.Name, cfg.IPv4, cfg.IPv6 = "other", netip.MustParsePrefix("10.78.0.0/24"), netip.MustParsePrefix("fd78::/64")
 	second, err := Open(t.Context(), cfg)
 	ok(t, err)
