@@ -8,6 +8,7 @@ packages=(
 	mmdebstrap        # makes the base image where no registry can be reached
 	kmod              # depmod, for the kernel pack
 	e2fsprogs         # e2fsck checks images in the tests
+	iproute2 nftables # ip and nft look for what is left, in the tests
 	ca-certificates git make
 )
 # A machine of another architecture has its own emulator.

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Runs every test with the race detector. Those that need root run as root; those that need KVM say so and skip.
+# Arguments go to go test: scripts/test.sh ./internal/host -run Sweep
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+sudo=()
+[ "$(id -u)" = 0 ] || sudo=(sudo -E env "PATH=$PATH")
+
+go build -o build/assets ./test/assets
+go build -o build/summary ./test/summary
+"${sudo[@]}" build/assets -state "$PWD/build/state" -out "$PWD/build/test-assets"
+export FLINT_TEST_ASSETS="$PWD/build/test-assets"
+export FLINT_TEST_ACT_RUNNER="$PWD/build/test-assets/github-act-runner"
+export FLINT_TEST_PROGRAM="$PWD/build/flint"
+export FLINT_TEST_STATE="$PWD/build/state"
+
+args=("$@")
+[ ${#args[@]} -gt 0 ] || args=(./...)
+run=(go test -race -json -timeout 20m)
+[ ${#sudo[@]} = 0 ] || run+=(-exec "${sudo[*]}")
+"${run[@]}" "${args[@]}" | build/summary
