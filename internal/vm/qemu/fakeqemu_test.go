@@ -44,6 +44,9 @@ type report struct {
 	Initrd     string
 	Drives     map[string]string // set → first line, with "rw" where it could be written
 	KernelArgs string
+	Interfaces []string // of its network namespace
+	Tap        string   // name of the tap it was given
+	Device     string   // options of the network device
 }
 
 func fakeQEMU(id string, args []string) int {
@@ -87,7 +90,26 @@ func fakeQEMU(id string, args []string) int {
 	monitored := bufio.NewScanner(monitor)
 	monitored.Scan()
 	io.WriteString(monitor, `{"return": {}}`+"\r\n")
+	if id == "outlives" {
+		return outlive(chardev["agent"], console)
+	}
 	return fakeGuest(id, options, console, monitor, monitored)
+}
+
+// outlive talks to nobody for a while, as a guest whose host's daemon died, and then to the next that comes.
+func outlive(agent net.Listener, console net.Conn) int {
+	signal.Ignore(syscall.SIGPIPE) // as QEMU does
+	for range 64 {
+		_, _ = console.Write(make([]byte, 32<<10))
+		_, _ = os.Stderr.Write(make([]byte, 32<<10))
+	}
+	conn, err := agent.Accept()
+	if err != nil {
+		return 1
+	}
+	fmt.Fprintln(conn, "alive", os.Getppid())
+	_, _ = io.Copy(io.Discard, conn)
+	return 0
 }
 
 // fakeGuest acts out how the VM ends.
@@ -172,6 +194,20 @@ func look(options map[string][]string) report {
 		if err == nil && flags&unix.FD_CLOEXEC == 0 && unix.Fstat(fd, &st) == nil {
 			r.Fds[strconv.Itoa(fd)] = fmt.Sprintf("%o", st.Mode&unix.S_IFMT)
 		}
+	}
+	interfaces, _ := net.Interfaces()
+	for _, i := range interfaces {
+		r.Interfaces = append(r.Interfaces, i.Name)
+	}
+	for _, n := range options["-netdev"] {
+		fd, _ := strconv.Atoi(suboptions(n)["fd"])
+		req, _ := unix.NewIfreq("none")
+		if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, req); err != nil {
+			r.Tap = err.Error()
+		} else {
+			r.Tap = req.Name()
+		}
+		r.Device = options["-device"][len(options["-device"])-1]
 	}
 	for _, a := range options["-add-fd"] {
 		o := suboptions(a)

@@ -9,11 +9,15 @@ import (
 	"maps"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"flint"
 	"flint/internal/vm"
@@ -56,6 +60,11 @@ func TestSurroundings(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer leak.Close()
+	inherited, err := unix.Dup(int(leak.Fd())) // without close-on-exec
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(inherited)
 	m, err := d.Boot(patiently(t), s)
 	if err != nil {
 		t.Fatal(err)
@@ -221,6 +230,43 @@ func TestSocketsOfAnotherStay(t *testing.T) {
 		if st, err := os.Stat(filepath.Join(s.Dir, name)); err != nil || st.Mode().Perm() != 0o600 {
 			t.Errorf("socket %s: %v, %v", name, st, err)
 		}
+	}
+}
+
+// TestOutlivesUs lets a process that booted a VM die, and talks to the VM afterwards.
+func TestOutlivesUs(t *testing.T) {
+	if dir := os.Getenv("FLINT_TEST_DIES"); dir != "" {
+		d, s := fakeDriver(t, "outlives")
+		s.Dir = dir
+		if _, err := d.Boot(patiently(t), s); err != nil {
+			t.Fatal(err)
+		}
+		syscall.Exit(7) // no clean-up of any kind
+	}
+	tmp, err := os.MkdirTemp("", "flint-outlives")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(tmp)
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	dies := exec.CommandContext(patiently(t), os.Args[0], "-test.run=^TestOutlivesUs$")
+	dies.Env = append(os.Environ(), "FLINT_TEST_DIES="+dir, "TMPDIR="+tmp)
+	out, err := dies.CombinedOutput()
+	if dies.ProcessState.ExitCode() != 7 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	conn, err := dial(patiently(t), dir, agentSocket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() // which ends it
+	deadline, _ := patiently(t).Deadline()
+	_ = conn.SetReadDeadline(deadline)
+	if line, err := bufio.NewReader(conn).ReadString('\n'); !strings.HasPrefix(line, "alive ") {
+		t.Errorf("the VM says %q, %v", line, err)
 	}
 }
 
