@@ -187,6 +187,16 @@ func TestNoResolverAnswers(t *testing.T) {
 	}
 }
 
+func TestProbeNeedsNoResolver(t *testing.T) {
+	at := forward(t, asking(t))
+	for _, network := range []string{"udp", "tcp"} {
+		q := new(dns.Msg).SetQuestion(ProbeName+".", dns.TypeA)
+		if r := ask(t, network, at, q); r.Rcode != dns.RcodeSuccess || len(r.Answer) != 0 {
+			t.Errorf("probe by %s: %v", network, r)
+		}
+	}
+}
+
 // bigResolver answers with more than fits a datagram of the size offered, and keeps to no size.
 func bigResolver(w dns.ResponseWriter, q *dns.Msg) {
 	r := new(dns.Msg).SetReply(q)
@@ -264,13 +274,15 @@ func TestOneGuestsShare(t *testing.T) {
 	}))
 	f.tryFor, f.gate = long, newGate(4, 2)
 	at := forward(t, f)
+	host := here(t)
 	var g errgroup.Group
 	for range 2 {
 		g.Go(func() error {
-			if got := txt(ask(t, "udp", at, question())); got != "udp" {
-				t.Errorf("a query within the share got %q", got)
+			r, err := lookup(t, host, "udp", at, question())
+			if err == nil && txt(r) != "udp" {
+				t.Errorf("a query within the share got %q", txt(r))
 			}
-			return nil
+			return err
 		})
 		<-arrived
 	}
@@ -279,10 +291,11 @@ func TestOneGuestsShare(t *testing.T) {
 	}
 	close(release)
 	ok(t, g.Wait())
-	go func() { <-arrived }()
+	g.Go(func() error { <-arrived; return nil })
 	if got := txt(ask(t, "udp", at, question())); got != "udp" {
 		t.Errorf("once there is room again: %q", got)
 	}
+	ok(t, g.Wait())
 }
 
 func TestGate(t *testing.T) {
