@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -198,8 +200,8 @@ func (b *build) build(ctx context.Context) error {
 }
 
 func (b *build) withDocker(ctx context.Context) error {
-	args := append([]string{"build", "--file", b.file, "--tag", b.tag}, b.buildArgs()...)
-	plain := []string{"BUILDKIT_PROGRESS=plain"}
+	args := append([]string{"build", "--file", b.file, "--tag", b.tag}, buildArgs(b.args)...)
+	plain := []string{"BUILDKIT_PROGRESS=plain"} // harmless to the classic builder
 	if err := b.tool(append(args, filepath.Dir(b.file)), plain).run(ctx); err != nil {
 		return err
 	}
@@ -209,7 +211,9 @@ func (b *build) withDocker(ctx context.Context) error {
 // withStorage builds with podman or buildah, whose storage is kept in the store: its layers make the next build quick,
 // and nothing is left elsewhere.
 func (b *build) withStorage(ctx context.Context) error {
-	run, err := os.MkdirTemp("", "flint-") // podman refuses a path of more than 50 bytes
+	// Not $TMPDIR: podman refuses a path of more than 50 bytes, and it becomes part of an image's name, which has no
+	// upper case.
+	run, err := os.MkdirTemp("/tmp", "flint-")
 	if err != nil {
 		return fmt.Errorf("make run directory: %w", err)
 	}
@@ -221,7 +225,11 @@ func (b *build) withStorage(ctx context.Context) error {
 	if !unifiedCgroups() {
 		args = append(args, "--isolation", "chroot")
 	}
-	args = append(append(args, b.buildArgs()...), filepath.Dir(b.file))
+	local, names, err := linkBases(b.args, run)
+	if err != nil {
+		return err
+	}
+	args = append(append(args, buildArgs(local)...), filepath.Dir(b.file))
 	if err := with(args...).run(ctx); err != nil {
 		b.tidy(ctx, with)
 		return err
@@ -229,16 +237,58 @@ func (b *build) withStorage(ctx context.Context) error {
 	if err := with("push", b.tag, ociPrefix+b.out()).run(ctx); err != nil {
 		return err
 	}
-	// Layers no build uses any more. A build that went well is not failed for them.
-	prune := with("rmi", "--prune")
+	return b.prune(ctx, names, with)
+}
+
+// prune takes the names of local bases away, and then the layers no image uses any more. A build that went well is not
+// failed for what is left; the next one tries again.
+func (b *build) prune(ctx context.Context, names []string, with func(args ...string) tool) error {
+	untag, prune := []string{"rmi"}, []string{"rmi", "--prune"}
 	if b.name == "podman" {
-		prune = with("image", "prune", "--force")
+		untag, prune = []string{"untag"}, []string{"image", "prune", "--force"}
 	}
-	prune.line = nil
-	if err := prune.run(ctx); err != nil && ctx.Err() != nil {
-		return err
+	var list [][]string
+	for _, name := range names {
+		list = append(list, append(untag, name))
+	}
+	for _, args := range append(list, prune) {
+		t := with(args...)
+		t.line = nil
+		if err := t.run(ctx); err != nil && ctx.Err() != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// linkBases replaces the local images among build arguments by links in dir: buildah and podman name what they read
+// after its path, and fail on paths that make no good name. It returns the names they will give.
+func linkBases(args map[string]string, dir string) (linked map[string]string, names []string, err error) {
+	linked = map[string]string{}
+	for _, k := range slices.Sorted(maps.Keys(args)) {
+		v := args[k]
+		linked[k] = v
+		if !strings.HasPrefix(v, ociPrefix) {
+			continue
+		}
+		src, err := locate(v)
+		if err != nil {
+			return nil, nil, err
+		}
+		link := filepath.Join(dir, fmt.Sprintf("base%d", len(names)))
+		if err := os.Symlink(src.path, link); err != nil {
+			return nil, nil, fmt.Errorf("link base image: %w", err)
+		}
+		linked[k] = ociPrefix + link
+		tag := src.tag
+		if tag == "" {
+			tag = "latest"
+		} else {
+			linked[k] += ":" + tag
+		}
+		names = append(names, "localhost"+link+":"+tag)
+	}
+	return linked, names, nil
 }
 
 // tidy removes the working containers of a build that failed or was ended. The storage is ours alone and locked.
@@ -258,9 +308,9 @@ func (b *build) tool(args, env []string) tool {
 	return tool{path: b.path, args: args, env: env, line: b.line}
 }
 
-func (b *build) buildArgs() []string {
+func buildArgs(args map[string]string) []string {
 	var list []string
-	kv := sortedArgs(b.args)
+	kv := sortedArgs(args)
 	for i := 0; i < len(kv); i += 2 {
 		list = append(list, "--build-arg", kv[i]+"="+kv[i+1])
 	}

@@ -37,6 +37,8 @@ func link(name, target string) item {
 	return item{name: name, h: tar.Header{Typeflag: tar.TypeLink, Linkname: target}}
 }
 
+func mode(m int64) tar.Header { return tar.Header{Mode: m} }
+
 func sym(name, target string) item {
 	return item{name: name, h: tar.Header{Typeflag: tar.TypeSymlink, Linkname: target}}
 }

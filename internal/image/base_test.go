@@ -1,0 +1,532 @@
+package image
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	fake "github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	archives "github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"flint"
+)
+
+// testImage makes an image of layers, with a configuration that Base has to carry over.
+func testImage(t testing.TB, layers ...[]byte) v1.Image {
+	t.Helper()
+	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
+	for _, b := range layers {
+		l, err := archives.LayerFromOpener(layerOf(b).open, archives.WithMediaType(types.OCILayer))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if img, err = mutate.AppendLayers(img, l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config = config.DeepCopy()
+	config.OS, config.Architecture = "linux", runtime.GOARCH
+	config.Config = v1.Config{
+		Env: []string{"A=b"}, User: "runner:1", WorkingDir: "/work", Entrypoint: []string{"/entry"}, Cmd: []string{"arg"},
+	}
+	if img, err = mutate.ConfigFile(img, config); err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// writeLayout adds an image to a layout directory under a tag.
+func writeLayout(t testing.TB, dir, tag string, img v1.Image) {
+	t.Helper()
+	to, err := layout.FromPath(dir)
+	if err != nil {
+		to, err = layout.Write(dir, empty.Index)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := to.AppendImage(img, layout.WithAnnotations(map[string]string{refAnnotation: tag})); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantBase(t testing.TB, s *Store, w Want) Base {
+	t.Helper()
+	b, err := s.Base(t.Context(), w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func checkConfig(t testing.TB, b Base) {
+	t.Helper()
+	if got := fmt.Sprintf("%v %v %v %v", b.Env, b.User, b.Dir, b.Cmd); got != "[A=b] runner:1 /work [/entry arg]" {
+		t.Errorf("configuration %s", got)
+	}
+	info, err := os.Stat(b.Path)
+	if err != nil || info.Mode() != 0o644 || flint.Bytes(info.Size()) != b.Size || !strings.HasPrefix(b.Digest, "sha256:") {
+		t.Errorf("base %+v: %v, %v", b, info, err)
+	}
+}
+
+func wantFault(t testing.TB, err error, code string, texts ...string) {
+	t.Helper()
+	var f *flint.Fault
+	if !errors.As(err, &f) || f.Code != code || f.Fix == "" || f.What == "" {
+		t.Fatalf("error %v (%T), want fault %s", err, err, code)
+	}
+	for _, text := range texts {
+		if !strings.Contains(err.Error(), text) {
+			t.Errorf("error %q does not say %q", err, text)
+		}
+	}
+}
+
+func wantEmptyTmp(t testing.TB, s *Store) {
+	t.Helper()
+	if left, err := os.ReadDir(s.path(tmpDir)); err != nil || len(left) > 0 {
+		t.Errorf("left in tmp: %v, %v", left, err)
+	}
+}
+
+func TestBaseFromEveryKind(t *testing.T) {
+	s, dir := testStore(t), t.TempDir()
+	img := testImage(t, pack(t, file("f", "1")), pack(t, file("g", "2"), link("h", "f")))
+	writeLayout(t, filepath.Join(dir, "layout"), "one", img)
+	writeLayout(t, filepath.Join(dir, "layout"), "two", testImage(t, pack(t, file("other", "1"))))
+	tag, err := name.NewTag("example.com/img:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := archives.WriteToFile(filepath.Join(dir, "docker.tar"), tag, img); err != nil {
+		t.Fatal(err)
+	}
+	writeLayout(t, filepath.Join(dir, "single"), "", img)
+	ociTar, err := os.Create(filepath.Join(dir, "oci.tar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := tar.NewWriter(ociTar)
+	if err := w.AddFS(os.DirFS(filepath.Join(dir, "single"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(w.Close(), ociTar.Close()); err != nil {
+		t.Fatal(err)
+	}
+
+	first := wantBase(t, s, Want{Ref: filepath.Join(dir, "layout:one")})
+	checkConfig(t, first)
+	fsck(t, first.Path)
+	for _, ref := range []string{"oci:" + filepath.Join(dir, "layout:one"), filepath.Join(dir, "single"), filepath.Join(dir, "docker.tar"), filepath.Join(dir, "oci.tar")} {
+		b := wantBase(t, s, Want{Ref: ref})
+		checkConfig(t, b)
+		if b.Digest != first.Digest || b.Path != first.Path {
+			t.Errorf("%s gave %s, want %s", ref, b.Digest, first.Digest)
+		}
+	}
+	if b := wantBase(t, s, Want{Ref: filepath.Join(dir, "layout:two")}); b.Digest == first.Digest {
+		t.Error("another tag gave the same image")
+	}
+	b := wantBase(t, s, Want{Ref: first.Path})
+	if again := wantBase(t, s, Want{Ref: first.Path}); b.Path != first.Path || b.Size != first.Size || again.Digest != b.Digest {
+		t.Errorf("ext4 file as it is: %+v, then %+v", b, again)
+	}
+	wantEmptyTmp(t, s)
+}
+
+func TestBaseNamesNothing(t *testing.T) {
+	s, dir := testStore(t), t.TempDir()
+	writeLayout(t, filepath.Join(dir, "layout"), "one", testImage(t))
+	writeLayout(t, filepath.Join(dir, "layout"), "two", testImage(t, pack(t)))
+	for path, content := range map[string]string{"gz": "\x1f\x8b\x08 etc", "no.tar": "not a tar", "no.ext4": "nothing", "empty/x": ""} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, path), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for ref, text := range map[string]string{
+		"":                                   "no image is named",
+		"./nowhere":                          "no such file",
+		filepath.Join(dir, "nowhere"):        "no such file",
+		"Not A Reference":                    "no image reference either",
+		filepath.Join(dir, "empty"):          "neither a Dockerfile nor an OCI layout",
+		filepath.Join(dir, "layout"):         "tags one, two",
+		filepath.Join(dir, "layout:three"):   "tags one, two",
+		filepath.Join(dir, "gz"):             "compressed",
+		filepath.Join(dir, "no.tar"):         "not what its name says",
+		filepath.Join(dir, "no.ext4"):        "not what its name says",
+		"oci:" + filepath.Join(dir, "empty"): "neither",
+		"/dev/null":                          "neither a directory nor an ordinary file",
+	} {
+		_, err := s.Base(t.Context(), Want{Ref: ref})
+		wantFault(t, err, "image.missing", text)
+		if !errors.Is(err, flint.ErrNotFound) {
+			t.Errorf("%q: %v is not ErrNotFound", ref, err)
+		}
+	}
+}
+
+func TestBaseRefusesBadImages(t *testing.T) {
+	s, dir := testStore(t), t.TempDir()
+	writeLayout(t, filepath.Join(dir, "dotdot"), "", testImage(t, pack(t, file("../x", "1"))))
+	_, err := s.Base(t.Context(), Want{Ref: filepath.Join(dir, "dotdot")})
+	wantFault(t, err, "image.layer", "..")
+
+	writeLayout(t, filepath.Join(dir, "big"), "", testImage(t, pack(t, file("x", strings.Repeat("x", 9<<20)))))
+	_, err = s.Base(t.Context(), Want{Ref: filepath.Join(dir, "big"), Limit: 8 * flint.MiB})
+	wantFault(t, err, "image.size", "8MiB")
+	wantBase(t, s, Want{Ref: filepath.Join(dir, "big")})
+
+	// A layer that was changed after the image was made: its gzip is sound, its content is not what was promised.
+	good, evil := pack(t, file("x", "good")), pack(t, file("x", "evil"))
+	writeLayout(t, filepath.Join(dir, "evil"), "", testImage(t, good))
+	writeLayout(t, filepath.Join(dir, "other"), "", testImage(t, evil))
+	goodLayer, evilLayer := layerBlob(t, filepath.Join(dir, "evil")), layerBlob(t, filepath.Join(dir, "other"))
+	b, err := os.ReadFile(evilLayer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(goodLayer, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Base(t.Context(), Want{Ref: filepath.Join(dir, "evil")})
+	wantFault(t, err, "image.layer", "the image says")
+	wantEmptyTmp(t, s)
+}
+
+// layerBlob is the path of the only layer's blob in a layout.
+func layerBlob(t testing.TB, dir string) string {
+	t.Helper()
+	img, err := layoutImage(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := layers[0].Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "blobs", d.Algorithm, d.Hex)
+}
+
+func TestBaseFromRegistry(t *testing.T) {
+	server := httptest.NewServer(fake.New(fake.Logger(slog.NewLogLogger(slog.DiscardHandler, 0))))
+	defer server.Close()
+	host := strings.TrimPrefix(server.URL, "http://")
+	ref, err := name.ParseReference(host + "/team/image:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	img := testImage(t, pack(t, file("f", "1")))
+	foreign, err := mutate.ConfigFile(img, &v1.ConfigFile{OS: "windows", Architecture: "s390x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	index := mutate.AppendManifests(
+		empty.Index,
+		mutate.IndexAddendum{Add: foreign, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "windows", Architecture: "s390x"}}},
+		mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: runtime.GOARCH}}},
+	)
+	if err := remote.WriteIndex(ref, index); err != nil {
+		t.Fatal(err)
+	}
+	s := testStore(t)
+	b := wantBase(t, s, Want{Ref: ref.String()})
+	checkConfig(t, b)
+
+	// The tag moves on.
+	if err := remote.Write(ref, testImage(t, pack(t, file("f", "2")))); err != nil {
+		t.Fatal(err)
+	}
+	newer := wantBase(t, s, Want{Ref: ref.String()})
+	if newer.Digest == b.Digest {
+		t.Error("a moved tag gave the old image")
+	}
+	_, err = s.Base(t.Context(), Want{Ref: host + "/team/nothing:1"})
+	wantFault(t, err, "image.pull", "nothing")
+
+	// The registry goes away: what is known still serves, what is not fails.
+	server.Close()
+	if last := wantBase(t, s, Want{Ref: ref.String()}); last.Digest != newer.Digest {
+		t.Errorf("without the registry: %s, want %s", last.Digest, newer.Digest)
+	}
+	_, err = s.Base(t.Context(), Want{Ref: host + "/team/other:1"})
+	wantFault(t, err, "image.pull")
+	wantEmptyTmp(t, s)
+}
+
+// fakeTool puts an executable shell script into a new directory that becomes the whole PATH but for the shell's own
+// tools, and returns a file the script can append to.
+func fakeTool(t testing.TB, name, script string) (log string) {
+	t.Helper()
+	dir := t.TempDir()
+	log = filepath.Join(dir, "log")
+	script = "#!/bin/sh\nlog=" + log + "\nPATH=/usr/bin:/bin\n" + script
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir)
+	return log
+}
+
+// fakeBuildah answers like buildah: build notes its arguments, push copies a layout made beforehand.
+const fakeBuildah = `
+for last; do :; done
+case " $* " in
+*" build "*) echo "$@" >>"$log"; echo STEP 1; grep -q BROKEN "$last/Dockerfile" && { echo "no such instruction: BROKEN"; exit 125; }; echo "TOKEN=$FLINT_TEST_TOKEN" >>"$log" ;;
+*" push "*) cp -r "$FAKE_LAYOUT" "${last#oci:}" ;;
+*) ;;
+esac
+exit 0
+`
+
+func dockerfileDir(t testing.TB, content string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestDockerfileIsBuiltOnce(t *testing.T) {
+	s := testStore(t)
+	made := filepath.Join(t.TempDir(), "made")
+	writeLayout(t, made, "", testImage(t, pack(t, file("f", "1"))))
+	base := filepath.Join(t.TempDir(), "base")
+	writeLayout(t, base, "latest", testImage(t, pack(t, file("base", "1"))))
+	log := fakeTool(t, "buildah", strings.ReplaceAll(fakeBuildah, "$FAKE_LAYOUT", made))
+	t.Setenv("FLINT_TEST_TOKEN", "secret")
+	dir := dockerfileDir(t, "ARG BASE\nFROM ${BASE}\n")
+
+	builds := func() int {
+		b, err := os.ReadFile(log)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(b), "secret") {
+			t.Error("the builder saw our environment")
+		}
+		return strings.Count(string(b), " build ")
+	}
+	var lines atomic.Int32
+	w := Want{Ref: dir, BuildArgs: map[string]string{"BASE": "oci:" + base + ":latest"}, Progress: func(m flint.Milestone) {
+		if m.Line == "STEP 1" {
+			lines.Add(1)
+		}
+	}}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			if _, err := s.Base(t.Context(), w); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if builds() != 1 || lines.Load() != 1 {
+		t.Errorf("%d builds and %d lines of output, want 1 each", builds(), lines.Load())
+	}
+	checkConfig(t, wantBase(t, s, w))
+
+	steps := []struct {
+		name   string
+		change func()
+		want   int
+	}{
+		{"another store of the same directory", func() { s, _ = Open(s.dir, slog.New(slog.DiscardHandler)) }, 1},
+		{"another build argument", func() { w.BuildArgs["X"] = "1" }, 2},
+		{"another file", func() { os.WriteFile(filepath.Join(dir, "new"), nil, 0o644) }, 3},
+		{"another content", func() { os.WriteFile(filepath.Join(dir, "new"), []byte("x"), 0o644) }, 4},
+		{"another content of the base", func() {
+			os.RemoveAll(base)
+			writeLayout(t, base, "latest", testImage(t, pack(t, file("base", "2"))))
+		}, 5},
+		{"the base image was deleted", func() {
+			b, _ := s.Base(t.Context(), w)
+			os.Remove(b.Path)
+		}, 6},
+		{"nothing", func() {}, 6},
+	}
+	for _, step := range steps {
+		step.change()
+		wantBase(t, s, w)
+		if got := builds(); got != step.want {
+			t.Errorf("after %s: %d builds, want %d", step.name, got, step.want)
+		}
+	}
+	wantEmptyTmp(t, s)
+}
+
+func TestDockerfileThatFails(t *testing.T) {
+	s := testStore(t)
+	fakeTool(t, "buildah", fakeBuildah)
+	_, err := s.Base(t.Context(), Want{Ref: dockerfileDir(t, "BROKEN")})
+	wantFault(t, err, "image.build", "no such instruction: BROKEN", "buildah")
+	wantEmptyTmp(t, s)
+}
+
+func TestNoBuilder(t *testing.T) {
+	s := testStore(t)
+	dir := dockerfileDir(t, "FROM scratch")
+	base := filepath.Join(t.TempDir(), "base")
+	writeLayout(t, base, "latest", testImage(t))
+	fakeTool(t, "unrelated", "")
+	_, err := s.Base(t.Context(), Want{Ref: dir})
+	wantFault(t, err, "image.builder", "neither")
+	fakeTool(t, "docker", "exit 1") // a client without its daemon
+	_, err = s.Base(t.Context(), Want{Ref: dir})
+	wantFault(t, err, "image.builder", "neither")
+	fakeTool(t, "docker", "exit 0")
+	_, err = s.Base(t.Context(), Want{Ref: dir, BuildArgs: map[string]string{"BASE": "oci:" + base + ":latest"}})
+	wantFault(t, err, "image.builder", "docker cannot")
+	_, err = s.Base(t.Context(), Want{Ref: dir, BuildArgs: map[string]string{"BASE": "oci:/nowhere:latest"}})
+	wantFault(t, err, "image.missing", "/nowhere")
+}
+
+func TestDocker(t *testing.T) {
+	s := testStore(t)
+	saved := filepath.Join(t.TempDir(), "saved.tar")
+	tag, err := name.NewTag("localhost/flint:latest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := archives.WriteToFile(saved, tag, testImage(t, pack(t, file("f", "1")))); err != nil {
+		t.Fatal(err)
+	}
+	fakeTool(t, "docker", `case "$1" in save) cp `+saved+` "$3" ;; version|build) ;; *) exit 1 ;; esac`)
+	checkConfig(t, wantBase(t, s, Want{Ref: dockerfileDir(t, "FROM scratch")}))
+}
+
+// TestBuildEndsWithItsContext has a builder that waits for ever, and a child of it that does too.
+func TestBuildEndsWithItsContext(t *testing.T) {
+	s := testStore(t)
+	fakeTool(t, "buildah", `case " $* " in *" build "*) sleep 1000 & echo started $!; wait ;; esac`)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var child string
+	_, err := s.Base(ctx, Want{Ref: dockerfileDir(t, "FROM scratch"), Progress: func(m flint.Milestone) {
+		if pid, ok := strings.CutPrefix(m.Line, "started "); ok {
+			child = pid
+			cancel()
+		}
+	}})
+	if !errors.Is(err, context.Canceled) {
+		t.Fatalf("error %v", err)
+	}
+	if b, err := os.ReadFile("/proc/" + child + "/stat"); err == nil && !strings.Contains(string(b), ") Z ") {
+		t.Errorf("the builder's child still runs: %s", b)
+	}
+	wantEmptyTmp(t, s)
+}
+
+func TestSweepRemovesWhatNobodyHolds(t *testing.T) {
+	s := testStore(t)
+	held, release, err := s.work()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	dead := s.path(tmpDir, "dead")
+	if err := os.Mkdir(dead, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	old := time.Now().Add(-time.Hour)
+	for _, dir := range []string{held, dead} {
+		if err := os.WriteFile(filepath.Join(dir, "x"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(dir, old, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Open(s.dir, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dead); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("dead work is still there: %v", err)
+	}
+	if _, err := os.Stat(held); err != nil {
+		t.Errorf("held work is gone: %v", err)
+	}
+}
+
+func TestUnpackArchiveStaysInside(t *testing.T) {
+	path, dir := filepath.Join(t.TempDir(), "a.tar"), t.TempDir()
+	blob := strings.Repeat("0", 64)
+	for _, items := range [][]item{
+		{file("../escape", "1")},
+		{file("blobs/sha256/../../../escape", "1")},
+	} {
+		if err := os.WriteFile(path, pack(t, items...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := unpackArchive(t.Context(), path, dir, flint.GiB); err == nil {
+			t.Errorf("%q was accepted", items[0].name)
+		}
+	}
+	if err := os.WriteFile(path, pack(t, sym("blobs", "/tmp"), file("etc/passwd", "1"), file("blobs/sha256/"+blob, "1"), file("index.json", "{}")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := unpackArchive(t.Context(), path, dir, flint.GiB); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	if err := fs.WalkDir(os.DirFS(dir), ".", func(p string, d fs.DirEntry, err error) error {
+		if !d.IsDir() {
+			got = append(got, p)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if want := "[blobs/sha256/" + blob + " index.json]"; fmt.Sprint(got) != want {
+		t.Errorf("unpacked %v, want %s", got, want)
+	}
+}
+
+func BenchmarkBaseCached(b *testing.B) {
+	s := testStore(b)
+	made := filepath.Join(b.TempDir(), "made")
+	writeLayout(b, made, "", testImage(b, pack(b, file("f", "1"))))
+	fakeTool(b, "buildah", strings.ReplaceAll(fakeBuildah, "$FAKE_LAYOUT", made))
+	dir := dockerfileDir(b, "FROM scratch\n")
+	for i := range 100 {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), []byte(strings.Repeat("x", 10_000)), 0o644); err != nil {
+			b.Fatal(err)
+		}
+	}
+	wantBase(b, s, Want{Ref: dir})
+	for b.Loop() {
+		wantBase(b, s, Want{Ref: dir})
+	}
+}

@@ -1,0 +1,270 @@
+package image
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"flint"
+)
+
+// runnerDir makes a directory Drive accepts.
+func runnerDir(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, content := range map[string]string{"start": "#!/bin/sh\n", "version": "runner 1.2\nmore\n", "bin/run": "x"} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("bin/run", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestDrive(t *testing.T) {
+	s, dir := testStore(t), runnerDir(t)
+	d, err := s.Drive(t.Context(), dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Version != "runner 1.2" {
+		t.Errorf("version %q", d.Version)
+	}
+	fsck(t, d.Path)
+
+	// Times and places do not count, content does.
+	twin := runnerDir(t)
+	if err := os.Chtimes(filepath.Join(twin, "start"), time.Unix(1, 0), time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if same, err := testStore(t).Drive(t.Context(), twin, nil); err != nil || same.Digest != d.Digest {
+		t.Errorf("the same files gave %+v, %v, want digest %s", same, err, d.Digest)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "bin/run"), []byte("y"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if other, err := s.Drive(t.Context(), dir, nil); err != nil || other.Digest == d.Digest {
+		t.Errorf("another file gave %+v, %v", other, err)
+	}
+	wantEmptyTmp(t, s)
+
+	root, _ := mount(t, d.Path, "ro")
+	if target, err := os.Readlink(filepath.Join(root, "link")); err != nil || target != "bin/run" {
+		t.Errorf("link: %q, %v", target, err)
+	}
+	if info, err := os.Stat(filepath.Join(root, "start")); err != nil || info.Mode() != 0o755 || !info.ModTime().Equal(time.Unix(0, 0)) {
+		t.Errorf("start: %v, %v", info, err)
+	}
+}
+
+func TestDriveNeedsStart(t *testing.T) {
+	dir := runnerDir(t)
+	if err := os.Chmod(filepath.Join(dir, "start"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, err := testStore(t).Drive(t.Context(), dir, nil)
+	wantFault(t, err, "runner.start", "start")
+}
+
+// demoModule is the real one of the source tree.
+const demoModule = "../../images/demo-runner"
+
+func TestDemoRunner(t *testing.T) {
+	s := testStore(t)
+	log := fakeTool(t, "go", `
+echo "$@" >>"$log"
+case "$1" in
+build) while [ "$1" != -o ]; do shift; done; echo program >"$2"; chmod 755 "$2" ;;
+list) echo example.com/runner v9 ;;
+esac
+`)
+	for range 2 {
+		d, err := s.DemoRunner(t.Context(), demoModule, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Version != "example.com/runner v9" {
+			t.Errorf("version %q", d.Version)
+		}
+	}
+	b, err := os.ReadFile(log)
+	if err != nil || strings.Count(string(b), "build ") != 1 {
+		t.Errorf("go was called so, %v:\n%s", err, b)
+	}
+	fakeTool(t, "go", "echo no such module; exit 1")
+	_, err = testStore(t).DemoRunner(t.Context(), demoModule, nil)
+	wantFault(t, err, "runner.build", "no such module")
+	_, err = s.DemoRunner(t.Context(), t.TempDir()+"/nowhere", nil)
+	wantFault(t, err, "runner.build")
+	fakeTool(t, "unrelated", "")
+	_, err = testStore(t).DemoRunner(t.Context(), demoModule, nil)
+	wantFault(t, err, "runner.go")
+	wantEmptyTmp(t, s)
+}
+
+// TestStartKeepsTheSecretOffTheCommandLine runs the demo runner's start script as the agent would, from a read-only
+// place, with a runner that tells what it got.
+func TestStartKeepsTheSecretOffTheCommandLine(t *testing.T) {
+	drive, work := t.TempDir(), t.TempDir()
+	start, err := os.ReadFile(filepath.Join(demoModule, "start"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fake := "#!/bin/sh\necho \"$@\"\npwd\nprintf '%s\\n' \"$ACTIONS_RUNNER_INPUT_JITCONFIG\"\ntr '\\0' ' ' </proc/$PPID/cmdline >/dev/null\nexit 7\n"
+	for name, content := range map[string]string{"start": string(start), "github-act-runner": fake} {
+		if err := os.WriteFile(filepath.Join(drive, name), []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(filepath.Join(drive, "start"))
+	cmd.Dir = work
+	cmd.Stdin = strings.NewReader("s3cr3t==\nnot for you\n")
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState.ExitCode() != 7 {
+		t.Errorf("exit %v, want the runner's 7: %v", cmd.ProcessState, err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	if len(lines) != 3 || strings.Contains(lines[0], "s3cr3t") || lines[1] != work || lines[2] != "s3cr3t==" {
+		t.Errorf("the runner got %q", lines)
+	}
+}
+
+func TestDebianBase(t *testing.T) {
+	s := testStore(t)
+	root := filepath.Join(t.TempDir(), "root.tar")
+	if err := os.WriteFile(root, pack(t, dir("etc"), file("etc/debian_version", "12.0")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	log := fakeTool(t, "mmdebstrap", `echo "$@" >>"$log"; for last; do :; done; cp `+root+` "$last"`)
+	var refs []string
+	for range 2 {
+		ref, err := s.DebianBase(t.Context(), "trixie", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		refs = append(refs, ref)
+	}
+	if b, err := os.ReadFile(log); err != nil || bytes.Count(b, []byte("\n")) != 1 {
+		t.Errorf("mmdebstrap was called so, %v:\n%s", err, b)
+	}
+	if refs[0] != refs[1] || !strings.HasPrefix(refs[0], "oci:/") {
+		t.Errorf("references %q", refs)
+	}
+	b := wantBase(t, s, Want{Ref: refs[0]})
+	if !slices.Equal(b.Cmd, []string{"/bin/bash"}) {
+		t.Errorf("command %q", b.Cmd)
+	}
+	fsck(t, b.Path)
+
+	for _, suite := range []string{"--help", "../x", "a b", "UPPER"} {
+		_, err := s.DebianBase(t.Context(), suite, nil)
+		wantFault(t, err, "image.suite")
+	}
+	fakeTool(t, "mmdebstrap", "echo no mirror; exit 1")
+	_, err := s.DebianBase(t.Context(), "sid", nil)
+	wantFault(t, err, "image.mmdebstrap", "no mirror")
+	fakeTool(t, "unrelated", "")
+	_, err = s.DebianBase(t.Context(), "sid", nil)
+	wantFault(t, err, "image.mmdebstrap", "not installed")
+	wantEmptyTmp(t, s)
+}
+
+func TestHostSuite(t *testing.T) {
+	for content, want := range map[string]string{
+		"ID=debian\nVERSION_CODENAME=trixie\n":        "trixie",
+		"ID=\"debian\"\nVERSION_CODENAME=\"forky\"\n": "forky",
+		"ID=ubuntu\nVERSION_CODENAME=noble\n":         fallbackSuite,
+		"ID=debian\nVERSION_CODENAME=--evil\n":        fallbackSuite,
+		"":                                            fallbackSuite,
+	} {
+		path := filepath.Join(t.TempDir(), "os-release")
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got := hostSuite(path); got != want {
+			t.Errorf("%q gave %q, want %q", content, got, want)
+		}
+	}
+}
+
+// probe is a program for an image without anything else: it writes a file and says what it sees.
+const probe = `package main
+
+import "os"
+
+func main() {
+	if err := os.WriteFile(os.Args[1], []byte("made by RUN"), 0o4755); err != nil {
+		panic(err)
+	}
+	os.Chown(os.Args[1], 7, 8)
+	os.Stdout.WriteString("probe ran\n")
+}
+`
+
+// TestRealBuilder has buildah or podman build a Dockerfile with RUN on a local base image, without any network.
+func TestRealBuilder(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: the builder's storage")
+	}
+	if !slices.ContainsFunc([]string{"buildah", "podman"}, func(n string) bool { _, err := exec.LookPath(n); return err == nil }) {
+		t.Skip("needs buildah or podman: sudo apt-get install buildah")
+	}
+	src := t.TempDir()
+	if err := os.WriteFile(filepath.Join(src, "probe.go"), []byte(probe), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("go", "build", "-o", filepath.Join(src, "probe"), filepath.Join(src, "probe.go"))
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	program, err := os.ReadFile(filepath.Join(src, "probe"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	layoutDir := filepath.Join(t.TempDir(), "base")
+	writeLayout(t, layoutDir, "latest", testImage(t, pack(t, dir("tmp"), item{name: "probe", content: string(program), h: mode(0o755)}, file("gone", "1"))))
+
+	s := testStore(t)
+	context := dockerfileDir(t, "ARG BASE\nFROM ${BASE}\nUSER 0:0\nCOPY Dockerfile /copied\nRUN [\"/probe\", \"/made\"]\nUSER 5:6\nENV X=y\n")
+	var output []string
+	w := Want{
+		Ref: context, BuildArgs: map[string]string{"BASE": "oci:" + layoutDir + ":latest"},
+		Progress: func(m flint.Milestone) { output = append(output, m.Line, m.Detail) },
+	}
+	b := wantBase(t, s, w)
+	if !slices.Contains(output, "probe ran") {
+		t.Errorf("the build's output was not shown: %q", output)
+	}
+	if b.User != "5:6" || !slices.Contains(b.Env, "X=y") || !slices.Contains(b.Env, "A=b") {
+		t.Errorf("configuration %+v", b)
+	}
+	output = nil
+	if again := wantBase(t, s, w); again.Digest != b.Digest || !slices.Contains(output, "cached") {
+		t.Errorf("second time: %+v, %q", again, output)
+	}
+	fsck(t, b.Path)
+	root, _ := mount(t, b.Path, "ro")
+	info, err := os.Stat(filepath.Join(root, "made"))
+	if err != nil || info.Size() != int64(len("made by RUN")) {
+		t.Errorf("made: %v, %v", info, err)
+	}
+	if _, err := os.Stat(filepath.Join(root, "copied")); err != nil {
+		t.Errorf("copied: %v", err)
+	}
+	wantEmptyTmp(t, s)
+
+	_, err = s.Base(t.Context(), Want{Ref: dockerfileDir(t, "ARG BASE\nFROM ${BASE}\nUSER 0:0\nRUN [\"/probe\"]\n"), BuildArgs: w.BuildArgs})
+	wantFault(t, err, "image.build", "index out of range")
+}
