@@ -44,6 +44,7 @@ type report struct {
 	Initrd     string
 	Drives     map[string]string // set → first line, with "rw" where it could be written
 	KernelArgs string
+	KVM        string   // "yes" if /dev/kvm could be opened, else why not
 	Interfaces []string // of its network namespace
 	Tap        string   // name of the tap it was given
 	Device     string   // options of the network device
@@ -181,6 +182,12 @@ func look(options map[string][]string) report {
 		UID: os.Getuid(), GID: os.Getgid(), Env: os.Environ(), Args: os.Args, PID: os.Getpid(), Session: sid == os.Getpid(),
 		Kernel: read(options["-kernel"][0]), Initrd: read(options["-initrd"][0]), Fds: map[string]string{}, Drives: map[string]string{},
 		KernelArgs: options["-append"][0],
+	}
+	r.KVM = "yes"
+	if f, err := os.OpenFile(kvmDevice, os.O_RDWR, 0); err != nil {
+		r.KVM = err.Error()
+	} else {
+		f.Close()
 	}
 	r.Groups, _ = os.Getgroups()
 	r.Dir, _ = os.Getwd()

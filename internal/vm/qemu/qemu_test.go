@@ -111,6 +111,30 @@ func TestSurroundings(t *testing.T) {
 	}
 }
 
+// TestKVMDevice sees that QEMU's own user can open the /dev/kvm it is given, whatever the host's node allows. Whether KVM
+// works does not matter here.
+func TestKVMDevice(t *testing.T) {
+	if f, err := os.OpenFile(kvmDevice, os.O_RDWR, 0); err != nil {
+		t.Skipf("needs /dev/kvm: %v", err)
+	} else {
+		f.Close()
+	}
+	d, s := fakeDriver(t, "reports")
+	d.accel = KVM
+	m, err := d.Boot(patiently(t), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close(t.Context())
+	r := readReport(t, m)
+	if r.KVM != "yes" {
+		t.Errorf("opening it: %s", r.KVM)
+	}
+	if i := slices.Index(r.Args, "-accel"); i < 0 || r.Args[i+1] != "kvm" || strings.Contains(r.KernelArgs, "tsc") {
+		t.Errorf("arguments %q", r.Args)
+	}
+}
+
 func readReport(t *testing.T, m vm.Machine) report {
 	t.Helper()
 	ctx := patiently(t)
