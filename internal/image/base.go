@@ -72,6 +72,11 @@ func explain(err error, w Want) error {
 			Kind: flint.ErrConfig,
 			Err:  err,
 		}
+	case errors.Is(err, syscall.ENOSPC):
+		return &flint.Fault{
+			Code: "image.space", What: fmt.Sprintf("make image %q", w.Ref),
+			Fix: "free disk space where flint keeps its images, or have it keep them elsewhere", Err: err,
+		}
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.As(err, &path), errors.As(err, &number):
 		return fmt.Errorf("make image %q: %w", w.Ref, err)
 	}

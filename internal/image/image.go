@@ -78,17 +78,37 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
-	for name, mode := range map[string]os.FileMode{
-		"": 0o755, baseDir: 0o755, driveDir: 0o755,
-		recordDir: 0o700, lockDir: 0o700, tmpDir: 0o700, debianDir: 0o755, builderDir: 0o700,
+	s := &Store{dir: dir, log: log}
+	for _, d := range []struct {
+		name string
+		mode os.FileMode
+	}{
+		{"", 0o755},
+		{baseDir, 0o755},
+		{driveDir, 0o755},
+		{debianDir, 0o755},
+		{recordDir, 0o700},
+		{lockDir, 0o700},
+		{tmpDir, 0o700},
+		{builderDir, 0o700},
 	} {
-		if err := os.MkdirAll(filepath.Join(dir, name), mode); err != nil {
+		if err := makeDir(s.path(d.name), d.mode); err != nil {
 			return nil, fmt.Errorf("open image store: %w", err)
 		}
 	}
-	s := &Store{dir: dir, log: log}
 	s.sweep()
 	return s, nil
+}
+
+// makeDir makes a directory with exactly that mode, whatever the umask, and leaves one that is there as it is.
+func makeDir(path string, mode os.FileMode) error {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return nil
+	}
+	if err := os.MkdirAll(path, mode); err != nil {
+		return err
+	}
+	return os.Chmod(path, mode)
 }
 
 // path is a path inside the store.
