@@ -82,8 +82,12 @@ func (t *transcript) say(job, step, sgr, text string) {
 	for _, name := range t.order {
 		width = max(width, len([]rune(name)))
 	}
+	const stepWidth = 24
+	if len([]rune(step)) > stepWidth {
+		step = string([]rune(step)[:stepWidth-1]) + "…"
+	}
 	prefix := t.style.paint(jobColours[max(slices.Index(t.order, job), 0)%len(jobColours)], pad(job, width))
-	fmt.Fprintf(t.out, "  %s %s %s\n", prefix, t.style.paint(dim, pad(step, 12)+" │"), t.style.paint(sgr, text))
+	fmt.Fprintf(t.out, "  %s %s %s\n", prefix, t.style.paint(dim, pad(step, stepWidth)+" │"), t.style.paint(sgr, text))
 }
 
 // result is told how each runner ended.
