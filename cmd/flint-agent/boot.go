@@ -186,7 +186,6 @@ func copyFile(from, to string, mode os.FileMode) error {
 const unit = `[Unit]
 Description=flint agent
 DefaultDependencies=no
-After=systemd-tmpfiles-setup-dev.service
 IgnoreOnIsolate=yes
 
 [Service]
@@ -194,7 +193,6 @@ ExecStart=` + runDir + `/flint-agent serve
 Restart=always
 RestartSec=100ms
 KillMode=process
-OOMScoreAdjust=-1000
 LimitNOFILE=65536:1048576
 TasksMax=infinity
 StandardOutput=kmsg

@@ -61,9 +61,10 @@ func (s *system) Start(c guest.Command) (guest.Process, error) {
 		attr.Files = append(attr.Files, f.Fd())
 	}
 	p.pid, p.ended, err = s.reaper.start(func() (int, error) {
-		// What the agent starts must not inherit that it is never killed for memory.
-		setOOMScore(0)
-		defer setOOMScore(-1000)
+		if s.shielded {
+			setOOMScore(0)
+			defer setOOMScore(shieldedScore)
+		}
 		return syscall.ForkExec(program, c.Args, attr)
 	})
 	closeAll(files)

@@ -22,7 +22,6 @@ func serveAsInit(ctx context.Context, st state) error {
 		complain(err)
 		st.Hello.Faults = append(st.Hello.Faults, err.Error())
 	}
-	setOOMScore(-1000)
 	// What jobs get; the kernel's own are too few for dockerd. The hard limit is the kernel's fs.nr_open.
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 65536, Max: 1048576}); err != nil {
 		complain(fmt.Errorf("raise limit of open files: %w", err))
@@ -45,6 +44,8 @@ func serveUnderInit(ctx context.Context) error {
 
 func serveSystem(ctx context.Context, st state, init bool) error {
 	sys := newSystem(init)
+	sys.shielded = true
+	setOOMScore(shieldedScore)
 	stop := make(chan struct{})
 	var tasks sync.WaitGroup
 	tasks.Go(func() { sys.reaper.run(stop) })

@@ -22,6 +22,8 @@ import (
 const (
 	sampleEvery = 250 * time.Millisecond
 	endWithin   = 2 * time.Second // from TERM to KILL when the guest reboots
+	// shieldedScore is the oom_score_adj that keeps a process from being killed for memory (proc(5)).
+	shieldedScore = -1000
 )
 
 // system is the guest.System of a real guest.
@@ -29,6 +31,7 @@ type system struct {
 	users      users
 	reaper     *reaper
 	init       bool // this is PID 1
+	shielded   bool // the agent is never killed for memory; what it starts must not inherit that
 	peak       atomic.Int64
 	configured chan struct{} // one buffered element
 }
