@@ -141,12 +141,29 @@ func listing(files []packed) []string {
 	return list
 }
 
+// flattenCase is layers and the listing of what they give.
+type flattenCase struct {
+	layers [][]item
+	want   []string
+}
+
+func (c flattenCase) check(t *testing.T) {
+	var layers [][]byte
+	for _, l := range c.layers {
+		layers = append(layers, pack(t, l...))
+	}
+	files, err := emitted(t, layers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := listing(files); !slices.Equal(got, c.want) {
+		t.Errorf("got  %q\nwant %q", got, c.want)
+	}
+}
+
 func TestFlatten(t *testing.T) {
 	long := strings.Repeat("n", 255)
-	for name, c := range map[string]struct {
-		layers [][]item
-		want   []string
-	}{
+	for name, c := range map[string]flattenCase{
 		"whiteout hides below, not in its own layer, wherever it stands": {
 			[][]item{
 				{dir("d"), file("d/old", "1"), file("gone", "1"), file("kept", "1")},
@@ -184,30 +201,6 @@ func TestFlatten(t *testing.T) {
 			[][]item{{file("/etc/passwd", "1"), file("//x", "1"), file("./y", "1")}},
 			[]string{"etc/", "etc/passwd = 1", "x = 1", "y = 1"},
 		},
-		"hard link whose target an upper layer replaced keeps the content": {
-			[][]item{{file("a", "old"), link("b", "a")}, {file("a", "new")}},
-			[]string{"b = old", "a = new"},
-		},
-		"hard link whose target an upper layer removed keeps the content": {
-			[][]item{{file("a", "old"), link("b", "a"), link("c", "b")}, {file(".wh.a", "")}},
-			[]string{"b = old", "c => b"},
-		},
-		"hard link before its target": {
-			[][]item{{link("a", "z"), link("b", "a"), file("z", "1")}},
-			[]string{"a = 1", "b => a", "z => a"},
-		},
-		"late hard link loses against a later entry of its name": {
-			[][]item{{link("a", "z"), file("a", "mine"), file("z", "1")}},
-			[]string{"a = mine", "z = 1"},
-		},
-		"hard link into a lower layer": {
-			[][]item{{file("a", "1")}, {link("b", "a")}},
-			[]string{"a = 1", "b => a"},
-		},
-		"hard link to a symbolic link": {
-			[][]item{{sym("s", "nowhere"), link("t", "s")}},
-			[]string{"s -> nowhere", "t => s"},
-		},
 		"file in place of a directory, and back": {
 			[][]item{
 				{dir("x"), file("x/in", "1"), file("y", "1")},
@@ -243,20 +236,38 @@ func TestFlatten(t *testing.T) {
 			[]string{"f = 1"},
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
-			var layers [][]byte
-			for _, l := range c.layers {
-				layers = append(layers, pack(t, l...))
-			}
-			files, err := emitted(t, layers...)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := listing(files)
-			if !slices.Equal(got, c.want) {
-				t.Errorf("got  %q\nwant %q", got, c.want)
-			}
-		})
+		t.Run(name, c.check)
+	}
+}
+
+func TestFlattenHardLinks(t *testing.T) {
+	for name, c := range map[string]flattenCase{
+		"hard link whose target an upper layer replaced keeps the content": {
+			[][]item{{file("a", "old"), link("b", "a")}, {file("a", "new")}},
+			[]string{"b = old", "a = new"},
+		},
+		"hard link whose target an upper layer removed keeps the content": {
+			[][]item{{file("a", "old"), link("b", "a"), link("c", "b")}, {file(".wh.a", "")}},
+			[]string{"b = old", "c => b"},
+		},
+		"hard link before its target": {
+			[][]item{{link("a", "z"), link("b", "a"), file("z", "1")}},
+			[]string{"a = 1", "b => a", "z => a"},
+		},
+		"late hard link loses against a later entry of its name": {
+			[][]item{{link("a", "z"), file("a", "mine"), file("z", "1")}},
+			[]string{"a = mine", "z = 1"},
+		},
+		"hard link into a lower layer": {
+			[][]item{{file("a", "1")}, {link("b", "a")}},
+			[]string{"a = 1", "b => a"},
+		},
+		"hard link to a symbolic link": {
+			[][]item{{sym("s", "nowhere"), link("t", "s")}},
+			[]string{"s -> nowhere", "t => s"},
+		},
+	} {
+		t.Run(name, c.check)
 	}
 }
 
@@ -319,10 +330,11 @@ func TestFlattenBounds(t *testing.T) {
 	}
 }
 
-// TestImageInTheKernel writes an image with everything a tar can say of a file, mounts it and looks.
-func TestImageInTheKernel(t *testing.T) {
-	capability := "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00" // cap_net_bind_service=p
-	long := strings.Repeat("ü", 127)
+// capability is what setcap cap_net_bind_service=p writes.
+const capability = "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+
+// kernelLayer is a layer with everything a tar can say of a file.
+func kernelLayer(t testing.TB, content, long string) []byte {
 	pax := func(kv ...string) map[string]string {
 		m := map[string]string{}
 		for i := 0; i < len(kv); i += 2 {
@@ -330,8 +342,7 @@ func TestImageInTheKernel(t *testing.T) {
 		}
 		return m
 	}
-	content := strings.Repeat("0123456789abcdef", 100_000)
-	b := pack(
+	return pack(
 		t,
 		item{name: ".", h: tar.Header{Typeflag: tar.TypeDir, Mode: 0o751}},
 		item{name: "tmp", h: tar.Header{Typeflag: tar.TypeDir, Mode: 0o1777}},
@@ -346,6 +357,13 @@ func TestImageInTheKernel(t *testing.T) {
 		sym("short", "big"), sym("far", strings.Repeat("f/", 500)),
 		file(long, "1"), file("bad-utf8-\xff", "1"),
 	)
+}
+
+// TestImageInTheKernel writes an image with everything a tar can say of a file, mounts it and looks.
+func TestImageInTheKernel(t *testing.T) {
+	content := strings.Repeat("0123456789abcdef", 100_000)
+	long := strings.Repeat("ü", 127)
+	b := kernelLayer(t, content, long)
 	s := testStore(t)
 	_, path, size, err := s.writeImage(t.Context(), baseDir, []layer{layerOf(b)}, flint.GiB)
 	if err != nil {
