@@ -46,6 +46,9 @@ func (e *ExitError) Error() string { return e.Exit.Err }
 // agentSilence is how long a host may be silent before its connection is given up.
 const agentSilence = defaultHeartbeat
 
+// hangUpWithin is how long a host that broke the protocol has to hear so.
+const hangUpWithin = 250 * time.Millisecond
+
 // maxCalls bounds the requests that wait for their turn.
 const maxCalls = 256
 
@@ -110,7 +113,13 @@ func (a *Agent) Serve(ctx context.Context, conn io.ReadWriteCloser) error {
 	tasks.Go(l.write)
 	tasks.Go(func() { a.work(working, l, calls) })
 	a.sendHello(l, 0)
-	l.read(func(f frame) error { return a.handle(l, f, calls) })
+	l.read(func(f frame) error {
+		err := a.handle(l, f, calls)
+		if err != nil && !errors.Is(err, errBye) {
+			a.hangUp(l, err)
+		}
+		return err
+	})
 	cancel()
 	a.detach(l, 0)
 	tasks.Wait()
@@ -143,6 +152,16 @@ func (a *Agent) Close() error {
 	}
 	a.tasks.Wait()
 	return nil
+}
+
+// hangUp tells the host why its session is over. A virtio-serial port has no other way.
+func (a *Agent) hangUp(l *link, why error) {
+	payload, err := encodeControl(&refusal{clip(why.Error(), maxText)})
+	if err != nil {
+		return // clipped, so it fits
+	}
+	l.send(frame{kind: kindBye, epoch: a.current(), payload: payload})
+	l.flush(hangUpWithin)
 }
 
 // poke wakes the writer of the connection, if there is one.
@@ -350,4 +369,10 @@ func (a *Agent) data(buf []byte) (frame, bool) {
 		}
 	}
 	return frame{}, false
+}
+
+func (a *Agent) current() uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.epoch
 }

@@ -115,10 +115,15 @@ func (s *Session) Exec(ctx context.Context, c Command, io IO) (Exit, error) {
 }
 
 // Resume takes over a process that an earlier session started (Hello.Processes) as Exec would have gone on with it. Its
-// output begins at the positions in r.
+// output begins at the positions in r; io.Stdin goes on where the earlier one stopped, and is not read if that was
+// closed.
 func (s *Session) Resume(ctx context.Context, r Running, io IO) (Exit, error) {
 	p := newRemote(s.link.poke, r)
 	p.stdin.acked = r.Stdin - window // until the agent says how much of it was consumed
+	if r.Closed {
+		p.stdin.drop()
+		io.Stdin = nil
+	}
 	s.mu.Lock()
 	there := s.old[r.ID]
 	delete(s.old, r.ID)

@@ -55,7 +55,7 @@ const (
 	kindAck                       // position u64, kind u8: everything before the position was consumed
 	kindPing                      // either: sign of life; the stream number counts up
 	kindPong                      // answers a ping, so that each half hears the other as often as it asks
-	kindBye                       // host: the session is over
+	kindBye                       // host: the session is over; agent: likewise, JSON refusal, for want of another way to hang up
 )
 
 type frame struct {

@@ -40,6 +40,7 @@ type Running struct {
 	ID     uint32
 	Name   string // its Command's Name
 	Stdin  int64  // bytes of its input that the agent has
+	Closed bool   // its input was closed
 	Stdout int64  // bytes of its output that are gone; those after it can still be had
 	Stderr int64
 }

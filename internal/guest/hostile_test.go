@@ -162,6 +162,19 @@ func TestStrayFramesAreIgnored(t *testing.T) {
 	}
 }
 
+func TestAgentHangsUp(t *testing.T) {
+	s, r := hostileGuest(t)
+	go func() {
+		r.say(frame{kind: kindBye, epoch: s.epoch, payload: []byte(`{"Error":"enough"}`)})
+		r.drain()
+	}()
+	<-s.Done()
+	var f *flint.Fault
+	if !errors.As(s.Err(), &f) || f.Code != "guest.gone" || !strings.Contains(f.Error(), "enough") {
+		t.Errorf("session ended by %v", s.Err())
+	}
+}
+
 func TestVersionsThatDiffer(t *testing.T) {
 	for name, answer := range map[string]frame{
 		"in the hello": {kind: kindHello, payload: []byte(`{"Version":2}`)},
@@ -222,6 +235,11 @@ func TestBadHost(t *testing.T) {
 			for f := r.hear(kindHello); f.epoch != 3; f = r.hear(kindHello) {
 			}
 			go attack(r)
+			if name == "resume of nothing" { // the host hears why
+				if f := r.hear(kindBye); f.epoch != 3 || !strings.Contains(string(f.payload), "there is none") {
+					t.Errorf("bye %q", f.payload)
+				}
+			}
 			if name != "questions, no ears" {
 				go r.drain()
 			}

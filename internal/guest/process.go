@@ -177,7 +177,9 @@ func (a *Agent) resume(l *link, id uint32, p *process) error {
 func (p *process) view(id uint32) Running {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return Running{ID: id, Name: p.name, Stdin: p.in.position(), Stdout: p.out.position(), Stderr: p.err.position()}
+	return Running{
+		ID: id, Name: p.name, Stdin: p.in.position(), Closed: p.in.atEnd(), Stdout: p.out.position(), Stderr: p.err.position(),
+	}
 }
 
 // next returns the next frame to send for the process. Agent.mu is held.

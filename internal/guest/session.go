@@ -250,6 +250,11 @@ func (s *Session) handle(f frame) error {
 			f.payload = append([]byte(nil), f.payload...)
 			answer <- f
 		}
+	case kindBye:
+		var r refusal
+		if err = decodeControl(f.payload, &r); err == nil {
+			return fmt.Errorf("agent ended the session: %s", r.Error)
+		}
 	case kindStdout, kindStderr, kindAck, kindExit:
 		s.mu.Lock()
 		p := s.procs[f.stream]

@@ -308,7 +308,7 @@ func TestResume(t *testing.T) {
 
 		s2 := attach(t, a)
 		ps := s2.Hello().Processes
-		if len(ps) != 1 || ps[0].Name != "lines" || ps[0].Stdout != 0 {
+		if len(ps) != 1 || ps[0].Name != "lines" || ps[0].Stdout != 0 || ps[0].Closed {
 			t.Fatalf("processes %+v", ps)
 		}
 		var out bytes.Buffer
@@ -332,18 +332,18 @@ func TestResumeOfTheDead(t *testing.T) {
 			io.WriteString(p.out, "done")
 			return Exit{Code: 9}
 		})))
-		go s.Exec(t.Context(), Command{Name: "job", Args: []string{"x"}}, IO{})
+		go s.Exec(t.Context(), Command{Name: "job", Args: []string{"x"}}, IO{}) // without input
 		synctest.Wait()
 		s.Close()
 		close(finish)
 		synctest.Wait()
 		s2 := attach(t, a)
 		ps := s2.Hello().Processes
-		if len(ps) != 1 || ps[0].Name != "job" {
+		if len(ps) != 1 || ps[0].Name != "job" || !ps[0].Closed {
 			t.Fatalf("processes %+v", ps)
 		}
 		var out bytes.Buffer
-		e, err := s2.Resume(t.Context(), ps[0], IO{Stdout: &out})
+		e, err := s2.Resume(t.Context(), ps[0], IO{Stdout: &out, Stdin: strings.NewReader("too late")})
 		if err != nil || e.Code != 9 || out.String() != "done" {
 			t.Errorf("exit %+v, error %v, output %q", e, err, &out)
 		}
