@@ -38,6 +38,10 @@ func errForbidden(msg string) error {
 	return &apiError{http.StatusForbidden, "AccessDeniedException", msg}
 }
 
+func errClosed() error {
+	return &apiError{http.StatusServiceUnavailable, "ServiceUnavailableException", "the simulated GitHub is closed"}
+}
+
 func errUnauthorized() error {
 	return &apiError{http.StatusUnauthorized, "UnauthorizedException", "Bad credentials"}
 }

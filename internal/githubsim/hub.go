@@ -57,19 +57,17 @@ func (h *hub) await(ctx context.Context, d time.Duration, try func() bool) bool 
 	defer timer.Stop()
 	for {
 		h.mu.Lock()
-		done, changed := try(), h.changed
+		done, closed, changed := try(), h.isClosed(), h.changed
 		h.mu.Unlock()
 		h.events.deliver()
-		if done {
-			return true
+		if done || closed {
+			return done
 		}
 		select {
 		case <-changed:
 		case <-timer.C:
 			return false
 		case <-ctx.Done():
-			return false
-		case <-h.ended:
 			return false
 		}
 	}
@@ -82,6 +80,8 @@ func (h *hub) close() {
 		return
 	}
 	close(h.ended)
+	close(h.changed)
+	h.changed = make(chan struct{})
 	for _, j := range h.jobs {
 		j.stopTimers()
 	}

@@ -253,6 +253,7 @@ func (h *hub) begin(clientID, request string) (j *job, err error) {
 		j.state, j.acknowledged, j.started = jobRunning, true, h.now()
 		j.runnerID, j.runnerName = x.id, x.name
 		j.lockedUntil = h.now().Add(h.cfg.Lease)
+		j.stopTimers()
 		j.lease = time.AfterFunc(h.cfg.Lease, func() { h.expire(j) })
 		j.deadline = time.AfterFunc(time.Duration(j.spec.timeoutMinutes*float64(time.Minute)), func() { h.timeOut(j) })
 		h.emitJob(JobStarted, j, Event{})
@@ -261,7 +262,8 @@ func (h *hub) begin(clientID, request string) (j *job, err error) {
 	return j, err
 }
 
-// expire fails a job whose runner has stopped renewing it. The registration stays, as GitHub leaves it.
+// expire fails a job whose runner has stopped renewing it, or never obeyed its cancellation. The registration stays, as
+// GitHub leaves it.
 func (h *hub) expire(j *job) {
 	h.change(func() {
 		if h.isClosed() || j.state != jobRunning || h.now().Before(j.lockedUntil) {
@@ -271,7 +273,11 @@ func (h *hub) expire(j *job) {
 		if x := j.runner; x != nil {
 			x.job, x.session = nil, ""
 		}
-		h.finish(j, Failure)
+		c := Failure
+		if j.cancel {
+			c = Cancelled
+		}
+		h.finish(j, c)
 		h.advance(j.run)
 	})
 }

@@ -111,6 +111,20 @@ func (h *hub) dispatch(j *job) {
 	}
 	x.job, j.runner = j, x
 	j.state, j.acknowledged = jobDispatched, false
+	j.stopTimers()
+	j.lease = time.AfterFunc(h.cfg.Lease, func() { h.undispatch(j, x) })
+}
+
+// undispatch takes a job back from a runner that has not begun it in time, and counts the runner as offline.
+func (h *hub) undispatch(j *job, x *runner) {
+	h.change(func() {
+		if !h.isClosed() && j.state == jobDispatched && j.runner == x {
+			h.cfg.Log.Warn("take job back: its runner has not begun it", "job", j.name, "runner", x.name)
+			x.job, x.session = nil, ""
+			j.state, j.runner = jobAssigned, nil
+			h.place()
+		}
+	})
 }
 
 // openRunnerSession brings a runner online. An older session of it ends.
@@ -161,6 +175,8 @@ func (h *hub) nextRunnerMessage(ctx context.Context, clientID, session string) (
 		switch {
 		case x == nil:
 			err = errUnauthorized()
+		case h.isClosed():
+			err = errClosed()
 		case x.session == "" || x.session != session:
 			err = &apiError{http.StatusNotFound, "TaskAgentSessionExpiredException", "no such session"}
 		}

@@ -288,7 +288,10 @@ func (h *hub) nextMessage(ctx context.Context, setID int64, session string, capa
 		return nil, err
 	}
 	h.await(ctx, h.cfg.Poll, func() bool {
-		if _, err = h.checkSession(setID, session); err != nil || s.poll != mine {
+		if _, err = h.checkSession(setID, session); err == nil && h.isClosed() {
+			err = errClosed()
+		}
+		if err != nil || s.poll != mine {
 			return true
 		}
 		msg = h.nextEnvelope(s)

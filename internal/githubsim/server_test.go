@@ -548,14 +548,17 @@ func TestCloseEndsPollsAndFeeds(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.CloseNow() }()
-	polled := make(chan string, 1)
-	go func() { // the test waits for it below
-		kind, _ := x.poll()
-		polled <- kind
+	polled := make(chan error, 1)
+	go func() { // received below
+		_, err := r.hub.nextRunnerMessage(t.Context(), x.clientID, x.session)
+		polled <- err
 	}()
 	r.Close()
-	if kind := <-polled; kind != "" {
-		t.Errorf("the poll returned a %s", kind)
+	if err := <-polled; err == nil {
+		t.Error("the poll ended without error")
+	}
+	if status := x.call("GET", x.broker+"message?sessionId="+x.session, x.token, nil, nil); status != 503 {
+		t.Errorf("a later poll: status %d", status)
 	}
 	if _, _, err := conn.Read(t.Context()); err == nil {
 		t.Error("the live log goes on")
