@@ -4,6 +4,7 @@ import (
 	"crypto/rsa"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/big"
 	"net/http"
@@ -63,11 +64,12 @@ func (s *Server) encodeJIT(x *runner, key *rsa.PrivateKey, workFolder string) (s
 	return base64.StdEncoding.EncodeToString(b), nil
 }
 
+var errUnknownClient = errors.New("no runner has this client id")
+
 // serveToken answers a client assertion with an access token.
 func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	refuse := func(why string) {
-		s.cfg.Log.Warn("refuse runner", "why", clip(why, 200))
 		writeJSON(w, http.StatusBadRequest, map[string]any{"error": "invalid_client", "error_description": why})
 	}
 	if err := r.ParseForm(); err != nil {
@@ -78,11 +80,17 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 	_, err := jwt.ParseWithClaims(r.PostForm.Get("client_assertion"), &claims, func(*jwt.Token) (any, error) {
 		key := s.hub.clientKey(claims.Subject)
 		if key == nil {
-			return nil, fmt.Errorf("no runner has this client id")
+			return nil, errUnknownClient
 		}
 		return key, nil
 	}, jwt.WithValidMethods([]string{"PS256", "RS256"}), jwt.WithExpirationRequired(), jwt.WithLeeway(clockSkew), jwt.WithAudience(s.tokenURL()))
+	if errors.Is(err, errUnknownClient) {
+		// Every runner asks once more after its job, when its registration is gone: nothing to report.
+		refuse(errUnknownClient.Error())
+		return
+	}
 	if err != nil {
+		s.cfg.Log.Warn("refuse runner", "why", clip(err.Error(), maxName))
 		refuse(err.Error())
 		return
 	}

@@ -64,7 +64,7 @@ func parseCondition(s string) (string, actionlint.ExprNode, error) {
 	return s, node, err
 }
 
-// statusFunctions are the functions that look at how things went so far. A condition without any of them means
+// callsStatusFunction reports whether an expression looks at how things went so far. A condition that does not means
 // success() as well.
 func callsStatusFunction(node actionlint.ExprNode) bool {
 	found := false
