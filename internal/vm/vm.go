@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"flint"
 )
@@ -64,6 +65,41 @@ type Process interface {
 	Process() (pid int, start uint64)
 }
 
+// Metrics is implemented by machines whose VMM counts what goes through it. It may be called after the VM ended.
+type Metrics interface {
+	Metrics() Counters
+}
+
+// Counters are what a VMM counted from its start to the newest report.
+type Counters struct {
+	Boot       time.Duration `json:"boot"` // from the start of the VMM's process to the guest's first instruction
+	NetRx      flint.Bytes   `json:"net_rx"`
+	NetTx      flint.Bytes   `json:"net_tx"`
+	BlockRead  flint.Bytes   `json:"block_read"`
+	BlockWrite flint.Bytes   `json:"block_write"`
+}
+
+// Listener is implemented by machines whose guests can open connections to the host.
+type Listener interface {
+	// Listen accepts what the guest connects to this port of the host (CID 2). The listener is the caller's; the
+	// machine's Close closes it too. Whoever accepts talks to the guest, so to an enemy.
+	Listen(port uint32) (net.Listener, error)
+}
+
+// Adopter is implemented by drivers that can go on with a machine an earlier process of ours booted.
+type Adopter interface {
+	// Adopt returns the machine of the VMM process that vm.Process named, booted from s. Of s it uses ID and Dir: the files
+	// may be gone by now. The error is flint.ErrNotFound when that process is gone or is not that VM's: then Sweep
+	// removes what it left. Nothing is killed.
+	Adopt(ctx context.Context, s Spec, pid int, start uint64) (Machine, error)
+}
+
+// Sweeper is implemented by drivers that keep things outside of Spec.Dir.
+type Sweeper interface {
+	// Sweep removes what machines of earlier processes left. It kills nothing: what a running VMM holds stays.
+	Sweep(ctx context.Context) error
+}
+
 // Spec says what to boot. All paths are absolute.
 type Spec struct {
 	ID     string      // names the VM in process titles and messages; [a-z0-9-], at most 63 bytes
@@ -74,6 +110,7 @@ type Spec struct {
 	Memory flint.Bytes // a multiple of 1 MiB
 	Drives []Drive     // in the order the guest numbers them
 	NIC    *NIC        // nil: no network
+	Limits Limits      // what the VMM holds the guest to, where it can; zero: nothing
 	Dir    string      // an existing private directory (0700) for the driver's sockets; the caller removes it after Close
 }
 
@@ -85,7 +122,16 @@ type Drive struct {
 	ReadOnly bool
 }
 
-// NIC is the guest's network interface. The descriptors belong to the caller.
+// Limits are rates, each per second; 0 does not limit.
+type Limits struct {
+	DiskBytes flint.Bytes // read and written, for each drive by itself
+	DiskOps   int64
+	NetRx     flint.Bytes // to the guest
+	NetTx     flint.Bytes
+}
+
+// NIC is the guest's network interface. The descriptors belong to the caller. But a tap has one queue: a driver that
+// opens the tap by its name closes Tap before.
 type NIC struct {
 	Tap       *os.File // an attached tap queue (IFF_TAP|IFF_NO_PI|IFF_VNET_HDR) for drivers that take a descriptor
 	Name      string   // the tap's name inside Namespace, for drivers that open it by name
