@@ -1,0 +1,32 @@
+#!/bin/sh
+# Makes the root image and the kernel of the KVM host: image.sh DIRECTORY. Runs as root, because the files of a root file
+# system belong to root. What is cached under build/kvmhost is named by a hash of this file: edit it, and the next run makes a new one.
+set -eu
+out=$1
+
+# Bookworm, whatever Debian or Ubuntu this machine runs: its cloud kernel has NVMe and ext4 built in, so that the host needs
+# no initramfs, and what was tried here stays what is run.
+suite=bookworm
+kernel=linux-image-cloud-amd64
+packages="$kernel
+	systemd-sysv dbus udev kmod procps
+	iproute2 nftables ca-certificates curl
+	e2fsprogs qemu-system-x86"
+
+root=$(mktemp -d "$out/root.XXXXXX")
+trap 'rm -rf "$root"' EXIT
+mmdebstrap --quiet --mode=root --variant=minbase \
+	--include="$(echo $packages | tr ' ' ,)" \
+	--aptopt='APT::Install-Recommends "false"' \
+	--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+	"$suite" "$root"
+
+cp "$root"/boot/vmlinuz-* "$out/vmlinuz"
+rm -rf "$root"/boot/*
+echo kvmhost >"$root/etc/hostname"
+printf '127.0.0.1 localhost kvmhost\n::1 localhost\n' >"$root/etc/hosts"
+mkdir -p "$root/job"
+dpkg-query --admindir="$root/var/lib/dpkg" -W -f '${Package} ${Version}\n' >"$out/packages"
+# Sparse: 8 GiB to write on, and half a gigabyte on disk.
+mke2fs -q -t ext4 -O ^has_journal -E lazy_itable_init=0,nodiscard -d "$root" "$out/root.ext4" 8G >/dev/null
+chmod a+r "$out/vmlinuz" "$out/packages" "$out/root.ext4"
