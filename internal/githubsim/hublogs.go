@@ -86,6 +86,15 @@ func (h *hub) updateStep(j *job, u stepUpdate) {
 	}
 }
 
+// openFeed notes that a job has a live log, before its runner can know.
+func (h *hub) openFeed(jobID string) {
+	h.read(func() {
+		if j := h.jobs[jobID]; j != nil {
+			j.feeds++
+		}
+	})
+}
+
 // addLines takes live log lines of a step. first is the number of the first line, from 1; lines sent twice after a
 // reconnect are recognised by it. It is 0 when the runner does not say.
 func (h *hub) addLines(jobID, stepID string, first int, lines []string) {
@@ -125,7 +134,7 @@ func (h *hub) drain(ctx context.Context, jobID string) {
 	defer cancel()
 	h.await(ctx, drainTime, func() bool {
 		j := h.jobs[jobID]
-		if j == nil || len(j.feedSeen) == 0 {
+		if j == nil || j.feeds == 0 {
 			return true
 		}
 		for _, b := range j.blobs {

@@ -90,6 +90,7 @@ type job struct {
 	steps    []*step
 	blobs    []*blob
 	blobSize int
+	feeds    int            // live logs its runner has opened
 	feedSeen map[string]int // live log lines by step
 }
 
