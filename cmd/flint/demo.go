@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"syscall"
 	"time"
@@ -46,7 +47,7 @@ func newDemo() *cobra.Command {
 	fl := c.Flags()
 	fl.StringVar(&f.workflow, "workflow", "examples/hello/.github/workflows/ci.yml", "workflow file")
 	fl.StringVar(&f.image, "image", "images/demo", "the VMs' image")
-	fl.StringVar(&f.runner, "runner", "images/demo-runner", "Go module of the demo's runner software")
+	fl.StringVar(&f.runner, "runner", "images/demo-runner", "Go module of the demo's runner software, or a directory as runner.dir takes it")
 	fl.StringVar(&f.stateDir, "state-dir", "", "where images, kernels and records are kept (overrides FLINT_STATE_DIR)")
 	fl.StringVar(&f.accel, "accel", "", "auto, kvm or tcg (overrides FLINT_VM_ACCEL)")
 	fl.BoolVar(&f.fail, "fail", false, "make one of the jobs fail")
@@ -181,13 +182,15 @@ func (d *demo) stopGitHub() {
 	_ = d.listen.Close()
 }
 
-// prepare makes what the VMs boot. The runner's software must be built before the configuration can name it.
+// prepare makes what the VMs boot. The runner's software must be built, where it is not, before the configuration can
+// name it.
 func (f *demoFlags) prepare(ctx context.Context, cfg config.Config, opt app.Options) (*app.App, error) {
-	dir, err := app.DemoRunner(ctx, cfg.StateDir, f.runner, opt.Progress)
-	if err != nil {
-		return nil, err
+	cfg.Runner.Dir = f.runner
+	if _, err := os.Stat(filepath.Join(f.runner, "go.mod")); err == nil {
+		if cfg.Runner.Dir, err = app.DemoRunner(ctx, cfg.StateDir, f.runner, opt.Progress); err != nil {
+			return nil, err
+		}
 	}
-	cfg.Runner.Dir = dir
 	a, err := app.New(ctx, cfg, opt)
 	if err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package vm_test
 
 import (
 	"context"
+	"os"
 	"testing"
 	"time"
 
@@ -25,5 +26,18 @@ func TestProbeKVMEndsWithItsContext(t *testing.T) {
 	cancel()
 	if s := vm.ProbeKVM(ctx); s.State == vm.KVMBroken && s.Reason == "" {
 		t.Error("broken without a reason")
+	}
+}
+
+// TestProbeKVMKnowsKVMThatWorks runs where somebody vouches for the host's KVM, as make test-kvm does.
+func TestProbeKVMKnowsKVMThatWorks(t *testing.T) {
+	if os.Getenv("FLINT_TEST_KVM") != "works" {
+		t.Skip("needs a host whose KVM is known to work: FLINT_TEST_KVM=works, which make test-kvm sets in a host of its own")
+	}
+	start := time.Now()
+	s := vm.ProbeKVM(t.Context())
+	t.Logf("%s after %s", s, time.Since(start))
+	if s.State != vm.KVMWorks {
+		t.Errorf("KVM that works is said to be %s", s)
 	}
 }

@@ -88,11 +88,7 @@ func TestRealNIC(t *testing.T) {
 	s := realSpec(t, dir, "nic")
 	s.CPUs = 2
 	s.NIC = testNIC(t)
-	d, err := New(t.Context(), Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, err := d.Boot(patiently(t), s)
+	m, err := driver(t).Boot(patiently(t), s)
 	if err != nil {
 		t.Fatal(err)
 	}

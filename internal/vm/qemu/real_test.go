@@ -83,7 +83,8 @@ func clone(from, to string) error {
 
 func driver(tb testing.TB) *Driver {
 	tb.Helper()
-	d, err := New(tb.Context(), Config{Log: slog.New(slog.NewTextHandler(tb.Output(), nil))})
+	// A host that is there for its KVM must not pass by falling back to software.
+	d, err := New(tb.Context(), Config{Accel: Accel(os.Getenv("FLINT_TEST_ACCEL")), Log: slog.New(slog.NewTextHandler(tb.Output(), nil))})
 	if err != nil {
 		tb.Fatal(err)
 	}
