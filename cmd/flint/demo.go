@@ -208,6 +208,8 @@ func (d *demo) work(ctx context.Context, w *githubsim.Workflow, fail bool) (gith
 	if err != nil {
 		return "", err
 	}
+	// Whatever the runners do when they are stopped, GitHub must not think that they still have a job.
+	defer context.AfterFunc(ctx, run.ForceCancel)()
 	var conclusion githubsim.Conclusion
 	serve, stopServing := context.WithCancel(ctx)
 	defer stopServing()

@@ -259,6 +259,27 @@ func (r *Run) Wait(ctx context.Context) (Conclusion, error) {
 	return c, nil
 }
 
+// ForceCancel ends the run at once, as GitHub's force-cancel does: every job that is not over is cancelled without waiting
+// for its runner, whose registration goes with it.
+func (r *Run) ForceCancel() {
+	r.hub.change(func() {
+		if r.over {
+			return
+		}
+		r.cancelled = true
+		for _, j := range r.jobs {
+			if j.state == jobDone {
+				continue
+			}
+			if x := j.runner; x != nil {
+				r.hub.dropRunner(x)
+			}
+			r.hub.finish(j, Cancelled)
+		}
+		r.hub.advance(r)
+	})
+}
+
 // Cancel cancels the run: jobs that have not started end at once, except those whose `if:` asks for it; runners are
 // told to cancel the others.
 func (r *Run) Cancel() {

@@ -597,3 +597,25 @@ func TestRESTRunners(t *testing.T) {
 	x.want(204, x.call("DELETE", fmt.Sprintf("%s/api/v3/orgs/acme/actions/runners/%d", r.cfg.URL, list.Runners[0].ID), token, nil, nil), "delete")
 	x.want(http.StatusNotFound, x.call("DELETE", fmt.Sprintf("%s/api/v3/orgs/acme/actions/runners/%d", r.cfg.URL, list.Runners[0].ID), token, nil, nil), "delete again")
 }
+
+func TestForceCancelWaitsForNobody(t *testing.T) {
+	r := newRig(t, Config{Poll: 10 * time.Second})
+	c, set, m := r.session("flint")
+	run := submit(t, r, "on: push\njobs:\n  a:\n    runs-on: flint\n    steps:\n      - run: sleep 1000\n"+
+		"  b:\n    needs: a\n    if: always()\n    runs-on: flint\n    steps:\n      - run: 'true'\n")
+	message(t, m, 1)
+	x, id := r.jit(c, set.ID, "one")
+	x.online()
+	x.acquire()
+	run.ForceCancel()
+	r.waitRun(run, Cancelled)
+	if left := r.Inventory(); left.OpenJobs != 0 || len(left.Runners) != 0 {
+		t.Errorf("left: %+v", left)
+	}
+	if err := c.RemoveRunner(t.Context(), int64(id)); !errors.Is(err, scaleset.RunnerNotFoundError) {
+		t.Errorf("its runner is kept: %v", err)
+	}
+	if status := x.complete("succeeded"); status < 400 {
+		t.Errorf("a job that is over is completed: %d", status)
+	}
+}
