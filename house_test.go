@@ -24,6 +24,7 @@ var mayImport = map[string][]string{
 		"flint", "flint/internal/image", "flint/internal/kernel", "flint/internal/network", "flint/internal/vm",
 		"flint/internal/guest", "flint/internal/undo",
 	},
+	"flint/test/bench":              {"flint", "flint/internal/app", "flint/internal/config"},
 	"flint/test/assets":             {"flint", "flint/internal/app", "flint/internal/config"},
 	"flint/internal/network":        {"flint", "flint/internal/undo"},
 	"flint/internal/vm/qemu":        {"flint", "flint/internal/vm", "flint/internal/undo"},

@@ -60,7 +60,8 @@ type App struct {
 	store  *image.Store
 	driver vm.Driver
 	net    *network.Network
-	host   *host.Host
+	host   *host.Host // for commands; Serve has one that knows GitHub
+	sweep  sync.Once
 	attach func(ctx context.Context, id string) (host.Port, error)
 
 	tasks *errgroup.Group // what runs from New to Close

@@ -139,6 +139,7 @@ func (l *life) boot(ctx context.Context) error {
 	if l.supply.Runner != "" {
 		s.Drives = append(s.Drives, vm.Drive{ID: "runner", Path: l.supply.Runner, ReadOnly: true})
 	}
+	l.log.Debug("prepared", "took", time.Since(l.snapshot().Timeline[flint.Planned]))
 	machine, err := l.h.c.Driver.Boot(ctx, s)
 	if err != nil {
 		return fmt.Errorf("boot: %w", err)

@@ -18,7 +18,8 @@ import (
 
 // Sweep undoes what runners of an earlier process left behind: it reads every record, ends the VMM it names, removes the
 // registration, and then the directory. Network ports are undone by opening the network. It is idempotent. A record
-// that cannot be read is moved to the directory "damaged" beside the runners', never guessed at. Call it before Run.
+// that cannot be read is moved to the directory "damaged" beside the runners', never guessed at. Runners of this process are
+// left alone.
 func (h *Host) Sweep(ctx context.Context) error {
 	if err := os.MkdirAll(h.c.Dir, 0o700); err != nil {
 		return fmt.Errorf("make directory of runners: %w", err)
@@ -29,11 +30,21 @@ func (h *Host) Sweep(ctx context.Context) error {
 	}
 	var errs []error
 	for _, e := range entries {
+		if h.alive(e.Name()) {
+			continue
+		}
 		if err := h.sweepOne(ctx, filepath.Join(h.c.Dir, e.Name())); err != nil {
 			errs = append(errs, fmt.Errorf("undo runner %s: %w", e.Name(), err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// alive reports whether the runner is this process's own.
+func (h *Host) alive(id string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.lives[id] != nil
 }
 
 func (h *Host) sweepOne(ctx context.Context, dir string) error {
@@ -53,7 +64,10 @@ func (h *Host) sweepOne(ctx context.Context, dir string) error {
 	if err := endProcess(ctx, rec.PID, rec.Start); err != nil {
 		return fmt.Errorf("end its VMM: %w", err)
 	}
-	if rec.Register && h.c.GitHub != nil {
+	if rec.Register {
+		if h.c.GitHub == nil {
+			return errors.New("its registration can be removed only with access to GitHub")
+		}
 		if err := remove(ctx, h.c.GitHub, rec.Runner.ID, rec.GitHubID); err != nil {
 			return fmt.Errorf("remove its registration: %w", err)
 		}

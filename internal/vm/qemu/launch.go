@@ -88,6 +88,7 @@ func (d *Driver) start(ctx context.Context, s vm.Spec) (_ *machine, err error) {
 	defer null.Close()
 	m.cmd = d.command(args, in.files)
 	m.cmd.Stdin, m.cmd.Stdout, m.cmd.Stderr = null, null, m.stderr
+	m.spawned = time.Now()
 	if err = startApart(m.cmd, s.NIC, root); err != nil {
 		return nil, err
 	}

@@ -34,6 +34,7 @@ type machine struct {
 	id, dir     string
 	sockets     []string // those made in dir
 	cmd         *exec.Cmd
+	spawned     time.Time // just before the process was made
 	startTicks  uint64
 	console     *tail
 	stderr      *tail

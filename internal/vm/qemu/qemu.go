@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -174,6 +175,7 @@ func privileges() (user, namespaces, limits bool) {
 
 // Boot implements vm.Driver. It returns when QEMU's main loop runs; the guest's kernel has begun by then.
 func (d *Driver) Boot(ctx context.Context, s vm.Spec) (vm.Machine, error) {
+	asked := time.Now()
 	if err := s.Validate(); err != nil {
 		return nil, fmt.Errorf("check the spec of VM %s: %w", s.ID, err)
 	}
@@ -186,7 +188,7 @@ func (d *Driver) Boot(ctx context.Context, s vm.Spec) (vm.Machine, error) {
 	}
 	select {
 	case <-m.qmp.ready:
-		d.log.Debug("QEMU runs", "vm", s.ID, "pid", m.cmd.Process.Pid)
+		d.log.Debug("QEMU runs", "vm", s.ID, "pid", m.cmd.Process.Pid, "prepared", m.spawned.Sub(asked), "answered", time.Since(m.spawned))
 		return m, nil
 	case <-m.done:
 		err = d.diagnose(m)

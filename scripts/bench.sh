@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Prints medians; judges nothing. BENCHTIME=1s for the Go benchmarks, VMS=15 for the figures of real VMs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+sudo=()
+[ "$(id -u)" = 0 ] || sudo=(sudo -E env "PATH=$PATH")
+
+go build -o build/assets ./test/assets
+go build -o build/bench ./test/bench
+"${sudo[@]}" build/assets -state "$PWD/build/state" -out "$PWD/build/test-assets" >/dev/null
+export FLINT_TEST_ASSETS="$PWD/build/test-assets"
+run=(go test -run '^$' -bench . -benchtime "${BENCHTIME:-1s}")
+[ ${#sudo[@]} = 0 ] || run+=(-exec "${sudo[*]}")
+"${run[@]}" ./internal/... | grep -E '^(Benchmark|pkg:|FAIL)'
+"${sudo[@]}" build/bench -state "$PWD/build/state" -n "${VMS:-15}"
