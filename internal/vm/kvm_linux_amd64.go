@@ -37,18 +37,19 @@ const (
 
 // The guest loops probeRounds times through probeLoop iterations, 20 million in all: some 10 ms on a processor, tens of
 // seconds where every instruction is emulated. One round must fit probeFirst, so that the common broken case is
-// told quickly; all must fit probeAll; a thread that does not come back from its last signal is given up after probeKick.
+// told quickly; all must fit probeAll, which leaves room for a host that is busy or nested itself; a thread that does not come back from its last signal is given up after probeKick.
 const (
 	probeLoop   = 1_000_000
 	probeRounds = 20
 	probeFirst  = 300 * time.Millisecond
-	probeAll    = 800 * time.Millisecond
+	probeAll    = 2500 * time.Millisecond
 	probeKick   = 200 * time.Millisecond
 )
 
 // ProbeKVM tells whether KVM works: it runs a loop in long mode, as a kernel would be run, under a deadline. A /dev/kvm
 // that opens, or even creates VMs, proves nothing: some machines emulate ordinary guests one instruction at a time.
-// It takes some 20 ms where KVM works and at most about one second otherwise, or until ctx ends.
+// It takes some 20 ms where KVM works, less than a second where it is broken in the common way, and never above three,
+// or until ctx ends.
 func ProbeKVM(ctx context.Context) KVMStatus {
 	dev, err := os.OpenFile(kvmDevice, os.O_RDWR|unix.O_CLOEXEC, 0)
 	switch {

@@ -33,7 +33,6 @@ type host struct {
 	options
 	image   image
 	job     string // the drive that is /job
-	qemu    string // the emulator
 	out     io.Writer
 	console tail
 	errors  tail // of QEMU

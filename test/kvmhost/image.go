@@ -29,6 +29,10 @@ func ensureImage(ctx context.Context, cache string, log io.Writer, say func(stri
 			return image{}, fmt.Errorf("%w (sudo apt-get install qemu-system-x86 e2fsprogs mmdebstrap)", err)
 		}
 	}
+	const keys = "/usr/share/keyrings/debian-archive-keyring.gpg"
+	if _, err := os.Stat(keys); err != nil {
+		return image{}, fmt.Errorf("verify Debian's packages: %w (sudo apt-get install debian-archive-keyring)", err)
+	}
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return image{}, err
 	}

@@ -43,6 +43,7 @@ type addition struct{ from, to string }
 // options are the command line.
 type options struct {
 	cache   string
+	qemu    string        // the emulator
 	timeout time.Duration // for all of a run of the host
 	silence time.Duration // without a sign of life, after which the host counts as frozen
 	memory  string
@@ -74,7 +75,7 @@ func main() {
 }
 
 func parse(args []string, help io.Writer) (options, error) {
-	var o options
+	o := options{qemu: "qemu-system-x86_64"}
 	f := flag.NewFlagSet("kvmhost", flag.ContinueOnError)
 	f.SetOutput(help)
 	f.Usage = func() {
@@ -141,44 +142,50 @@ func runnable(script string) error {
 	return nil
 }
 
-// run makes what is missing, boots the host, once more if it froze, and returns the exit code.
+// run makes what is missing, boots the host, and returns the exit code.
 func run(ctx context.Context, o options, out, log io.Writer) (int, error) {
-	say := func(format string, args ...any) { fmt.Fprintf(log, "kvmhost: "+format+"\n", args...) }
-	code := func(err error) int {
-		switch {
-		case err == nil:
-			return 0
-		case ctx.Err() != nil:
-			return exitSignal
-		case errors.Is(err, errTime):
-			return exitTimeout
-		}
-		return exitOwn
+	code, err := prepareAndBoot(ctx, o, out, log)
+	switch {
+	case err == nil:
+		return code, nil
+	case ctx.Err() != nil:
+		return exitSignal, err
+	case errors.Is(err, errTime):
+		return exitTimeout, err
 	}
+	return exitOwn, err
+}
+
+func prepareAndBoot(ctx context.Context, o options, out, log io.Writer) (int, error) {
+	say := func(format string, args ...any) { fmt.Fprintf(log, "kvmhost: "+format+"\n", args...) }
 	img, err := ensureImage(ctx, o.cache, log, say)
 	if err != nil {
-		return code(err), err
+		return 0, err
 	}
 	dir, err := os.MkdirTemp(o.cache, "run-")
 	if err != nil {
-		return exitOwn, err
+		return 0, err
 	}
 	defer os.RemoveAll(dir)
 	job, err := makeJob(ctx, o, dir)
 	if err != nil {
-		return code(err), err
+		return 0, err
 	}
-	for attempt := 1; ; attempt++ {
-		h := host{options: o, image: img, job: job, qemu: "qemu-system-x86_64", out: out}
-		status, err := h.run(ctx)
-		if errors.Is(err, errSilent) && attempt == 1 {
-			say("%v; this happens with emulated timers, so it is started once more", err)
+	return bootTwice(ctx, o, img, job, out, log)
+}
+
+// bootTwice boots the host, and once more if it froze the first time. Both drives are as they were then.
+func bootTwice(ctx context.Context, o options, img image, job string, out, log io.Writer) (int, error) {
+	for again := false; ; again = true {
+		h := host{options: o, image: img, job: job, out: out}
+		code, err := h.run(ctx)
+		if errors.Is(err, errSilent) && !again {
+			fmt.Fprintf(log, "kvmhost: %v, as emulated clocks sometimes do; starting it once more\n", err)
 			continue
 		}
 		if err != nil {
-			fmt.Fprintf(log, "%s", h.lastWords())
-			return code(err), err
+			fmt.Fprint(log, h.lastWords())
 		}
-		return status, nil
+		return code, err
 	}
 }

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Runs on a real /dev/kvm what needs one, in an emulated Debian host (test/kvmhost): the probe of KVM, the driver suite, and
+# whole jobs. FLINT_FIRECRACKER_DIR names a directory with static `firecracker` and `jailer` binaries, to try those too.
+# Nothing is built inside the host: it gets test binaries, programs and prepared assets.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+sudo=()
+[ "$(id -u)" = 0 ] || sudo=(sudo -E env "PATH=$PATH")
+
+if ! [ -e /usr/share/keyrings/debian-archive-keyring.gpg ]; then # on Ubuntu
+	echo "flint: installing Debian package: debian-archive-keyring"
+	"${sudo[@]}" apt-get install -y -qq --no-install-recommends debian-archive-keyring >/dev/null
+fi
+
+go build -o build/assets ./test/assets
+"${sudo[@]}" build/assets -state "$PWD/build/state" -out "$PWD/build/test-assets"
+
+out=build/test-kvm
+rm -rf "$out"
+mkdir -p "$out"
+for package in vm vm/qemu; do
+	CGO_ENABLED=0 go test -c -o "$out/${package##*/}.test" "./internal/$package"
+done
+
+add=(--add "$out:tests" --add build/flint --add build/flint-agent --add build/state/kernels:state/kernels
+	--add build/state/demo-runner:runner --add examples/hello/.github/workflows/ci.yml)
+for asset in vmlinux initrd base.ext4 scratch.ext4; do
+	add+=(--add "build/test-assets/$asset:assets/$asset")
+done
+if [ -n "${FLINT_FIRECRACKER_DIR:-}" ]; then
+	for program in firecracker jailer; do
+		if ! [ -x "$FLINT_FIRECRACKER_DIR/$program" ]; then
+			echo "test-kvm: FLINT_FIRECRACKER_DIR=$FLINT_FIRECRACKER_DIR holds no program $program" >&2
+			echo "  fix: unpack a Firecracker release there, under the plain names firecracker and jailer" >&2
+			exit 1
+		fi
+		add+=(--add "$FLINT_FIRECRACKER_DIR/$program:firecracker/$program")
+	done
+fi
+exec test/kvmhost/run --timeout "${TIMEOUT:-20m}" "${add[@]}" test/kvmhost/test-kvm
