@@ -28,7 +28,6 @@ type transcript struct {
 // jobStory is what the simulated GitHub saw of a job.
 type jobStory struct {
 	runner                string
-	step                  string
 	queued, started, done time.Time
 	conclusion            githubsim.Conclusion
 }
