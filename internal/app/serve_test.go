@@ -1,0 +1,210 @@
+package app
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"flint"
+	"flint/internal/config"
+	"flint/internal/githubsim"
+	"flint/internal/guest"
+	"flint/internal/host"
+	"flint/internal/image"
+	"flint/internal/vm/vmtest"
+)
+
+// coordinator is an App whose VMs are fakes in which the real third-party runner works, and a simulated GitHub.
+type coordinator struct {
+	*App
+	sim     *githubsim.Server
+	fake    *vmtest.Fake
+	atOnce  atomic.Int64 // runners now
+	highest atomic.Int64
+	mu      sync.Mutex
+	results []flint.Result
+}
+
+func newCoordinator(t *testing.T, maxRunners int) *coordinator {
+	t.Helper()
+	runner := os.Getenv("FLINT_TEST_ACT_RUNNER")
+	if runner == "" {
+		t.Skip("needs github-act-runner: FLINT_TEST_ACT_RUNNER names none")
+	}
+	c := &coordinator{}
+	c.fake = &vmtest.Fake{Exec: func(ctx context.Context, _ guest.Command, stdin io.Reader, stdout, _ io.Writer) guest.Exit {
+		if n := c.atOnce.Add(1); n > c.highest.Load() {
+			c.highest.Store(n)
+		}
+		defer c.atOnce.Add(-1)
+		jit, err := bufio.NewReader(stdin).ReadString('\n')
+		if err != nil {
+			return guest.Exit{Code: 1, Err: err.Error()}
+		}
+		cmd := exec.CommandContext(ctx, runner, "run", "--once", "--terminal=true")
+		cmd.Dir = t.TempDir()
+		cmd.Env = append(os.Environ(), "ACTIONS_RUNNER_INPUT_JITCONFIG="+strings.TrimSpace(jit))
+		cmd.Stdout, cmd.Stderr = stdout, stdout
+		if err := cmd.Run(); err != nil {
+			return guest.Exit{Code: 1, Err: err.Error()}
+		}
+		return guest.Exit{}
+	}}
+	front := httptest.NewUnstartedServer(nil)
+	sim, err := githubsim.New(githubsim.Config{URL: "http://" + front.Listener.Addr().String(), Owner: "acme", Repo: "hello"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	front.Config.Handler = sim.Handler()
+	front.Start()
+	t.Cleanup(front.Close)
+	t.Cleanup(sim.Close)
+	c.sim = sim
+	c.App = fakeApp(t, c, front.URL, maxRunners)
+	return c
+}
+
+func fakeApp(t *testing.T, c *coordinator, url string, maxRunners int) *App {
+	t.Helper()
+	dir := t.TempDir()
+	cfg := config.Default()
+	cfg.StateDir = dir
+	cfg.Network.IPv4 = netip.MustParsePrefix("10.99.0.0/24")
+	cfg.GitHub.URL, cfg.GitHub.Repository = url, "acme/hello"
+	cfg.GitHub.AppID, cfg.GitHub.PrivateKey = c.sim.App().ID, c.sim.App().PrivateKeyPEM
+	cfg.Host.CPUs, cfg.Host.Memory = 64, 64*flint.GiB
+	shape := config.Shape{CPUs: 1, Memory: 256 * flint.MiB, Disk: 64 * flint.MiB}
+	cfg.Pools = []config.Pool{{Name: "flint", Image: "unused", Max: maxRunners, VM: shape}}
+	if err := cfg.Complete(); err != nil {
+		t.Fatal(err)
+	}
+	store, err := image.Open(filepath.Join(dir, "images"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+	return &App{
+		cfg: cfg, log: log, dir: filepath.Join(dir, "serve"), store: store, driver: c.fake,
+		attach: func(context.Context, string) (host.Port, error) {
+			return host.Port{Close: func(context.Context) error { return nil }}, nil
+		},
+		supply: map[string]host.Supply{"flint": {
+			Shape: flint.Shape(shape), Kernel: file, Initrd: file, Modules: file, Base: file, Runner: file,
+		}},
+		opt: Options{Log: log, Result: func(r flint.Result, _ error) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.results = append(c.results, r)
+		}},
+	}
+}
+
+// serve runs the coordinator while body does, and returns when it has stopped.
+func (c *coordinator) serve(t *testing.T, body func()) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- c.Serve(ctx) }()
+	body()
+	stop()
+	if err := <-served; err != nil {
+		t.Errorf("serve: %v", err)
+	}
+}
+
+func (c *coordinator) submit(t *testing.T, src string) *githubsim.Run {
+	t.Helper()
+	wf, err := githubsim.ParseWorkflow("ci.yml", []byte(src))
+	if err != nil {
+		t.Fatal(err)
+	}
+	run, err := c.sim.Submit(wf, githubsim.Trigger{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return run
+}
+
+// gone waits until every runner is gone and checks that nothing of any is left.
+func (c *coordinator) gone(t *testing.T) {
+	t.Helper()
+	if left := c.sim.Inventory(); len(left.Runners) != 0 || left.OpenJobs != 0 {
+		t.Errorf("left at GitHub: %+v", left)
+	}
+	if n := c.fake.Running(); n != 0 {
+		t.Errorf("%d VMs left", n)
+	}
+	if entries, err := os.ReadDir(filepath.Join(c.dir, "runners")); err != nil || len(entries) != 0 {
+		t.Errorf("records left: %v, %v", entries, err)
+	}
+	for _, s := range c.sim.Inventory().ScaleSets {
+		if s.Owner != "" {
+			t.Errorf("session of %s left", s.Name)
+		}
+	}
+}
+
+func TestTenJobsTwoAtATime(t *testing.T) {
+	c := newCoordinator(t, 2)
+	var jobs strings.Builder
+	for n := range 10 {
+		fmt.Fprintf(&jobs, "  job%d:\n    runs-on: flint\n    steps:\n      - run: echo hello from %d\n", n, n)
+	}
+	run := c.submit(t, "on: push\njobs:\n"+jobs.String())
+	c.serve(t, func() {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		if conclusion, err := run.Wait(ctx); err != nil || conclusion != githubsim.Success {
+			t.Errorf("the run ended as %q, %v", conclusion, err)
+		}
+	})
+	c.gone(t)
+	if n := c.highest.Load(); n != 2 {
+		t.Errorf("%d runners at the same time, want 2", n)
+	}
+	succeeded := map[string]bool{}
+	for _, r := range c.results {
+		if r.Runner.Job != nil && r.Conclusion == "succeeded" {
+			succeeded[r.Runner.Job.Name] = true
+		}
+	}
+	if len(succeeded) != 10 {
+		t.Errorf("%d jobs are in the results of the runners: %v", len(succeeded), succeeded)
+	}
+}
+
+func TestServeStoppedInTheMiddleLeavesNothing(t *testing.T) {
+	c := newCoordinator(t, 2)
+	run := c.submit(t, "on: push\njobs:\n  a:\n    runs-on: flint\n    steps:\n      - run: sleep 300\n  b:\n    runs-on: flint\n    steps:\n      - run: sleep 300\n")
+	c.serve(t, func() {
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		deadline := time.After(time.Minute)
+		for c.atOnce.Load() < 2 {
+			select {
+			case <-tick.C:
+			case <-deadline:
+				t.Error("the jobs did not start")
+				return
+			}
+		}
+		run.ForceCancel() // else GitHub would keep the registrations of lost runners, and so their records
+	})
+	c.gone(t)
+}
