@@ -33,7 +33,7 @@ const (
 
 type demoFlags struct {
 	workflow, image, runner, stateDir, accel string
-	fail                                     bool
+	fail, verbose                            bool
 }
 
 func newDemo() *cobra.Command {
@@ -51,6 +51,7 @@ func newDemo() *cobra.Command {
 	fl.StringVar(&f.stateDir, "state-dir", "", "where images, kernels and records are kept (overrides FLINT_STATE_DIR)")
 	fl.StringVar(&f.accel, "accel", "", "auto, kvm or tcg (overrides FLINT_VM_ACCEL)")
 	fl.BoolVar(&f.fail, "fail", false, "make one of the jobs fail")
+	fl.BoolVarP(&f.verbose, "verbose", "v", false, "show what the runner says of itself, too")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		ok, err := f.run(c)
 		if c.Context().Err() != nil && stopped(c.Context(), err) == nil {
@@ -112,6 +113,7 @@ func (f *demoFlags) run(c *cobra.Command) (ok bool, err error) {
 	out := c.OutOrStdout()
 	d := &demo{out: out, style: styleOf(out)}
 	d.show = newTranscript(out, d.style)
+	d.show.verbose = f.verbose
 	fmt.Fprintf(out, "\n%s  a real workflow job in a real, throw-away microVM on this machine\n\n", d.style.paint(bold, "flint demo"))
 
 	gateway := cfg.Network.IPv4.Masked().Addr().Next()

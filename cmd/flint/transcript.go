@@ -15,8 +15,9 @@ import (
 
 // transcript shows a run of a workflow while it goes on, and sums it up at the end.
 type transcript struct {
-	out   io.Writer
-	style style
+	out     io.Writer
+	style   style
+	verbose bool // the runner's own lines too
 
 	mu      sync.Mutex
 	order   []string // jobs, in the order they were queued
@@ -55,12 +56,43 @@ func (t *transcript) event(e githubsim.Event) {
 	case githubsim.JobSkipped:
 		j.conclusion = githubsim.Skipped
 		t.say(e.Job, "", dim, "skipped")
+	case githubsim.StepStarted:
+		if t.verbose || !runnersOwn(e.Step, "") {
+			t.say(e.Job, e.Step, dim, "▸")
+		}
 	case githubsim.LogLine:
-		t.say(e.Job, e.Step, "", printable(e.Line))
+		t.line(e)
 	case githubsim.JobCompleted:
 		j.done, j.conclusion = e.At, e.Conclusion
 		t.say(e.Job, "", colourOf(e.Conclusion), string(e.Conclusion))
 	}
+}
+
+// line shows a line of the log. What the runner says of itself is left out, unless asked for.
+func (t *transcript) line(e githubsim.Event) {
+	text, failed := strings.CutPrefix(printable(e.Line), "##[error]")
+	sgr := ""
+	if failed {
+		sgr = red
+	}
+	if !t.verbose && runnersOwn(e.Step, text) {
+		return
+	}
+	t.say(e.Job, e.Step, sgr, text)
+}
+
+// runnersOwn tells the lines with which github-act-runner decorates a log.
+func runnersOwn(step, line string) bool {
+	if step == "Set up Worker" || step == "Set up job" || step == "Complete job" {
+		return true
+	}
+	line = strings.TrimSpace(line)
+	for _, prefix := range []string{"⭐ Run ", "✅  Success", "❌  Failure", "🏁  Job ", "Stopping and removing Container"} {
+		if strings.HasPrefix(line, prefix) {
+			return true
+		}
+	}
+	return false
 }
 
 func colourOf(c githubsim.Conclusion) string {
@@ -82,11 +114,8 @@ func (t *transcript) say(job, step, sgr, text string) {
 		width = max(width, len([]rune(name)))
 	}
 	const stepWidth = 24
-	if len([]rune(step)) > stepWidth {
-		step = string([]rune(step)[:stepWidth-1]) + "…"
-	}
 	prefix := t.style.paint(jobColours[max(slices.Index(t.order, job), 0)%len(jobColours)], pad(job, width))
-	fmt.Fprintf(t.out, "  %s %s %s\n", prefix, t.style.paint(dim, pad(step, stepWidth)+" │"), t.style.paint(sgr, text))
+	fmt.Fprintf(t.out, "  %s %s %s\n", prefix, t.style.paint(dim, fit(step, stepWidth)+" │"), t.style.paint(sgr, text))
 }
 
 // result is told how each runner ended.

@@ -147,7 +147,7 @@ func (s *steps) line(m flint.Milestone) {
 		mark = s.paint(red, "✗")
 	}
 	step := strings.Repeat("  ", len(s.active)) + m.Step
-	fmt.Fprintf(s.w, "  %s %s %s %s\n", mark, pad(step, 34), pad(m.Detail, 40), s.paint(dim, fmt.Sprintf("%8s", took(m.Took))))
+	fmt.Fprintf(s.w, "  %s %s %s %s\n", mark, fit(step, 36), fit(m.Detail, 46), s.paint(dim, fmt.Sprintf("%8s", took(m.Took))))
 }
 
 // current redraws the changing line, at most ten times a second.
@@ -187,6 +187,14 @@ func pad(s string, n int) string {
 		return s + strings.Repeat(" ", missing)
 	}
 	return s
+}
+
+// fit pads or cuts to exactly n columns.
+func fit(s string, n int) string {
+	if utf8.RuneCountInString(s) > n {
+		s = string([]rune(s)[:n-1]) + "…"
+	}
+	return pad(s, n)
 }
 
 // table writes rows in columns: the first flush left, the others flush right.

@@ -133,12 +133,23 @@ func (a *App) openDriver(ctx context.Context) error {
 	}
 	a.driver = d
 	accel, kvm := d.Accel()
-	detail := "QEMU with KVM"
-	if accel == qemu.TCG {
-		detail = "QEMU in software (KVM: " + kvm.String() + ")"
-	}
-	done(detail, nil)
+	a.log.Info("virtual machines", "accelerator", accel, "kvm", kvm)
+	done(describeAccel(accel, kvm), nil)
 	return nil
+}
+
+// describeAccel says in a few words what runs the guests' instructions, and why.
+func describeAccel(accel qemu.Accel, kvm vm.KVMStatus) string {
+	if accel == qemu.KVM {
+		return "QEMU with KVM"
+	}
+	why := map[vm.KVMState]string{
+		vm.KVMAbsent: "no /dev/kvm", vm.KVMNoPermission: "no permission for /dev/kvm", vm.KVMBroken: "/dev/kvm does not really work",
+	}[kvm.State]
+	if why == "" {
+		why = "as configured"
+	}
+	return "QEMU in software: " + why
 }
 
 func (a *App) openNetwork(ctx context.Context) error {

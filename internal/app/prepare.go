@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 
 	"flint"
@@ -29,7 +30,7 @@ func (a *App) Prepare(ctx context.Context) error {
 			return err
 		}
 		runner = drive.Path
-		done(drive.Version, nil)
+		done(path.Base(drive.Version), nil)
 	}
 	for _, p := range a.cfg.Pools {
 		base, err := a.prepareImage(ctx, p)
@@ -106,19 +107,19 @@ func DemoRunner(ctx context.Context, stateDir, moduleDir string, p flint.Progres
 
 // agentPath finds the guest's program: where the configuration says, or beside this one.
 func agentPath(configured string) (string, error) {
-	path := configured
-	if path == "" {
+	file := configured
+	if file == "" {
 		self, err := os.Executable()
 		if err != nil {
 			return "", fmt.Errorf("find flint-agent: %w", err)
 		}
-		path = filepath.Join(filepath.Dir(self), "flint-agent")
+		file = filepath.Join(filepath.Dir(self), "flint-agent")
 	}
-	if _, err := os.Stat(path); err != nil {
+	if _, err := os.Stat(file); err != nil {
 		return "", &flint.Fault{
 			Code: "agent.missing", What: "find the guest's program", Kind: flint.ErrNotFound, Err: err,
 			Fix: "keep flint-agent beside flint (`make build` makes both), or set vm.agent to its path",
 		}
 	}
-	return path, nil
+	return file, nil
 }

@@ -123,8 +123,10 @@ func (h *Host) State() flint.HostState {
 func (h *Host) free() flint.Shape {
 	free := h.c.Limits
 	for _, l := range h.lives {
-		free.CPUs -= l.shape.CPUs
-		free.Memory -= l.shape.Memory + h.c.Overhead
+		if !l.released {
+			free.CPUs -= l.shape.CPUs
+			free.Memory -= l.shape.Memory + h.c.Overhead
+		}
 	}
 	// What is left must also hold the next VM's overhead, so that the scheduler can compare with a pool's shape.
 	free.Memory = max(free.Memory-h.c.Overhead, 0)

@@ -23,6 +23,9 @@ import (
 // releaseTime bounds the release of everything a runner held.
 const releaseTime = time.Minute
 
+// conclusionTime is how long a runner whose VM is gone waits for GitHub's word on its job. It usually comes first.
+const conclusionTime = 2 * time.Second
+
 // life is one runner while it lives. Its steps run one after the other in the goroutine of Run; only the fields under mu
 // are read or written by others.
 type life struct {
@@ -39,6 +42,9 @@ type life struct {
 	abort    context.CancelCauseFunc // under Host.mu; ends a work that yields
 	result   flint.Result
 
+	released  bool          // under Host.mu; it holds nothing any more
+	concluded chan struct{} // closed when GitHub has said how the job ended
+
 	mu         sync.Mutex
 	rec        record
 	conclusion string
@@ -47,7 +53,7 @@ type life struct {
 func newLife(h *Host, r flint.Runner, s Supply) *life {
 	return &life{
 		h: h, log: h.c.Log.With("runner", r.ID), dir: filepath.Join(h.c.Dir, r.ID), supply: s, shape: s.Shape,
-		output: newTail(32 << 10), rec: record{Version: recordVersion, Runner: r},
+		output: newTail(32 << 10), concluded: make(chan struct{}), rec: record{Version: recordVersion, Runner: r},
 	}
 }
 
@@ -89,14 +95,40 @@ func enter(r *flint.Runner, p flint.Phase) {
 }
 
 func (l *life) note(ev flint.JobEvent) error {
-	return l.update(true, func(r *record) {
+	change := func(r *record) {
 		r.Runner.Job = &ev.Job
 		enter(&r.Runner, flint.Running)
-		if ev.Kind == flint.JobCompleted {
-			l.conclusion = ev.Conclusion
-			enter(&r.Runner, flint.Finishing)
+		if ev.Kind != flint.JobCompleted {
+			return
 		}
-	})
+		enter(&r.Runner, flint.Finishing)
+		select {
+		case <-l.concluded: // GitHub repeats itself
+		default:
+			l.conclusion = ev.Conclusion
+			close(l.concluded)
+		}
+	}
+	l.h.mu.Lock()
+	released := l.released
+	l.h.mu.Unlock()
+	if released { // its record is gone, and so is what the record was for
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		change(&l.rec)
+		return nil
+	}
+	return l.update(true, change)
+}
+
+// awaitConclusion gives GitHub's word on the job, which comes by another way than the end of its VM, a moment to arrive.
+func (l *life) awaitConclusion(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, conclusionTime)
+	defer cancel()
+	select {
+	case <-l.concluded:
+	case <-ctx.Done():
+	}
 }
 
 // record writes the intent before the first resource exists.
@@ -338,13 +370,22 @@ func (l *life) end(ctx context.Context, err error) (flint.Result, error) {
 	if u, ok := l.machine.(vm.Usage); ok {
 		l.result.PeakMemory = u.PeakMemory()
 	}
+	l.mu.Lock()
+	enter(&l.rec.Runner, flint.Gone)
+	registered := l.rec.Register
+	l.mu.Unlock()
+	l.h.mu.Lock()
+	l.released = true
+	l.h.mu.Unlock()
+	if err == nil && registered {
+		l.awaitConclusion(ctx)
+	}
 	l.h.mu.Lock()
 	delete(l.h.lives, l.id())
 	l.h.mu.Unlock()
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	enter(&l.rec.Runner, flint.Gone)
 	l.result.Runner, l.result.Timeline = l.rec.Runner, maps.Clone(l.rec.Runner.Timeline)
 	l.result.Conclusion, l.result.Output = l.conclusion, l.output.String()
 	l.result.Reason = l.why(err)
