@@ -30,13 +30,23 @@ var mayImport = map[string][]string{
 	"flint/internal/vm/qemu":        {"flint", "flint/internal/vm", "flint/internal/undo"},
 	"flint/internal/vm/firecracker": {"flint", "flint/internal/vm", "flint/internal/undo"},
 	"flint/internal/vm/vmtest":      {"flint", "flint/internal/vm", "flint/internal/guest"},
+	// The doubles of Firecracker and its jailer: programs for tests.
+	"flint/internal/vm/firecracker/fctest":        {"flint/internal/vm/firecracker/fctest/double"},
+	"flint/internal/vm/firecracker/fctest/jailer": {"flint/internal/vm/firecracker/fctest/double"},
+	"flint/internal/vm/firecracker/fctest/firecracker": {
+		"flint", "flint/internal/vm", "flint/internal/guest", "flint/internal/vm/vmtest", "flint/internal/vm/firecracker/fctest/double",
+	},
 }
 
 // testsMayAlsoImport lists what _test files may know beside that: the suites and doubles made for them.
 var testsMayAlsoImport = map[string][]string{
 	"flint/internal/host":    {"flint/internal/vm/vmtest"},
 	"flint/internal/vm/qemu": {"flint/internal/vm/vmtest", "flint/internal/guest"},
-	"flint/cmd/flint":        {"flint/internal/network", "flint/internal/guest"},
+	"flint/internal/vm/firecracker": {
+		"flint/internal/vm/vmtest", "flint/internal/guest", "flint/internal/vm/firecracker/fctest",
+		"flint/internal/vm/firecracker/fctest/double",
+	},
+	"flint/cmd/flint": {"flint/internal/network", "flint/internal/guest"},
 }
 
 // thirdPartyStopsAt says which rooms may import a third-party module; its types go no further.

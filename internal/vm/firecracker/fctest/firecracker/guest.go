@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"flint"
+	"flint/internal/guest"
+	"flint/internal/vm"
+	"flint/internal/vm/vmtest"
+)
+
+// begin starts the guest. The caller holds v.mu.
+func (v *vmm) begin() error {
+	s := vm.Spec{
+		ID: v.id, Kernel: absolute(v.config.boot.Kernel), Initrd: absolute(v.config.boot.Initrd), Dir: "/",
+		CPUs: v.config.machine.CPUs, Memory: flint.Bytes(v.config.machine.MemoryMiB) * flint.MiB,
+	}
+	m, err := v.fake.Boot(context.Background(), s)
+	if err != nil {
+		return err
+	}
+	v.machine, v.started = m, true
+	if v.vsock != nil {
+		go v.acceptVsock(v.vsock)
+	}
+	v.print("Linux version 6.12 (double)\r\n")
+	go func() {
+		_ = m.Wait(context.Background())
+		close(v.over)
+	}()
+	return nil
+}
+
+// acceptVsock serves the host's connections to the guest.
+func (v *vmm) acceptVsock(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go v.shake(conn)
+	}
+}
+
+// shake does the handshake of a connection and joins it to the agent. A port nobody listens on hangs up.
+func (v *vmm) shake(conn net.Conn) {
+	if v.o.Deaf {
+		return
+	}
+	port, err := readConnect(conn)
+	if err != nil || v.o.Mute || port != guest.Port {
+		conn.Close()
+		return
+	}
+	agent, err := v.machine.Dial(context.Background(), port)
+	if err != nil {
+		conn.Close()
+		return
+	}
+	if _, err := fmt.Fprintf(conn, "OK %d\n", 1<<30+time.Now().Nanosecond()%1000); err != nil {
+		conn.Close()
+		agent.Close()
+		return
+	}
+	join(conn, agent)
+}
+
+func join(a, b net.Conn) {
+	done := make(chan struct{}, 2)
+	for _, p := range [][2]net.Conn{{a, b}, {b, a}} {
+		go func() {
+			_, _ = io.Copy(p[0], p[1])
+			p[0].Close()
+			p[1].Close()
+			done <- struct{}{}
+		}()
+	}
+	<-done
+	<-done
+}
+
+// readConnect reads `CONNECT port` and not a byte more.
+func readConnect(conn net.Conn) (uint32, error) {
+	var line []byte
+	for b := make([]byte, 1); len(line) < 32; line = append(line, b[0]) {
+		if _, err := conn.Read(b); err != nil {
+			return 0, err
+		}
+		if b[0] == '\n' {
+			break
+		}
+	}
+	number, ok := strings.CutPrefix(string(line), "CONNECT ")
+	if !ok {
+		return 0, fmt.Errorf("%q is no request", line)
+	}
+	port, err := strconv.ParseUint(number, 10, 32)
+	return uint32(port), err
+}
+
+// execute is the guest's shell: vmtest's, the crash of the conformance suite, and `call PORT WORD…`, which connects to a
+// port of the host, says the words and prints the answer.
+func (v *vmm) execute(ctx context.Context, c guest.Command, stdin io.Reader, stdout, stderr io.Writer) guest.Exit {
+	switch {
+	case slices.Contains(c.Args, "echo c >/proc/sysrq-trigger"):
+		v.print("Kernel panic - not syncing: sysrq triggered crash\r\n")
+		v.fake.Crash(v.id)
+		<-ctx.Done()
+		return guest.Exit{}
+	case len(c.Args) > 2 && c.Args[0] == "call":
+		if err := v.call(c.Args[1], strings.Join(c.Args[2:], " "), stdout); err != nil {
+			fmt.Fprintln(stderr, err)
+			return guest.Exit{Code: 1}
+		}
+		return guest.Exit{}
+	}
+	return vmtest.Shell(ctx, c, stdin, stdout, stderr)
+}
+
+// call is a connection the guest begins: Firecracker makes it to a socket named after the port.
+func (v *vmm) call(port, words string, stdout io.Writer) error {
+	conn, err := net.Dial("unix", v.config.vsock.Path+"_"+port)
+	if err != nil {
+		return err // the guest sees a reset
+	}
+	defer conn.Close()
+	if _, err := fmt.Fprintln(conn, words); err != nil {
+		return err
+	}
+	_, err = io.Copy(stdout, conn)
+	return err
+}

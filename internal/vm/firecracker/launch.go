@@ -1,0 +1,94 @@
+package firecracker
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flint/internal/vm"
+)
+
+const (
+	openFiles = 2048    // descriptors a VMM may have: some twenty, and one for each connection of its guest
+	leastFile = 1 << 20 // bytes; lets the jailer and Firecracker write their small files
+)
+
+// command returns how to start the VMM.
+func (d *Driver) command(s vm.Spec, m *machine, v view) *exec.Cmd {
+	var cmd *exec.Cmd
+	if d.c.NoJail {
+		cmd = exec.Command(d.c.Firecracker, "--id", s.ID, "--api-sock", v.see(apiSocket))
+		cmd.Dir = s.Dir
+	} else {
+		id := strconv.Itoa(m.uid)
+		cmd = exec.Command(
+			d.c.Jailer, "--id", s.ID, "--exec-file", d.c.Firecracker, "--uid", id, "--gid", id, "--chroot-base-dir", d.c.ChrootBase,
+			// Naming a setting is what makes the jailer enter the VM's own group; without one it would look for others.
+			"--cgroup-version", "2", "--parent-cgroup", d.groups.parent, "--cgroup", "pids.max="+d.groups.pids(s),
+			"--resource-limit", "no-file="+strconv.Itoa(openFiles), "--resource-limit", "fsize="+strconv.FormatInt(max(v.largest, leastFile), 10),
+			"--", "--api-sock", v.see(apiSocket),
+		)
+		cmd.Dir = "/"
+	}
+	cmd.Env = []string{}
+	// A session of its own, and no signal when we die: the VM outlives us. The jailer execs Firecracker in place, so the
+	// process started here is Firecracker, and init of its process namespace.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if os.Geteuid() == 0 {
+		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+	}
+	return cmd
+}
+
+// launch starts the VMM and begins to watch it.
+func (d *Driver) launch(s vm.Spec, m *machine, v view) error {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	// Both ends, so that it never ends nor breaks when nobody reads; and a VMM must not wait for whoever should.
+	fd, err := unix.Openat(int(m.dir.Fd()), outPipe, unix.O_RDWR|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open pipe %s: %w", outPipe, err)
+	}
+	out := os.NewFile(uintptr(fd), outPipe)
+	defer out.Close()
+	cmd := d.command(s, m, v)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = null, out, out
+	m.started = time.Now()
+	if err := startApart(cmd, s.NIC); err != nil {
+		return fmt.Errorf("start %s: %w", cmd.Path, err)
+	}
+	blocking := unix.SetNonblock(fd, true) // os/exec made it block
+	m.watch(&process{pid: cmd.Process.Pid, start: startTicks(cmd.Process.Pid), cmd: cmd})
+	return blocking
+}
+
+// startApart starts cmd from a thread that has moved into the NIC's network namespace and is thrown away afterwards.
+// The jailer's own --netns is of no use: the namespace has no name but /proc/PID/fd/N, a link, and Firecracker 1.16.0
+// refuses links there.
+func startApart(cmd *exec.Cmd, nic *vm.NIC) error {
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
+		started <- func() error {
+			// What this process got from its parent without close-on-exec is not for the VMM. Kernels before 5.11 refuse.
+			_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
+			if nic != nil && nic.Namespace != nil {
+				if err := unix.Setns(int(nic.Namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+					return fmt.Errorf("enter network namespace: %w", err)
+				}
+			}
+			return cmd.Start()
+		}()
+	}()
+	return <-started
+}

@@ -1,0 +1,93 @@
+package firecracker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"time"
+
+	"flint"
+)
+
+// Version is a release of Firecracker.
+type Version struct{ Major, Minor, Patch int }
+
+// String returns the version as the release is named, without the v.
+func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Patch) }
+
+// Releases that brought something we use. See Firecracker's CHANGELOG.md.
+const (
+	oldestMinor    = 13
+	reportingMinor = 14 // balloon: free_page_reporting
+	mtuMinor       = 16 // network-interfaces: mtu
+)
+
+func (v Version) atLeast(minor int) bool { return v.Major > 1 || v.Major == 1 && v.Minor >= minor }
+
+func (v Version) supported(path string) error {
+	if v.atLeast(oldestMinor) {
+		return nil
+	}
+	return &flint.Fault{
+		Code: "firecracker.version", What: fmt.Sprintf("use Firecracker %s (%s)", v, path), Kind: flint.ErrConfig,
+		Err: fmt.Errorf("flint needs 1.%d or newer", oldestMinor), Fix: "install a newer release; 1.16.1 is recommended",
+	}
+}
+
+// versionText finds a version in what a program or the API says: "Firecracker v1.16.1", "1.16.0-dev".
+func parseVersion(text string) (Version, bool) {
+	m := regexp.MustCompile(`\bv?([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})\b`).FindStringSubmatch(text)
+	if m == nil {
+		return Version{}, false
+	}
+	var n [3]int
+	for i := range n {
+		n[i], _ = strconv.Atoi(m[i+1]) // four digits fit
+	}
+	return Version{n[0], n[1], n[2]}, true
+}
+
+// findProgram returns the real path of a program: the jailer names directories after it.
+func findProgram(name, path string) (string, error) {
+	if path == "" {
+		path = name
+	}
+	found, err := exec.LookPath(path)
+	if err == nil {
+		found, err = filepath.Abs(found)
+	}
+	if err == nil {
+		found, err = filepath.EvalSymlinks(found)
+	}
+	if err != nil {
+		return "", &flint.Fault{
+			Code: "firecracker.missing", What: "find the program " + path, Kind: flint.ErrNotFound, Err: err,
+			Fix: "install firecracker and jailer of one release in PATH, or set their paths in the configuration",
+		}
+	}
+	return found, nil
+}
+
+// programVersion asks a program for its version.
+func programVersion(ctx context.Context, path string) (Version, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, "--version")
+	cmd.Env = []string{}
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
+	if err == nil {
+		if v, ok := parseVersion(string(out[:min(len(out), 4096)])); ok {
+			return v, nil
+		}
+		err = errors.New("it does not say")
+	}
+	return Version{}, &flint.Fault{
+		Code: "firecracker.version", What: "ask " + path + " for its version", Kind: flint.ErrConfig, Err: err,
+		Fix: "make sure that it is a release of Firecracker (or its jailer) for this machine's architecture",
+	}
+}
