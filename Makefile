@@ -8,7 +8,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 STATE := $(CURDIR)/build/state
 
-.PHONY: build demo test test-kvm lint bench fuzz clean setup
+.PHONY: build demo test test-kvm test-arm64 lint bench fuzz clean setup
 
 build: setup ## both programs, static, into build/
 	$(GOBUILD) -o build/flint ./cmd/flint
@@ -25,6 +25,9 @@ test: build ## everything, with the race detector; boots real VMs
 
 test-kvm: build ## what needs a real /dev/kvm, in an emulated host; FLINT_FIRECRACKER_DIR=DIR tries Firecracker too
 	@scripts/test-kvm.sh
+
+test-arm64: setup ## boots arm64 guests by emulation
+	@scripts/test-arm64.sh
 
 lint: setup
 	@scripts/lint.sh

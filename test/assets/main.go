@@ -27,8 +27,12 @@ func main() {
 	state := flag.String("state", "build/state", "state directory, shared with make demo")
 	out := flag.String("out", "build/test-assets", "directory of links")
 	agent := flag.String("agent", "build/flint-agent", "the guest's program")
+	given := foreign{}
+	flag.StringVar(&given.kernel, "kernel", "", "a kernel for guests of another architecture; then -modules and -image are needed, and no runner is made")
+	flag.StringVar(&given.modules, "modules", "", "its modules, …/lib/modules/<version>")
+	flag.StringVar(&given.image, "image", "", "their base image")
 	flag.Parse()
-	if err := run(ctx, *state, *out, *agent); err != nil {
+	if err := run(ctx, *state, *out, *agent, given); err != nil {
 		fmt.Fprintln(os.Stderr, "assets:", err)
 		var fault *flint.Fault
 		if errors.As(err, &fault) {
@@ -38,7 +42,10 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, state, out, agent string) error {
+// foreign is what guests of another architecture boot, which cannot be fetched and built as this machine's own.
+type foreign struct{ kernel, modules, image string }
+
+func run(ctx context.Context, state, out, agent string, given foreign) error {
 	opt := app.Options{
 		Log:       slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		LocalBase: true,
@@ -51,14 +58,19 @@ func run(ctx context.Context, state, out, agent string) error {
 	cfg := config.Default()
 	cfg.StateDir, cfg.VM.Agent = state, agent
 	cfg.Pools = []config.Pool{{Name: "demo", Image: "./images/demo", Max: 1}}
+	if given.kernel != "" {
+		cfg.Kernel.Vmlinuz, cfg.Kernel.Modules, cfg.Pools[0].Image = given.kernel, given.modules, given.image
+	}
 	if err := cfg.Complete(); err != nil {
 		return err
 	}
-	runner, err := app.DemoRunner(ctx, cfg.StateDir, "images/demo-runner", opt.Progress)
-	if err != nil {
-		return err
+	if given.kernel == "" {
+		runner, err := app.DemoRunner(ctx, cfg.StateDir, "images/demo-runner", opt.Progress)
+		if err != nil {
+			return err
+		}
+		cfg.Runner.Dir = runner
 	}
-	cfg.Runner.Dir = runner
 	supplies, err := app.Assets(ctx, cfg, opt)
 	if err != nil {
 		return err
@@ -67,10 +79,11 @@ func run(ctx context.Context, state, out, agent string) error {
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return err
 	}
-	for name, target := range map[string]string{
-		"vmlinux": s.Kernel, "initrd": s.Initrd, "modules.ext4": s.Modules, "base.ext4": s.Base, "runner.ext4": s.Runner,
-		"github-act-runner": filepath.Join(runner, "github-act-runner"),
-	} {
+	links := map[string]string{"vmlinux": s.Kernel, "initrd": s.Initrd, "modules.ext4": s.Modules, "base.ext4": s.Base}
+	if s.Runner != "" {
+		links["runner.ext4"], links["github-act-runner"] = s.Runner, filepath.Join(cfg.Runner.Dir, "github-act-runner")
+	}
+	for name, target := range links {
 		link := filepath.Join(out, name)
 		if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -9,7 +10,7 @@ import (
 	"flint/internal/vm"
 )
 
-// maxCommandLine is what an x86 kernel takes (COMMAND_LINE_SIZE), in bytes without the final zero.
+// maxCommandLine is what an x86 or arm64 kernel takes (COMMAND_LINE_SIZE), in bytes without the final zero.
 const maxCommandLine = 2047
 
 // handles are the child's descriptor numbers of what a QEMU is given.
@@ -35,18 +36,17 @@ func (d *Driver) arguments(s vm.Spec, h handles) ([]string, error) {
 	a := []string{
 		"-name", s.ID,
 		"-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
-		"-machine", "microvm,acpi=on,mem-merge=off,dump-guest-core=off",
+		"-machine", d.target.machine,
 		"-m", strconv.FormatInt(int64(s.Memory/flint.MiB), 10) + "M",
 		"-smp", strconv.Itoa(s.CPUs),
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-kernel", kernel, "-initrd", initrd, "-append", kernelArgs,
 	}
 	if d.accel == KVM {
-		a = append(a, "-accel", "kvm", "-cpu", "host")
+		a = append(append(a, "-accel", "kvm"), d.target.kvm...)
 	} else {
-		// The translation cache is 1 GiB unless told otherwise. Nehalem is x86-64-v2, the newest that starts quickly:
-		// richer models cost more to emulate. rdrand gives the guest entropy from its first moment.
-		a = append(a, "-accel", "tcg,tb-size=128", "-cpu", "Nehalem,+rdrand")
+		// The translation cache is 1 GiB unless told otherwise.
+		a = append(append(a, "-accel", "tcg,tb-size=128"), d.target.tcg...)
 	}
 	if d.firmware != "" {
 		a = append(a, "-bios", d.firmware)
@@ -58,6 +58,10 @@ func (d *Driver) arguments(s vm.Spec, h handles) ([]string, error) {
 		"-device", "virtserialport,chardev=agent,name="+vm.AgentPortName,
 	)
 	for i, drive := range s.Drives {
+		if d.target.reversed {
+			i = len(s.Drives) - 1 - i
+			drive = s.Drives[i]
+		}
 		access := "readonly=on"
 		if !drive.ReadOnly {
 			access = "readonly=off,auto-read-only=off,discard=unmap"
@@ -82,21 +86,19 @@ func (d *Driver) arguments(s vm.Spec, h handles) ([]string, error) {
 
 // kernelArgs returns the guest kernel's command line: the driver's own arguments, then the spec's.
 func (d *Driver) kernelArgs(s vm.Spec) (string, error) {
-	a := []string{
-		"console=ttyS0", "8250.nr_uarts=1", // one port to look for, not four
-		"reboot=t", "panic=-1", // both end QEMU at once, by a triple fault
+	a := append(slices.Clone(d.target.kernel),
+		"panic=-1", // ends QEMU at once
 		"quiet", "loglevel=3", "cryptomgr.notests", "random.trust_cpu=on",
 		"flint.channel=serial", vm.DrivesArg(s.Drives),
-	}
+	)
 	if d.accel == TCG {
 		// Without ACPI timers nothing in the guest can measure its time stamp counter, which under TCG is the host's;
 		// without tsc=reliable the kernel would distrust it later and lose time.
 		if d.tscKHz > 0 {
 			a = append(a, "tsc_early_khz="+strconv.FormatUint(d.tscKHz, 10), "tsc=reliable")
 		}
-		// There is no speculation in software; and rewriting the kernel's code for a single processor costs more
-		// translations than it ever saves.
-		a = append(a, "mitigations=off", "noreplace-smp")
+		// There is no speculation in software.
+		a = append(append(a, "mitigations=off"), d.target.emulated...)
 	}
 	line := strings.Join(append(a, s.Args...), " ")
 	if len(line) > maxCommandLine {

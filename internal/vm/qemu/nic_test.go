@@ -88,11 +88,15 @@ func TestRealNIC(t *testing.T) {
 	s := realSpec(t, dir, "nic")
 	s.CPUs = 2
 	s.NIC = testNIC(t)
-	m, err := driver(t).Boot(patiently(t), s)
+	d := driver(t)
+	m, err := d.Boot(patiently(t), s)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer m.Close(t.Context())
+	if out, want := output(t, m, "uname", "-m"), map[string]string{"amd64": "x86_64\n", "arm64": "aarch64\n"}[d.target.arch]; out != want {
+		t.Errorf("the guest's architecture is %q, want %q", out, want)
+	}
 	if out := output(t, m, "cat", "/sys/class/net/eth0/address", "/sys/class/net/eth0/mtu"); out != "02:f1:00:00:00:07\n1400\n" {
 		t.Errorf("the guest's interface is %q", out)
 	}

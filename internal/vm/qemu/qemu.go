@@ -1,5 +1,5 @@
-// Package qemu runs virtual machines with QEMU's microvm machine, under KVM where it works and under software emulation
-// (TCG) where it does not.
+// Package qemu runs virtual machines with QEMU's microvm machine, or virt for arm64, under KVM where it works and under
+// software emulation (TCG) where it does not.
 //
 // QEMU gets what it needs as file descriptors and bind mounts, so it runs as an unprivileged user, in namespaces and a
 // root directory of its own that hold next to nothing, under its seccomp filter. It lives on when this process ends: its sockets have
@@ -36,7 +36,8 @@ const (
 
 // Config says how to run QEMU. The zero value works.
 type Config struct {
-	Binary string // path of qemu-system-x86_64; empty: looked up in PATH
+	Arch   string // the guests' architecture, as GOARCH: amd64 or arm64; empty: this program's. Another one's is emulated
+	Binary string // path of qemu-system-x86_64 or qemu-system-aarch64; empty: looked up in PATH
 	Accel  Accel
 	UID    uint32 // user and group QEMU runs as when this process is root; 0: 65534, nobody
 	GID    uint32
@@ -47,8 +48,9 @@ const nobody = 65534
 
 // Driver implements vm.Driver. Its machines implement vm.Console, vm.Usage and vm.Process.
 type Driver struct {
+	target   target
 	binary   string
-	firmware string // qboot, which starts faster than SeaBIOS; empty where it is not installed
+	firmware string // one of the target's; empty where none is installed
 	accel    Accel  // KVM or TCG
 	kvm      vm.KVMStatus
 	tscKHz   uint64 // of the host, under TCG
@@ -61,7 +63,7 @@ type Driver struct {
 var _ vm.Driver = (*Driver)(nil)
 
 // New finds QEMU and decides how to run it. It takes up to a second where KVM must be probed and does not work, less if
-// ctx ends. Its errors are faults: qemu.missing, qemu.kvm, qemu.accel.
+// ctx ends. Its errors are faults: qemu.arch, qemu.missing, qemu.kvm, qemu.accel.
 func New(ctx context.Context, c Config) (*Driver, error) {
 	d := &Driver{uid: c.UID, gid: c.GID, log: c.Log}
 	if d.log == nil {
@@ -74,14 +76,17 @@ func New(ctx context.Context, c Config) (*Driver, error) {
 		d.gid = nobody
 	}
 	var err error
-	if d.binary, err = findBinary(c.Binary); err != nil {
+	if d.target, err = targetFor(c.Arch); err != nil {
 		return nil, err
 	}
-	d.firmware = findFirmware()
+	if d.binary, err = d.target.findBinary(c.Binary); err != nil {
+		return nil, err
+	}
+	d.firmware = d.target.findFirmware()
 	if err = d.choose(ctx, c.Accel); err != nil {
 		return nil, err
 	}
-	if d.accel == TCG {
+	if d.accel == TCG && d.target.arch == "amd64" {
 		d.tscKHz = hostTSC()
 	}
 	var limits bool
@@ -109,7 +114,7 @@ func (d *Driver) choose(ctx context.Context, a Accel) error {
 			Fix: "set it to auto, kvm or tcg", Err: errors.New("there is no such accelerator"),
 		}
 	}
-	d.kvm = vm.ProbeKVM(ctx)
+	d.kvm = d.target.probeKVM(ctx)
 	if d.kvm.State == vm.KVMWorks {
 		d.accel = KVM
 		return nil
@@ -125,15 +130,15 @@ func (d *Driver) choose(ctx context.Context, a Accel) error {
 	return f
 }
 
-func findBinary(path string) (string, error) {
+func (t target) findBinary(path string) (string, error) {
 	missing := func(err error) error {
 		return &flint.Fault{
 			Code: "qemu.missing", What: "find QEMU", Kind: flint.ErrNotFound, Err: err,
-			Fix: "apt-get install qemu-system-x86",
+			Fix: "apt-get install " + t.packaged,
 		}
 	}
 	if path == "" {
-		path = "qemu-system-x86_64"
+		path = t.program
 	}
 	path, err := exec.LookPath(path)
 	if err != nil {
@@ -149,8 +154,8 @@ func findBinary(path string) (string, error) {
 	return path, nil
 }
 
-func findFirmware() string {
-	for _, p := range []string{"/usr/share/qemu/qboot.rom", "/usr/share/qboot/qboot.rom", "/usr/share/seabios/qboot.rom"} {
+func (t target) findFirmware() string {
+	for _, p := range t.firmware {
 		if _, err := os.Stat(p); err == nil {
 			return p
 		}

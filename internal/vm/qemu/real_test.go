@@ -28,7 +28,11 @@ func assets(tb testing.TB) string {
 	if dir == "" {
 		tb.Skip("needs a kernel, an initramfs and a base image: FLINT_TEST_ASSETS names no directory with them")
 	}
-	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+	target, err := targetFor(os.Getenv("FLINT_TEST_ARCH"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if _, err := exec.LookPath(target.program); err != nil {
 		tb.Skipf("needs QEMU: %v", err)
 	}
 	return dir
@@ -83,8 +87,11 @@ func clone(from, to string) error {
 
 func driver(tb testing.TB) *Driver {
 	tb.Helper()
-	// A host that is there for its KVM must not pass by falling back to software.
-	d, err := New(tb.Context(), Config{Accel: Accel(os.Getenv("FLINT_TEST_ACCEL")), Log: slog.New(slog.NewTextHandler(tb.Output(), nil))})
+	d, err := New(tb.Context(), Config{
+		Arch:  os.Getenv("FLINT_TEST_ARCH"),         // of the assets
+		Accel: Accel(os.Getenv("FLINT_TEST_ACCEL")), // a host that is there for its KVM must not pass by falling back to software
+		Log:   slog.New(slog.NewTextHandler(tb.Output(), nil)),
+	})
 	if err != nil {
 		tb.Fatal(err)
 	}
