@@ -168,7 +168,7 @@ func (m *machine) verdict(ended error, oom bool) error {
 	}
 	if m.proc.cmd == nil {
 		if log := m.fclog.Bytes(); !bytes.Contains(log, []byte("exiting successfully")) {
-			return fmt.Errorf("Firecracker, adopted, died%s", m.complaint())
+			return fmt.Errorf("the VMM, which was adopted, died%s", m.complaint())
 		}
 		return nil
 	}
@@ -177,9 +177,9 @@ func (m *machine) verdict(ended error, oom bool) error {
 	}
 	var exit *exec.ExitError
 	if errors.As(ended, &exit) && exitNames[exit.ExitCode()] != "" {
-		return fmt.Errorf("Firecracker died: %w: %s%s", ended, exitNames[exit.ExitCode()], m.complaint())
+		return fmt.Errorf("the VMM died: %w: %s%s", ended, exitNames[exit.ExitCode()], m.complaint())
 	}
-	return fmt.Errorf("Firecracker died: %w%s", ended, m.complaint())
+	return fmt.Errorf("the VMM died: %w%s", ended, m.complaint())
 }
 
 // complaint returns the end of what the VMM said, as ": text" on one line of printable characters. What a guest with a

@@ -24,6 +24,13 @@ import (
 var doubles string
 
 func TestMain(m *testing.M) {
+	if os.Getenv(helperEnv) != "" {
+		if err := bootAndDie(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	dir, err := os.MkdirTemp("", "flint-fctest")
 	if err == nil {
 		err = fctest.Build(dir)

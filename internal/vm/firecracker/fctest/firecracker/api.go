@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +14,14 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+// words are a refusal as the real one words it: sentences, which errors of ours are not.
+type words string
+
+// Error returns the words.
+func (w words) Error() string { return string(w) }
+
+func wordsf(format string, args ...any) error { return words(fmt.Sprintf(format, args...)) }
 
 const (
 	afterStart  = "The requested operation is not supported after starting the microVM."
@@ -58,7 +65,7 @@ func (v *vmm) answer(w http.ResponseWriter, r *http.Request) {
 
 func (v *vmm) do(call, method, path string, body []byte) (any, error) {
 	if text, ok := v.o.Answers[call]; ok {
-		return nil, errors.New(text)
+		return nil, words(text)
 	}
 	if call == "GET /version" {
 		return map[string]string{"firecracker_version": v.o.Version}, nil
@@ -74,11 +81,11 @@ func (v *vmm) do(call, method, path string, body []byte) (any, error) {
 	withID := kind == "drives" || kind == "network-interfaces"
 	switch {
 	case method != http.MethodPut || !known || withID != (id != ""):
-		return nil, fmt.Errorf("Invalid request method and/or path: %s %s.", method, strings.TrimPrefix(path, "/")) //nolint:staticcheck // its words
+		return nil, wordsf("Invalid request method and/or path: %s %s.", method, strings.TrimPrefix(path, "/"))
 	case len(body) == 0:
-		return nil, errors.New("Empty PUT request.") //nolint:staticcheck // its words
+		return nil, words("Empty PUT request.")
 	case withID && !plainID(id):
-		return nil, errors.New("API Resource IDs can only contain alphanumeric characters and underscores.") //nolint:staticcheck // its words
+		return nil, words("API Resource IDs can only contain alphanumeric characters and underscores.")
 	}
 	return nil, put(id, body)
 }
@@ -95,7 +102,7 @@ func (v *vmm) take(body []byte, s shape, to any) error {
 		return err
 	}
 	if v.started {
-		return errors.New(afterStart)
+		return words(afterStart)
 	}
 	return nil
 }
@@ -114,7 +121,7 @@ func (v *vmm) putLogger(_ string, body []byte) error {
 	}
 	fd, err := openPipe(in.Path)
 	if err != nil {
-		return fmt.Errorf("Failed to open target file: %w", err) //nolint:staticcheck // its words
+		return wordsf("Failed to open target file: %v", err)
 	}
 	v.logFD = fd
 	return nil
@@ -128,11 +135,11 @@ func (v *vmm) putMetrics(_ string, body []byte) error {
 		return err
 	}
 	if v.metricsFD >= 0 {
-		return errors.New("Reinitialization of metrics not allowed.") //nolint:staticcheck // its words
+		return words("Reinitialization of metrics not allowed.")
 	}
 	fd, err := openPipe(in.Path)
 	if err != nil {
-		return fmt.Errorf("Failed to open target file: %w", err) //nolint:staticcheck // its words
+		return wordsf("Failed to open target file: %v", err)
 	}
 	v.metricsFD = fd
 	return nil
@@ -145,9 +152,9 @@ func (v *vmm) putMachine(_ string, body []byte) error {
 	}
 	switch {
 	case in.CPUs < 1 || in.CPUs > 32:
-		return errors.New("The vCPU number is invalid! The vCPU number can only be 1 or an even number when SMT is enabled.") //nolint:staticcheck // its words
+		return words("The vCPU number is invalid! The vCPU number can only be 1 or an even number when SMT is enabled.")
 	case in.MemoryMiB < 1:
-		return errors.New("The memory size (MiB) is either 0, or not a multiple of the configured page size.") //nolint:staticcheck // its words
+		return words("The memory size (MiB) is either 0, or not a multiple of the configured page size.")
 	}
 	v.config.machine = in
 	return nil
@@ -160,11 +167,11 @@ func (v *vmm) putBoot(_ string, body []byte) error {
 	}
 	for _, f := range [][2]string{{"kernel", in.Kernel}, {"initrd", in.Initrd}} {
 		if err := readable(f[1], os.O_RDONLY); err != nil && f[1] != "" {
-			return fmt.Errorf("The %s file cannot be opened: %w", f[0], err) //nolint:staticcheck // its words
+			return wordsf("The %s file cannot be opened: %v", f[0], err)
 		}
 	}
 	if len(in.Args) > 2047 {
-		return errors.New("The kernel command line is invalid: the command line is too large") //nolint:staticcheck // its words
+		return words("The kernel command line is invalid: the command line is too large")
 	}
 	v.config.boot = in
 	return nil
@@ -190,7 +197,7 @@ func (v *vmm) putDrive(id string, body []byte) error {
 		return err
 	}
 	if in.ID != id {
-		return errors.New("The id from the path does not match the id from the body!") //nolint:staticcheck // its words
+		return words("The id from the path does not match the id from the body!")
 	}
 	if err := oneOf(in.Cache, "Unsafe", "Writeback"); err != nil {
 		return err
@@ -203,7 +210,7 @@ func (v *vmm) putDrive(id string, body []byte) error {
 		mode = os.O_RDONLY
 	}
 	if err := readable(in.Path, mode); err != nil {
-		return fmt.Errorf("Unable to create the block device: Virtio backend error: Error manipulating the backing file: %w", err) //nolint:staticcheck // its words
+		return wordsf("Unable to create the block device: Virtio backend error: Error manipulating the backing file: %v", err)
 	}
 	return nil
 }
@@ -218,10 +225,10 @@ func (v *vmm) putNIC(id string, body []byte) error {
 		return err
 	}
 	if in.ID != id {
-		return errors.New("The id from the path does not match the id from the body!") //nolint:staticcheck // its words
+		return words("The id from the path does not match the id from the body!")
 	}
 	if mac, err := net.ParseMAC(in.MAC); err != nil || len(mac) != 6 {
-		return fmt.Errorf("%winvalid value: string %q, expected MAC address", errJSON, in.MAC)
+		return wordsf(errJSON+"invalid value: string %q, expected MAC address", in.MAC)
 	}
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err == nil {
@@ -232,7 +239,7 @@ func (v *vmm) putNIC(id string, body []byte) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("Could not create the network device: Open tap device failed: Error while creating ifreq structure: %w. Invalid TUN/TAP Backend provided by %s. Check our documentation on setting up the network devices.", err, in.Tap) //nolint:staticcheck // its words
+		return wordsf("Could not create the network device: Open tap device failed: Error while creating ifreq structure: %v. Invalid TUN/TAP Backend provided by %s. Check our documentation on setting up the network devices.", err, in.Tap)
 	}
 	return nil
 }
@@ -243,14 +250,14 @@ func (v *vmm) putVsock(_ string, body []byte) error {
 		return err
 	}
 	if in.CID < 3 {
-		return fmt.Errorf("%winvalid guest_cid %d", errJSON, in.CID)
+		return wordsf(errJSON+"invalid guest_cid %d", in.CID)
 	}
 	if v.vsock != nil {
 		v.vsock.Close()
 	}
 	l, err := net.Listen("unix", in.Path)
 	if err != nil {
-		return fmt.Errorf("Cannot create backend for vsock device: Error binding to the host-side Unix socket: %w", err) //nolint:staticcheck // its words
+		return wordsf("Cannot create backend for vsock device: Error binding to the host-side Unix socket: %v", err)
 	}
 	v.vsock, v.config.vsock = l, in
 	return nil
@@ -276,22 +283,22 @@ func (v *vmm) putAction(_ string, body []byte) error {
 	}
 	switch {
 	case in.Type != "InstanceStart" && !v.started:
-		return errors.New(beforeStart)
+		return words(beforeStart)
 	case in.Type == "FlushMetrics":
 		v.flush()
 		return nil
 	case in.Type == "SendCtrlAltDel":
 		return nil
 	case v.started:
-		return errors.New(afterStart)
+		return words(afterStart)
 	case v.config.boot.Kernel == "":
-		return errors.New("Start microvm error: Cannot start microvm without kernel configuration.") //nolint:staticcheck // its words
+		return words("Start microvm error: Cannot start microvm without kernel configuration.")
 	}
 	if v.config.machine.CPUs == 0 {
 		v.config.machine = machineConfig{CPUs: 1, MemoryMiB: 128}
 	}
 	if err := isKernel(v.config.boot.Kernel); err != nil && runtime.GOARCH == "amd64" {
-		return fmt.Errorf("Start microvm error: Cannot load kernel due to invalid memory configuration or invalid kernel image: Kernel Loader: failed to load ELF kernel image: %w", err) //nolint:staticcheck // its words
+		return wordsf("Start microvm error: Cannot load kernel due to invalid memory configuration or invalid kernel image: Kernel Loader: failed to load ELF kernel image: %v", err)
 	}
 	return v.begin()
 }

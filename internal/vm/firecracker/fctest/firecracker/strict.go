@@ -68,19 +68,19 @@ var (
 )
 
 // errJSON begins every message about a body that does not fit.
-var errJSON = errors.New("An error occurred when deserializing the json body of a request: ") //nolint:staticcheck // its words
+const errJSON = "An error occurred when deserializing the json body of a request: "
 
 // decode reads a body into to, as strictly as serde does with deny_unknown_fields.
 func (v *vmm) decode(body []byte, s shape, to any) error {
 	if err := v.fits(body, body, s); err != nil {
-		return fmt.Errorf("%w%w.", errJSON, err)
+		return wordsf(errJSON+"%v.", err)
 	}
 	if err := json.Unmarshal(body, to); err != nil {
 		var wrong *json.UnmarshalTypeError
 		if errors.As(err, &wrong) {
-			return fmt.Errorf("%winvalid type: %s, expected %s at line 1 column %d.", errJSON, wrong.Value, wrong.Type, wrong.Offset)
+			return wordsf(errJSON+"invalid type: %s, expected %s at line 1 column %d.", wrong.Value, wrong.Type, wrong.Offset)
 		}
-		return fmt.Errorf("%w%w.", errJSON, err)
+		return wordsf(errJSON+"%v.", err)
 	}
 	return nil
 }
@@ -117,5 +117,5 @@ func oneOf(value string, allowed ...string) error {
 	if value == "" || slices.Contains(allowed, value) {
 		return nil
 	}
-	return fmt.Errorf("%wunknown variant `%s`, expected one of `%s`.", errJSON, value, strings.Join(allowed, "`, `"))
+	return wordsf(errJSON+"unknown variant `%s`, expected one of `%s`.", value, strings.Join(allowed, "`, `"))
 }

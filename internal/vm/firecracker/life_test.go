@@ -1,0 +1,521 @@
+package firecracker
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flint"
+	"flint/internal/vm"
+	"flint/internal/vm/firecracker/fctest"
+)
+
+// TestNothingLeft has every step of a boot fail in every way, and looks at what is left.
+func TestNothingLeft(t *testing.T) {
+	calls := []string{
+		"GET /version", "PUT /logger", "PUT /metrics", "PUT /machine-config", "PUT /boot-source", "PUT /drives/base",
+		"PUT /drives/more_modules", "PUT /vsock", "PUT /entropy", "PUT /balloon", "PUT /actions",
+	}
+	for _, call := range calls {
+		t.Run("refuses "+call, func(t *testing.T) {
+			r := newRig(t, fctest.Options{Answers: map[string]string{call: "No \x1b[31msuch thing."}})
+			_, err := r.driver().Boot(patiently(t), r.spec())
+			faultCode(t, err, "firecracker.api")
+			var refused *APIError
+			if !errors.As(err, &refused) || refused.Call != call || refused.Message != "No [31msuch thing." || refused.Status != 400 {
+				t.Errorf("refusal %+v of %v", refused, err)
+			}
+			r.clean()
+		})
+	}
+	for _, call := range []string{calls[0], calls[6], calls[len(calls)-1]} {
+		t.Run("dies at "+call, func(t *testing.T) {
+			r := newRig(t, fctest.Options{DieAt: call, DieCode: 148})
+			_, err := r.driver().Boot(patiently(t), r.spec())
+			faultCode(t, err, "firecracker.start")
+			if err != nil && !strings.Contains(err.Error(), "system call") {
+				t.Errorf("%v does not say what code 148 means", err)
+			}
+			r.clean()
+		})
+		t.Run("hangs at "+call, func(t *testing.T) {
+			r := newRig(t, fctest.Options{HangAt: call})
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			defer cancel()
+			if _, err := r.driver().Boot(ctx, r.spec()); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("error %v; want that the time was up", err)
+			}
+			r.clean()
+		})
+	}
+	t.Run("jailer fails", func(t *testing.T) {
+		r := newRig(t, fctest.Options{JailerIs: "create /dev/kvm via mknod inside the jail: Operation not permitted"})
+		_, err := r.driver().Boot(patiently(t), r.spec())
+		faultCode(t, err, "firecracker.start")
+		if err != nil && !strings.Contains(err.Error(), "mknod inside the jail") {
+			t.Errorf("%v lacks the jailer's words", err)
+		}
+		r.clean()
+	})
+	t.Run("bare", func(t *testing.T) {
+		r := newBareRig(t, fctest.Options{Answers: map[string]string{"PUT /balloon": "No."}})
+		_, err := r.driver().Boot(patiently(t), r.spec())
+		faultCode(t, err, "firecracker.api")
+		r.clean()
+	})
+	t.Run("KVM", func(t *testing.T) {
+		r := newBareRig(t, fctest.Options{Answers: map[string]string{"PUT /actions": "Start microvm error: Kvm error: Error creating KVM object: No such file or directory (os error 2)"}})
+		_, err := r.driver().Boot(patiently(t), r.spec())
+		faultCode(t, err, "firecracker.kvm")
+	})
+}
+
+func TestVersions(t *testing.T) {
+	for _, c := range []struct {
+		version, code string
+	}{{"1.12.1", "firecracker.version"}, {"0.25.0", "firecracker.version"}, {"nonsense", "firecracker.version"}, {"1.13.0", ""}, {"1.14.0", ""}, {"1.17.0-dev", ""}, {"2.0.0", ""}} {
+		r := newBareRig(t, fctest.Options{Version: c.version})
+		d, err := newDriver(t.Context(), r.config, r.fs)
+		if c.code != "" {
+			faultCode(t, err, c.code)
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", c.version, err)
+			continue
+		}
+		output(t, attach(t, r.boot(d, r.spec())), "true") // the double refuses what its version does not know
+	}
+	r := newRig(t, fctest.Options{Version: "1.15.0"})
+	r.config.Firecracker = fctest.Install(t, doubles, fctest.Options{Version: "1.16.0"}).Firecracker
+	_, err := newDriver(t.Context(), r.config, r.fs)
+	faultCode(t, err, "firecracker.mismatch")
+	r.config.Firecracker = filepath.Join(r.dir, "absent")
+	_, err = newDriver(t.Context(), r.config, r.fs)
+	faultCode(t, err, "firecracker.missing")
+	r.config.Firecracker = "/bin/true"
+	_, err = newDriver(t.Context(), r.config, r.fs)
+	faultCode(t, err, "firecracker.version")
+}
+
+func TestHungVMM(t *testing.T) {
+	r := newRig(t, fctest.Options{})
+	m := r.boot(r.driver(), r.spec())
+	g := attach(t, m)
+	pid, _ := m.Process()
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Close(patiently(t)); err != nil {
+		t.Errorf("close a VMM that is stopped: %v", err)
+	}
+	select {
+	case <-g.Done():
+	case <-patiently(t).Done():
+		t.Error("the session goes on")
+	}
+	r.clean()
+}
+
+func TestGuestThatNeverAnswers(t *testing.T) {
+	for name, o := range map[string]fctest.Options{"hangs up": {Mute: true}, "says nothing": {Deaf: true}} {
+		t.Run(name, func(t *testing.T) {
+			r := newBareRig(t, o)
+			m := r.boot(r.driver(), r.spec())
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			if conn, err := m.Dial(ctx, vm.AgentPort); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("dialled %v, %v", conn, err)
+			}
+			dead := make(chan error, 1)
+			go func() {
+				_, err := m.Dial(patiently(t), vm.AgentPort)
+				dead <- err
+			}()
+			pid, _ := m.Process()
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-dead; !errors.Is(err, net.ErrClosed) {
+				t.Errorf("dial a VMM that died: %v", err)
+			}
+		})
+	}
+}
+
+func TestListen(t *testing.T) {
+	r := newRig(t, fctest.Options{})
+	m := r.boot(r.driver(), r.spec())
+	g := attach(t, m)
+	l, err := m.Listen(5000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Listen(5000); err == nil {
+		t.Error("a port can be listened on twice")
+	}
+	answered := make(chan string, 1)
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			answered <- err.Error()
+			return
+		}
+		defer conn.Close()
+		line, _ := bufio.NewReader(conn).ReadString('\n')
+		_, _ = io.WriteString(conn, "hello guest")
+		answered <- line
+	}()
+	if out := output(t, g, "call", "5000", "hello", "host"); out != "hello guest" {
+		t.Errorf("the guest heard %q", out)
+	}
+	if line := <-answered; line != "hello host\n" {
+		t.Errorf("the host heard %q", line)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if again, err := m.Listen(5000); err != nil {
+		t.Errorf("listen again: %v", err)
+	} else if err := m.Close(t.Context()); err != nil {
+		t.Error(err)
+	} else if _, err := again.Accept(); err == nil {
+		t.Error("the listener outlives its machine")
+	}
+	if _, err := m.Listen(5001); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("listen for a machine that is gone: %v", err)
+	}
+	r.clean()
+}
+
+func TestMetrics(t *testing.T) {
+	want := vm.Counters{NetRx: 2048, NetTx: 1024, BlockRead: 8 << 20, BlockWrite: 1 << 20}
+	for name, end := range map[string]func(*machine) error{
+		"closed": func(m *machine) error { return nil },
+		"rebooted": func(m *machine) error {
+			g := attach(t, m)
+			if err := g.Reboot(t.Context()); err != nil {
+				return err
+			}
+			return m.Wait(patiently(t))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, fctest.Options{})
+			m := r.boot(r.driver(), r.spec())
+			if err := end(m); err != nil {
+				t.Error(err)
+			}
+			if err := m.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+			got := m.Metrics()
+			if got.Boot <= 0 || got.Boot > time.Minute {
+				t.Errorf("the boot took %s", got.Boot)
+			}
+			if got.Boot = 0; got != want {
+				t.Errorf("counters %+v; want %+v", got, want)
+			}
+		})
+	}
+}
+
+// TestWithoutSerial shows what can be told of a guest without a console.
+func TestWithoutSerial(t *testing.T) {
+	r := newRig(t, fctest.Options{})
+	r.config.Serial = false
+	m := r.boot(r.driver(), r.spec())
+	if err := attach(t, m).Reboot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Wait(patiently(t)); err != nil {
+		t.Errorf("wait: %v", err)
+	}
+	if c := string(m.Console()); !strings.Contains(c, "Running Firecracker v1.16.1") && !strings.Contains(c, "exiting successfully") {
+		t.Errorf("the console is not Firecracker's log: %q", c)
+	}
+	if strings.Contains(string(m.out.Bytes()), "Linux version") {
+		t.Error("the guest has a serial console all the same")
+	}
+}
+
+func TestOutOfMemory(t *testing.T) {
+	r := newRig(t, fctest.Options{})
+	if r.fs.mounts == "/proc/self/mounts" {
+		t.Skip("the cgroups are real, and their counters not for tests to write")
+	}
+	s := r.spec()
+	m := r.boot(r.driver(), s)
+	events := filepath.Join(r.groups, r.config.ParentCgroup, s.ID, "memory.events")
+	if err := os.WriteFile(events, []byte("low 0\noom 1\noom_kill 3\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	pid, _ := m.Process()
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	faultCode(t, m.Wait(patiently(t)), "firecracker.oom")
+}
+
+func TestLongPaths(t *testing.T) {
+	r := newRig(t, fctest.Options{})
+	r.config.ChrootBase = filepath.Join(r.dir, strings.Repeat("long/", 20), "jail")
+	m := r.boot(r.driver(), r.spec())
+	output(t, attach(t, m), "true")
+	if l, err := m.Listen(7); err != nil {
+		t.Errorf("listen: %v", err)
+	} else {
+		l.Close()
+	}
+	bare := newBareRig(t, fctest.Options{})
+	s := bare.spec()
+	s.Dir = filepath.Join(s.Dir, strings.Repeat("d", 120))
+	if err := os.Mkdir(s.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	output(t, attach(t, bare.boot(bare.driver(), s)), "true")
+}
+
+func TestCrash(t *testing.T) {
+	r := newRig(t, fctest.Options{})
+	s := r.spec()
+	before := r.driver()
+	m := r.boot(before, s)
+	after := r.driver() // of the next process
+	if err := after.Sweep(t.Context()); err != nil {
+		t.Errorf("sweep while the VMM runs: %v", err)
+	}
+	output(t, attach(t, m), "true")
+	_, err := after.Boot(patiently(t), s)
+	faultCode(t, err, "firecracker.busy")
+	_, err = before.Boot(patiently(t), s)
+	faultCode(t, err, "firecracker.busy")
+
+	pid, _ := m.Process()
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if m.Wait(patiently(t)) == nil {
+		t.Error("it was killed, and Wait does not say so")
+	}
+	// The VMM is gone, and everything of it is there yet.
+	again, err := after.Boot(patiently(t), s)
+	if err != nil {
+		t.Fatalf("boot over what a crash left: %v", err)
+	}
+	output(t, attach(t, again), "true")
+	pid, _ = again.(*machine).Process()
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = again.Wait(patiently(t))
+	last := r.driver()
+	if err := last.Sweep(t.Context()); err != nil {
+		t.Errorf("sweep: %v", err)
+	}
+	if err := last.Sweep(t.Context()); err != nil {
+		t.Errorf("sweep again: %v", err)
+	}
+	_ = os.Remove(filepath.Join(s.Dir, "unused"))
+	r.clean()
+	if err := errors.Join(m.Close(t.Context()), again.Close(t.Context())); err != nil {
+		t.Errorf("close what was swept: %v", err)
+	}
+}
+
+// TestForeignJail finds a directory in the way that flint did not make.
+func TestForeignJail(t *testing.T) {
+	r := newRig(t, fctest.Options{})
+	d, s := r.driver(), r.spec()
+	theirs := filepath.Join(d.base, s.ID, "precious")
+	if err := os.MkdirAll(theirs, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, err := d.Boot(patiently(t), s)
+	faultCode(t, err, "firecracker.busy")
+	if err := d.Sweep(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(theirs); err != nil {
+		t.Errorf("what flint did not make is gone: %v", err)
+	}
+}
+
+// booted is what the helper process tells of the VM it booted.
+type booted struct {
+	PID   int
+	Start uint64
+}
+
+// helperEnv makes the test binary a daemon that boots a VM and dies.
+const helperEnv = "FLINT_TEST_BOOT_AND_DIE"
+
+// bootAndDie is the daemon: its rig comes on standard input.
+func bootAndDie() error {
+	var in struct {
+		Config Config
+		Mounts string
+		Spec   vm.Spec
+	}
+	if err := json.NewDecoder(os.Stdin).Decode(&in); err != nil {
+		return err
+	}
+	d, err := newDriver(context.Background(), in.Config, cgroupFS{mounts: in.Mounts, remove: os.RemoveAll})
+	if err != nil {
+		return err
+	}
+	m, err := d.Boot(context.Background(), in.Spec)
+	if err != nil {
+		return err
+	}
+	var out booted
+	out.PID, out.Start = m.(vm.Process).Process()
+	return json.NewEncoder(os.Stdout).Encode(out)
+}
+
+// orphan boots a VM by a process that ends.
+func (r *rig) orphan(s vm.Spec) booted {
+	r.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	config := r.config
+	config.Log = nil
+	in, err := json.Marshal(map[string]any{"Config": config, "Mounts": r.fs.mounts, "Spec": s})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), helperEnv+"=1")
+	cmd.Stdin, cmd.Stderr = bytes.NewReader(in), os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		r.t.Fatalf("boot by another process: %v", err)
+	}
+	var b booted
+	if err := json.Unmarshal(out, &b); err != nil {
+		r.t.Fatalf("%v: %s", err, out)
+	}
+	r.t.Cleanup(func() {
+		if p, err := adopt(b.PID, b.Start); err == nil {
+			_ = p.kill()
+			_ = p.wait()
+			p.close()
+		}
+	})
+	return b
+}
+
+func TestAdopt(t *testing.T) {
+	for _, jailed := range []bool{true, false} {
+		t.Run(fmt.Sprintf("jailed %v", jailed), func(t *testing.T) {
+			r := newBareRig(t, fctest.Options{})
+			if jailed {
+				r = newRig(t, fctest.Options{})
+			}
+			s := r.spec()
+			b := r.orphan(s)
+			if err := os.Remove(s.Drives[1].Path); err != nil { // as the host does
+				t.Fatal(err)
+			}
+			d := r.driver()
+			for name, wrong := range map[string]booted{
+				"another start": {b.PID, b.Start + 1}, "no process": {1<<22 - 1, b.Start}, "no number": {0, 0},
+				"another program": {os.Getpid(), startTicks(os.Getpid())},
+			} {
+				if m, err := d.Adopt(t.Context(), s, wrong.PID, wrong.Start); !errors.Is(err, flint.ErrNotFound) {
+					t.Errorf("%s: adopted %v, %v", name, m, err)
+				}
+			}
+			if err := d.Sweep(t.Context()); err != nil {
+				t.Error(err)
+			}
+			m, err := d.Adopt(t.Context(), s, b.PID, b.Start)
+			if err != nil {
+				t.Fatalf("adopt: %v", err)
+			}
+			if _, err := d.Adopt(t.Context(), s, b.PID, b.Start); err == nil {
+				t.Error("it was adopted twice")
+			}
+			if err := d.Sweep(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if out := output(t, attach(t, m), "echo", "still here"); out != "still here\n" {
+				t.Errorf("the guest says %q", out)
+			}
+			if pid, start := m.(vm.Process).Process(); pid != b.PID || start != b.Start {
+				t.Errorf("process %d, %d; want %+v", pid, start, b)
+			}
+			if peak := m.(vm.Usage).PeakMemory(); peak < flint.MiB {
+				t.Errorf("peak memory %s", peak)
+			}
+			if err := m.Close(t.Context()); err != nil {
+				t.Errorf("close: %v", err)
+			}
+			if err := m.Wait(patiently(t)); err != nil {
+				t.Errorf("wait: %v", err)
+			}
+			if _, err := os.Stat(fmt.Sprintf("/proc/%d/root/bin", b.PID)); err == nil {
+				t.Error("the VMM is left")
+			}
+			if got := m.(vm.Metrics).Metrics(); got.BlockRead != 8<<20 {
+				t.Errorf("counters %+v", got)
+			}
+			if err := os.WriteFile(filepath.Join(s.Dir, "scratch.ext4"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			r.clean()
+		})
+	}
+}
+
+// TestAdoptedEnd tells the ends of a machine whose exit status nobody has.
+func TestAdoptedEnd(t *testing.T) {
+	for name, c := range map[string]struct {
+		end  func(*testing.T, vm.Machine, int)
+		fine bool
+	}{
+		"reboot": {func(t *testing.T, m vm.Machine, _ int) {
+			if err := attach(t, m).Reboot(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}, true},
+		"killed": {func(t *testing.T, _ vm.Machine, pid int) {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+				t.Error(err)
+			}
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, fctest.Options{})
+			s := r.spec()
+			b := r.orphan(s)
+			m, err := r.driver().Adopt(t.Context(), s, b.PID, b.Start)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.end(t, m, b.PID)
+			if err := m.Wait(patiently(t)); (err == nil) != c.fine {
+				t.Errorf("wait: %v", err)
+			}
+			if err := m.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+			r.clean()
+		})
+	}
+}
