@@ -109,7 +109,7 @@ type world struct {
 	*apt
 	dir   string
 	lists string
-	log   bytes.Buffer
+	log   lockedBuffer
 }
 
 func newWorld(t testing.TB) *world {
@@ -548,4 +548,22 @@ func BenchmarkPrepareCached(b *testing.B) {
 	for b.Loop() {
 		w.prepare(b, Source{})
 	}
+}
+
+// lockedBuffer is a log that several preparers write to at the same time.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
