@@ -19,8 +19,11 @@ go build -o build/assets ./test/assets
 out=build/test-kvm
 rm -rf "$out"
 mkdir -p "$out"
-for package in vm vm/qemu; do
+for package in vm vm/qemu vm/firecracker; do
 	CGO_ENABLED=0 go test -c -o "$out/${package##*/}.test" "./internal/$package"
+done
+for double in firecracker jailer; do
+	CGO_ENABLED=0 go build -o "$out/doubles/$double" "./internal/vm/firecracker/fctest/$double"
 done
 
 add=(--add "$out:tests" --add build/flint --add build/flint-agent --add build/state/kernels:state/kernels
