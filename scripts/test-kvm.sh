@@ -41,4 +41,6 @@ if [ -n "${FLINT_FIRECRACKER_DIR:-}" ]; then
 		add+=(--add "$FLINT_FIRECRACKER_DIR/$program:firecracker/$program")
 	done
 fi
-exec test/kvmhost/run --timeout "${TIMEOUT:-20m}" "${add[@]}" test/kvmhost/test-kvm
+go build -o build/kvmhost/run ./test/kvmhost
+# As root, because the images belong to root.
+exec "${sudo[@]}" build/kvmhost/run --cache "$PWD/build/kvmhost" --timeout "${TIMEOUT:-20m}" "${add[@]}" test/kvmhost/test-kvm

@@ -26,10 +26,10 @@ if [ -e $here/systemd ]; then
 		After=multi-user.target
 
 		[Service]
-		Type=oneshot
+		# Started is enough: the machine is up while the job runs, so that the job can wait for that.
+		Type=exec
 		WorkingDirectory=/job
 		ExecStart=/bin/sh $here/job
-		TimeoutStartSec=infinity
 	EOF
 	ln -s ../kvmhost.service /run/systemd/system/kvmhost.target.wants/kvmhost.service
 	exec /sbin/init --unit=kvmhost.target

@@ -91,7 +91,7 @@ func buildImage(ctx context.Context, dir string, log io.Writer) (err error) {
 
 // lock takes an exclusive lock on a file and returns its release.
 func lock(ctx context.Context, path string, say func(string, ...any)) (func(), error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o644) // another user may have made it
 	if err != nil {
 		return nil, err
 	}
