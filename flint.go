@@ -133,6 +133,7 @@ type Result struct {
 	Conclusion  string   `json:"conclusion,omitempty"` // what GitHub said of its job; empty when it had none
 	ExitCode    int      `json:"exit_code"`            // of the runner program; 0 says nothing about the job
 	Signal      string   `json:"signal,omitempty"`     // the signal that ended the runner program
+	Unstarted   string   `json:"unstarted,omitempty"`  // why the program could not be started, with exit code 126 or 127
 	OOM         bool     `json:"oom,omitempty"`        // the guest's kernel killed something for memory
 	DiskFull    bool     `json:"disk_full,omitempty"`  // the scratch disk was full at the end
 	PeakMemory  Bytes    `json:"peak_memory"`          // peak resident memory of the VMM process

@@ -165,7 +165,12 @@ func (h *Host) live(ctx context.Context, r flint.Runner, work func(*life, contex
 	if err != nil {
 		return flint.Result{Runner: r}, err
 	}
-	defer func() { res, err = l.end(ctx, err) }()
+	defer func() {
+		if err != nil && ctx.Err() != nil && !explained(err) {
+			err = fmt.Errorf("%w (%w)", ended(context.Cause(ctx)), err)
+		}
+		res, err = l.end(ctx, err)
+	}()
 
 	if err := l.record(); err != nil {
 		return res, err

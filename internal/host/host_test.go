@@ -109,11 +109,13 @@ func (w *world) nothingLeft() {
 }
 
 type fakeGitHub struct {
+	onRemove   func() // called with each Remove
 	mu         sync.Mutex
 	next       int64
 	registered map[string]int64
 	busy       bool // says of every runner that it has a job
 	fail       error
+	refuse     int // this many removals fail
 	removals   int
 }
 
@@ -134,8 +136,15 @@ func (g *fakeGitHub) Remove(_ context.Context, runner string, _ int64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.removals++
+	if g.onRemove != nil {
+		g.onRemove()
+	}
 	if g.busy {
 		return flint.ErrConflict
+	}
+	if g.refuse > 0 {
+		g.refuse--
+		return errors.New("502 Bad Gateway")
 	}
 	delete(g.registered, runner)
 	return nil
@@ -318,6 +327,87 @@ func TestUnneededRunnerYieldsToItsJob(t *testing.T) {
 	w.nothingLeft()
 }
 
+func TestRegistrationGoesAfterTheVM(t *testing.T) {
+	w := newWorld(t, runner(t, func(context.Context, io.Writer) guest.Exit { return guest.Exit{} }))
+	w.github.refuse = 2 // and a removal that fails is tried again
+	w.github.onRemove = func() {
+		if n := w.fake.Running(); n != 0 {
+			t.Errorf("the registration is removed while %d VMs run: GitHub would refuse", n)
+		}
+	}
+	if _, err := w.host().Run(t.Context(), flint.Runner{ID: host.NewID("pool"), Pool: "pool"}); err != nil {
+		t.Fatal(err)
+	}
+	if w.github.removals != 3 {
+		t.Errorf("%d removals, want 3", w.github.removals)
+	}
+	w.nothingLeft()
+}
+
+func TestUnneededRunnerIsKeptWhileGitHubDoesNotAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // in fake time: GitHub is asked for 30 s
+		finish := make(chan struct{})
+		w := newWorld(t, &vmtest.Fake{Exec: func(ctx context.Context, _ guest.Command, _ io.Reader, _, _ io.Writer) guest.Exit {
+			select {
+			case <-finish:
+				return guest.Exit{}
+			case <-ctx.Done():
+				return guest.Exit{Code: 143, Signal: "SIGTERM"}
+			}
+		}})
+		ctx, cancel := context.WithCancelCause(t.Context())
+		ended := start(t, ctx, w.host())
+		w.github.mu.Lock()
+		w.github.refuse = 1000
+		w.github.mu.Unlock()
+		cancel(flint.ErrUnneeded)
+		<-time.After(45 * time.Second)
+		w.github.mu.Lock()
+		w.github.refuse = 0
+		w.github.mu.Unlock()
+		close(finish)
+		if err := <-ended; err != nil {
+			t.Errorf("a runner that may have had a job was ended: %v", err)
+		}
+		w.nothingLeft()
+	})
+}
+
+func TestRunnerThatOutstaysItsJobEnds(t *testing.T) {
+	w := newWorld(t, &vmtest.Fake{Exec: untilSignal})
+	w.config.Deadlines.Finish = 50 * time.Millisecond
+	h := w.host()
+	ended := start(t, t.Context(), h)
+	ev := flint.JobEvent{Kind: flint.JobCompleted, Runner: h.State().Runners[0].ID, Conclusion: "succeeded"}
+	for range 2 { // GitHub may say it twice
+		if err := h.Note(t.Context(), ev); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-ended; !errors.Is(err, flint.ErrTimeout) {
+		t.Errorf("it ended with %v", err)
+	}
+	w.nothingLeft()
+}
+
+func TestCancelledOnTheWayIsNoFailure(t *testing.T) {
+	for name, cause := range map[string]error{"runner.stopped": context.Canceled, "runner.unneeded": flint.ErrUnneeded} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, &vmtest.Fake{})
+			ctx, cancel := context.WithCancelCause(t.Context())
+			w.config.Attach = func(ctx context.Context, _ string) (host.Port, error) {
+				cancel(cause)
+				return host.Port{}, ctx.Err()
+			}
+			res, err := w.host().Run(ctx, flint.Runner{ID: host.NewID("pool"), Pool: "pool"})
+			if err == nil || res.Reason.Code != name {
+				t.Errorf("reason %+v, error %v", res.Reason, err)
+			}
+			w.nothingLeft()
+		})
+	}
+}
+
 func TestStopEndsBusyRunners(t *testing.T) {
 	w := newWorld(t, &vmtest.Fake{Exec: untilSignal})
 	h := w.host()
@@ -383,7 +473,12 @@ func TestSweepUndoesADeadDaemonsRunners(t *testing.T) {
 		t.Fatal(err)
 	}
 	started := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))[19]
-	w.github.registered["flint-a"] = 5
+	w.github.registered["flint-a"], w.github.registered["flint-torn"] = 5, 6
+	// A VMM whose daemon died before it wrote the pid down: only its command line names it.
+	nameless := exec.Command("sh", "-c", "sleep 1000; :", "-name", "flint-nameless")
+	if err := nameless.Start(); err != nil {
+		t.Fatal(err)
+	}
 	record := func(id, content string) {
 		if err := os.MkdirAll(filepath.Join(w.dir, id), 0o700); err != nil {
 			t.Fatal(err)
@@ -401,9 +496,13 @@ func TestSweepUndoesADeadDaemonsRunners(t *testing.T) {
 	record("flint-torn", `{"version":1,"runner":{"id":"fl`)
 	record("flint-future", `{"version":2,"runner":{"id":"flint-future"}}`)
 	record("flint-early", "")
+	record("flint-nameless", `{"version":1,"runner":{"id":"flint-nameless","phase":"preparing"}}`)
 	w.host()
 	if err := vmm.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
 		t.Errorf("the VMM ended with %v", err)
+	}
+	if err := nameless.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("the VMM that no record names ended with %v", err)
 	}
 	w.nothingLeft()
 	aside, err := os.ReadDir(filepath.Join(filepath.Dir(w.dir), "damaged"))

@@ -20,6 +20,9 @@ import (
 	"flint/internal/vm"
 )
 
+// withdrawTime bounds how long GitHub is asked whether a runner nobody needs has a job.
+const withdrawTime = 30 * time.Second
+
 // releaseTime bounds the release of everything a runner held.
 const releaseTime = time.Minute
 
@@ -48,6 +51,7 @@ type life struct {
 	mu         sync.Mutex
 	rec        record
 	conclusion string
+	overdue    *time.Timer // from the job's end, for a program that does not end with it
 }
 
 func newLife(h *Host, r flint.Runner, s Supply) *life {
@@ -107,6 +111,7 @@ func (l *life) note(ev flint.JobEvent) error {
 		default:
 			l.conclusion = ev.Conclusion
 			close(l.concluded)
+			l.overdue = time.AfterFunc(l.h.c.Deadlines.Finish, l.outstayed)
 		}
 	}
 	l.h.mu.Lock()
@@ -119,6 +124,15 @@ func (l *life) note(ev flint.JobEvent) error {
 		return nil
 	}
 	return l.update(true, change)
+}
+
+// outstayed ends a runner whose program goes on although GitHub says that its job is over.
+func (l *life) outstayed() {
+	l.h.mu.Lock()
+	defer l.h.mu.Unlock()
+	if l.abort != nil {
+		l.abort(fmt.Errorf("%w: %s after the end of its job its program still ran", flint.ErrTimeout, l.h.c.Deadlines.Finish))
+	}
 }
 
 // awaitConclusion gives GitHub's word on the job, which comes by another way than the end of its VM, a moment to arrive.
@@ -137,6 +151,8 @@ func (l *life) record() error {
 		return fmt.Errorf("make the runner's directory: %w", err)
 	}
 	l.recorded = true
+	// Below everything else in the stack: GitHub lets go of a registration when its runner is silent, so the VM ends first.
+	l.undo.Push("remove registration", l.unregister)
 	return l.update(true, func(*record) {})
 }
 
@@ -260,7 +276,6 @@ func (l *life) job(ctx context.Context, agent *guest.Session) error {
 	if err := l.update(true, func(r *record) { r.Register = true }); err != nil {
 		return fmt.Errorf("record the registration to come: %w", err)
 	}
-	l.undo.Push("remove registration", l.unregister)
 	reg, err := l.h.c.GitHub.Register(ctx, l.snapshot())
 	if err != nil {
 		return fmt.Errorf("register: %w", err)
@@ -278,20 +293,49 @@ func (l *life) job(ctx context.Context, agent *guest.Session) error {
 	}, guest.IO{Stdin: strings.NewReader(string(reg.JIT) + "\n"), Stdout: l.output, Stderr: l.output})
 }
 
-// unregister makes GitHub forget the runner. After a job it has done so by itself.
+// unregister makes GitHub forget the runner, if it may know it. After a job it has done so by itself.
 func (l *life) unregister(ctx context.Context) error {
 	l.mu.Lock()
-	id := l.rec.GitHubID
+	id, maybe := l.rec.GitHubID, l.rec.Register
 	l.mu.Unlock()
+	if !maybe {
+		return nil
+	}
 	return remove(ctx, l.h.c.GitHub, l.id(), id)
 }
 
 // ended is the error of a work whose context ended for this cause: unless it says more, flint was told to stop.
 func ended(cause error) error {
-	if errors.Is(cause, flint.ErrUnneeded) || errors.Is(cause, flint.ErrTimeout) || errors.Is(cause, flint.ErrStopped) {
+	if explained(cause) {
 		return cause
 	}
 	return fmt.Errorf("%w: %w", flint.ErrStopped, cause)
+}
+
+// explained reports whether err says by its kind why a work ended.
+func explained(err error) bool {
+	for _, kind := range []error{flint.ErrUnneeded, flint.ErrTimeout, flint.ErrStopped, flint.ErrGuest} {
+		if errors.Is(err, kind) {
+			return true
+		}
+	}
+	return false
+}
+
+// withdraw removes the registration of a runner nobody needs. An error means that it may have a job: GitHub says so, or
+// does not answer.
+func (l *life) withdraw(ctx context.Context) error {
+	l.mu.Lock()
+	id := l.rec.GitHubID
+	l.mu.Unlock()
+	err := ctx.Err()
+	for wait := range backoff(ctx, withdrawTime) {
+		if err = l.h.c.GitHub.Remove(ctx, l.id(), id); err == nil || errors.Is(err, flint.ErrConflict) {
+			return err
+		}
+		wait()
+	}
+	return err
 }
 
 // yielding derives the context of the work: it ends with ctx, or with Stop, or at the job's deadline; but if nobody
@@ -301,13 +345,8 @@ func (l *life) yielding(ctx context.Context) (context.Context, context.CancelFun
 	unhook := context.AfterFunc(ctx, func() {
 		cause := context.Cause(ctx)
 		if errors.Is(cause, flint.ErrUnneeded) {
-			try, cancel := context.WithTimeout(work, 30*time.Second)
-			defer cancel()
-			l.mu.Lock()
-			id := l.rec.GitHubID
-			l.mu.Unlock()
-			if err := l.h.c.GitHub.Remove(try, l.id(), id); errors.Is(err, flint.ErrConflict) {
-				l.log.Info("kept: GitHub says it has a job", "reason", cause)
+			if err := l.withdraw(work); err != nil {
+				l.log.Info("kept, though nobody seems to need it", "err", err)
 				return
 			}
 		}
@@ -332,9 +371,7 @@ func (l *life) execute(ctx context.Context, agent *guest.Session, c guest.Comman
 			Fix: "the VM ended or fell silent before its work did; the end of its console says more",
 		}
 	}
-	if exit.Err != "" {
-		l.output.Write([]byte(exit.Err + "\n"))
-	}
+	l.result.Unstarted = exit.Err
 	l.result.ExitCode, l.result.Signal, l.result.OOM, l.result.DiskFull = exit.Code, exit.Signal, exit.OOM, exit.DiskFull
 	if stats, err := agent.Stats(ctx); err == nil {
 		l.result.GuestMemory = flint.Bytes(stats.MemoryPeak)
@@ -373,6 +410,9 @@ func (l *life) end(ctx context.Context, err error) (flint.Result, error) {
 	l.mu.Lock()
 	enter(&l.rec.Runner, flint.Gone)
 	registered := l.rec.Register
+	if l.overdue != nil {
+		l.overdue.Stop()
+	}
 	l.mu.Unlock()
 	l.h.mu.Lock()
 	l.released = true
@@ -386,7 +426,9 @@ func (l *life) end(ctx context.Context, err error) (flint.Result, error) {
 
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.result.Runner, l.result.Timeline = l.rec.Runner, maps.Clone(l.rec.Runner.Timeline)
+	l.result.Timeline = maps.Clone(l.rec.Runner.Timeline)
+	l.result.Runner = l.rec.Runner
+	l.result.Runner.Timeline = l.result.Timeline
 	l.result.Conclusion, l.result.Output = l.conclusion, l.output.String()
 	l.result.Reason = l.why(err)
 	return l.result, errors.Join(err, leftover)
@@ -395,8 +437,8 @@ func (l *life) end(ctx context.Context, err error) (flint.Result, error) {
 // release undoes every step. The record goes last, and only if nothing else is left for Sweep to undo.
 func (l *life) release(ctx context.Context) error {
 	if err := l.undo.Run(ctx); err != nil {
-		l.log.Error("not everything could be released; the next start tries again", "err", err)
-		return fmt.Errorf("release: %w", err)
+		l.log.Warn("not everything could be released; flint tries again every few minutes", "err", err)
+		return fmt.Errorf("%w: %w", flint.ErrRelease, err)
 	}
 	if !l.recorded {
 		return nil
@@ -423,6 +465,8 @@ func (l *life) why(err error) flint.Reason {
 		return flint.Because("runner.disk_full", "its disk was full (%s)", l.shape.Disk)
 	case r.ExitCode == 7 && l.rec.Register:
 		return flint.Because("runner.deprecated", "GitHub refuses this version of the runner software")
+	case r.Unstarted != "":
+		return flint.Because("runner.start", "its program could not be started: %s", r.Unstarted)
 	case r.ExitCode != 0:
 		return flint.Because("runner.exit", "its program ended with code %d", r.ExitCode)
 	}

@@ -9,11 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"flint"
 )
 
 // Sweep undoes what runners of an earlier process left behind: it reads every record, ends the VMM it names, removes the
@@ -47,48 +46,106 @@ func (h *Host) alive(id string) bool {
 	return h.lives[id] != nil
 }
 
+// sweepOne undoes what one directory stands for. The directory's name is the runner's id, which is enough to find its VMM
+// and its registration even where the record does not name them: the process may have died in between.
 func (h *Host) sweepOne(ctx context.Context, dir string) error {
+	id := filepath.Base(dir)
 	rec, err := readRecord(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return os.RemoveAll(dir) // died before its record: it had nothing yet
-	case err != nil:
-		h.c.Log.Warn("a runner's record is set aside", "dir", dir, "err", err)
-		aside := filepath.Join(filepath.Dir(h.c.Dir), "damaged")
-		if err := os.MkdirAll(aside, 0o700); err != nil {
-			return err
-		}
-		return os.Rename(dir, filepath.Join(aside, fmt.Sprintf("%s.%d", filepath.Base(dir), time.Now().UnixNano())))
-	}
-	h.c.Log.Info("undoing a runner of an earlier process", "runner", rec.Runner.ID, "phase", rec.Runner.Phase)
+	unreadable := err != nil && !errors.Is(err, fs.ErrNotExist)
+	h.c.Log.Info("undoing a runner of an earlier process", "runner", id, "phase", rec.Runner.Phase, "unreadable", unreadable)
 	if err := endProcess(ctx, rec.PID, rec.Start); err != nil {
 		return fmt.Errorf("end its VMM: %w", err)
 	}
-	if rec.Register {
-		if h.c.GitHub == nil {
-			return errors.New("its registration can be removed only with access to GitHub")
-		}
-		if err := remove(ctx, h.c.GitHub, rec.Runner.ID, rec.GitHubID); err != nil {
+	if err := endNamed(ctx, id); err != nil {
+		return fmt.Errorf("end its VMM: %w", err)
+	}
+	if rec.Register && h.c.GitHub == nil {
+		return errors.New("its registration can be removed only with access to GitHub")
+	}
+	if rec.Register || unreadable && h.c.GitHub != nil {
+		// By its name, not its id: the configuration may name another organisation by now, with ids of its own.
+		if err := remove(ctx, h.c.GitHub, id, 0); err != nil {
 			return fmt.Errorf("remove its registration: %w", err)
 		}
 	}
-	return os.RemoveAll(dir)
+	if !unreadable {
+		return os.RemoveAll(dir)
+	}
+	h.c.Log.Warn("a runner's record is set aside", "dir", dir, "err", err)
+	aside := filepath.Join(filepath.Dir(h.c.Dir), "damaged")
+	if err := os.MkdirAll(aside, 0o700); err != nil {
+		return err
+	}
+	return os.Rename(dir, filepath.Join(aside, fmt.Sprintf("%s.%d", id, time.Now().UnixNano())))
 }
 
-// remove asks until GitHub no longer says that the runner has a job, for at most 10 seconds: the VM is gone, and GitHub
-// is told so by its silence. The caller's record stays if that is not enough.
-func remove(ctx context.Context, github Registrar, runner string, id int64) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	for wait := 100 * time.Millisecond; ; wait *= 2 {
-		err := github.Remove(ctx, runner, id)
-		if !errors.Is(err, flint.ErrConflict) {
+// endNamed ends every VMM that was started under this id: QEMU with -name, Firecracker and its jailer with --id. The id is
+// random, so no other process has it behind these words.
+func endNamed(ctx context.Context, id string) error {
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		start, err := startTime(pid)
+		if err != nil {
+			continue // gone by now
+		}
+		cmdline, err := os.ReadFile(file)
+		if err != nil || !names(cmdline, id) {
+			continue
+		}
+		if err := endProcess(ctx, pid, start); err != nil {
 			return err
 		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return err
+	}
+	return nil
+}
+
+// names reports whether a command line, as /proc shows it, gives a VM this id.
+func names(cmdline []byte, id string) bool {
+	args := strings.Split(string(cmdline), "\x00")
+	for i, arg := range args[:len(args)-1] {
+		if (arg == "-name" || arg == "--id") && args[i+1] == id {
+			return true
+		}
+	}
+	return false
+}
+
+// removeTime bounds how long a registration's removal is tried before its record is left for the next sweep.
+const removeTime = 10 * time.Second
+
+// remove asks until GitHub has forgotten the runner, for at most removeTime. It refuses while it believes that the runner
+// has a job, and learns only from silence that the VM is gone; the caller's record stays if that is not enough.
+func remove(ctx context.Context, github Registrar, runner string, id int64) error {
+	err := ctx.Err()
+	for wait := range backoff(ctx, removeTime) {
+		if err = github.Remove(ctx, runner, id); err == nil {
+			return nil
+		}
+		wait()
+	}
+	return err
+}
+
+// backoff yields until the time is up or ctx ends; the loop calls what it yields to wait, twice as long each time.
+func backoff(ctx context.Context, limit time.Duration) func(func(func()) bool) {
+	return func(yield func(func()) bool) {
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		pause := 100 * time.Millisecond
+		for ctx.Err() == nil {
+			if !yield(func() {
+				select {
+				case <-time.After(pause):
+					pause *= 2
+				case <-ctx.Done():
+				}
+			}) {
+				return
+			}
 		}
 	}
 }
