@@ -7,7 +7,6 @@ import (
 	"math"
 	"os"
 	"os/exec"
-	"runtime"
 	"syscall"
 	"time"
 
@@ -52,7 +51,7 @@ func (i *inheritance) close() {
 func (d *Driver) start(ctx context.Context, s vm.Spec) (_ *machine, err error) {
 	in := &inheritance{}
 	defer in.close()
-	m := &machine{id: s.ID, dir: s.Dir, console: newTail(consoleKept), stderr: newTail(stderrKept), done: make(chan struct{})}
+	m := &machine{id: s.ID, dir: s.Dir, console: vm.NewRing(consoleKept), stderr: vm.NewRing(stderrKept), done: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.release())
@@ -187,29 +186,23 @@ func (d *Driver) groups() []uint32 {
 	return []uint32{st.Gid}
 }
 
-// startApart starts cmd from a thread that has moved into the NIC's network namespace and the private root, and that is
-// thrown away afterwards. The child stays there.
+// startApart starts cmd in the NIC's network namespace and the private root, and stays outside itself.
 func startApart(cmd *exec.Cmd, nic *vm.NIC, root *privateRoot) error {
-	started := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
-		started <- func() error {
-			// What this process got from its parent without close-on-exec is not for QEMU. Kernels before 5.11 refuse.
-			_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
-			if nic != nil && nic.Namespace != nil {
-				if err := unix.Setns(int(nic.Namespace.Fd()), unix.CLONE_NEWNET); err != nil {
-					return fmt.Errorf("enter network namespace: %w", err)
-				}
+	return vm.Apart(func() error {
+		// What this process got from its parent without close-on-exec is not for QEMU. Kernels before 5.11 refuse.
+		_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
+		if nic != nil && nic.Namespace != nil {
+			if err := unix.Setns(int(nic.Namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+				return fmt.Errorf("enter network namespace: %w", err)
 			}
-			if root != nil {
-				if err := root.enter(); err != nil {
-					return fmt.Errorf("make a root for QEMU: %w", err)
-				}
+		}
+		if root != nil {
+			if err := root.enter(); err != nil {
+				return fmt.Errorf("make a root for QEMU: %w", err)
 			}
-			return cmd.Start()
-		}()
-	}()
-	return <-started
+		}
+		return cmd.Start()
+	})
 }
 
 // limit sets the resource limits of a process that has just begun. Where this process may not (privileges), or the

@@ -36,8 +36,8 @@ type machine struct {
 	cmd         *exec.Cmd
 	spawned     time.Time // just before the process was made
 	startTicks  uint64
-	console     *tail
-	stderr      *tail
+	console     *vm.Ring
+	stderr      *vm.Ring
 	consoleConn net.Conn
 	qmp         *qmp
 
@@ -58,7 +58,7 @@ var (
 
 // started begins to watch the process that now runs.
 func (m *machine) started() {
-	m.startTicks = startTicks(m.cmd.Process.Pid)
+	m.startTicks, _ = vm.ProcessStart(m.cmd.Process.Pid) // cannot be gone: nobody has waited for it yet
 	var readers sync.WaitGroup
 	var monitor error
 	readers.Go(func() { _, _ = io.Copy(m.console, m.consoleConn) })
@@ -265,18 +265,3 @@ func (m *machine) PeakMemory() flint.Bytes {
 
 // Process implements vm.Process.
 func (m *machine) Process() (pid int, start uint64) { return m.cmd.Process.Pid, m.startTicks }
-
-// startTicks returns field 22 of /proc/pid/stat, or 0 if the process is gone.
-func startTicks(pid int) uint64 {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	// The second field is the program's name in parentheses, which may hold anything; the third is right behind.
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	if len(fields) < 20 {
-		return 0
-	}
-	ticks, _ := strconv.ParseUint(fields[19], 10, 64)
-	return ticks
-}

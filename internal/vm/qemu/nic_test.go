@@ -3,7 +3,6 @@ package qemu
 import (
 	"net"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -19,38 +18,30 @@ func testNIC(t *testing.T) *vm.NIC {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: a network namespace and a tap")
 	}
-	type made struct {
-		ns, tap *os.File
-		err     error
-	}
-	result := make(chan made)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread is thrown away with its namespace
-		var m made
-		defer func() { result <- m }()
-		if m.err = unix.Unshare(unix.CLONE_NEWNET); m.err != nil {
-			return
+	var m struct{ ns, tap *os.File }
+	err := vm.Apart(func() (err error) {
+		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
 		}
-		if m.ns, m.err = os.Open("/proc/thread-self/ns/net"); m.err != nil {
-			return
+		if m.ns, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+			return err
 		}
-		if m.tap, m.err = os.OpenFile("/dev/net/tun", os.O_RDWR, 0); m.err != nil {
-			return
+		if m.tap, err = os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err != nil {
+			return err
 		}
-		var req *unix.Ifreq
-		if req, m.err = unix.NewIfreq("tap0"); m.err != nil {
-			return
+		req, err := unix.NewIfreq("tap0")
+		if err != nil {
+			return err
 		}
 		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-		m.err = unix.IoctlIfreq(int(m.tap.Fd()), unix.TUNSETIFF, req)
-	}()
-	m := <-result
+		return unix.IoctlIfreq(int(m.tap.Fd()), unix.TUNSETIFF, req)
+	})
 	t.Cleanup(func() {
 		m.ns.Close()
 		m.tap.Close()
 	})
-	if m.err != nil {
-		t.Skipf("needs network namespaces and taps: %v", m.err)
+	if err != nil {
+		t.Skipf("needs network namespaces and taps: %v", err)
 	}
 	return &vm.NIC{Tap: m.tap, Name: "tap0", Namespace: m.ns, MAC: net.HardwareAddr{2, 0xf1, 0, 0, 0, 7}, MTU: 1400}
 }

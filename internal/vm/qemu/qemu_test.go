@@ -349,23 +349,6 @@ func empty(t *testing.T, dir string) {
 	}
 }
 
-func TestTail(t *testing.T) {
-	for limit := 1; limit < 9; limit++ {
-		k := newTail(limit)
-		var all []byte
-		for i := range 40 {
-			p := bytes.Repeat([]byte{byte('a' + i%26)}, i%11)
-			if n, err := k.Write(p); n != len(p) || err != nil {
-				t.Fatalf("wrote %d of %d, %v", n, len(p), err)
-			}
-			all = append(all, p...)
-			if want := all[max(0, len(all)-limit):]; !bytes.Equal(k.Bytes(), want) {
-				t.Fatalf("limit %d keeps %q, want %q", limit, k.Bytes(), want)
-			}
-		}
-	}
-}
-
 func FuzzMonitor(f *testing.F) {
 	f.Add([]byte("{\"QMP\":{}}\r\n{\"return\":{}}\r\n{\"event\":\"SHUTDOWN\",\"data\":{\"guest\":true,\"reason\":\"guest-reset\"}}\r\n"))
 	f.Add([]byte("{\"error\":{\"class\":\"x\",\"desc\":\"no\"}}\n"))
