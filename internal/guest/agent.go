@@ -28,9 +28,11 @@ type System interface {
 type Process interface {
 	// Stdio returns the process's ends; stderr is nil with a TTY. The agent reads the outputs to their end and closes
 	// all three, the readers where they are io.Closers. A reader that still gives nothing a second after the process
-	// ended is closed first: something in the background may hold its other end.
+	// ended is closed first: something in the background may hold its other end. If something goes on to write, the
+	// process group is sent SIGKILL, and the reader is closed within 5 s of the process's end.
 	Stdio() (stdin io.WriteCloser, stdout, stderr io.Reader)
-	// Signal sends a signal, named "SIGTERM" and so on, to the process group.
+	// Signal sends a signal, named "SIGTERM" and so on, to the process group, also to what is left of it after Wait.
+	// That there is nobody to get it is no error.
 	Signal(sig string) error
 	Resize(size Size) error
 	// Wait blocks until the process ended. It is called once.

@@ -11,8 +11,16 @@ import (
 	"time"
 )
 
-// outputGrace is how long an output may give nothing after its process ended before it is closed.
-const outputGrace = time.Second
+const (
+	// outputGrace is how long an output may give nothing after its process ended before it is closed.
+	outputGrace = time.Second
+	// outputLimit is how long after its process ended an output may go on. Then what is left of the process group is
+	// killed; what others still write is cut off within another outputGrace.
+	outputLimit = 4 * time.Second
+	// pipeSize is the most bytes a pipe holds that an ordinary process made as large as it may: the kernel's default of
+	// fs.pipe-max-size (pipe(7)). Whatever a process wrote before it ended is within so many bytes of where it is read.
+	pipeSize = 1 << 20
+)
 
 // process is the agent's view of one process. Its attached, ended, exit and exitSent belong to Agent.mu.
 type process struct {
@@ -27,7 +35,7 @@ type process struct {
 	exitSent bool
 
 	mu      sync.Mutex
-	running Process // nil before it was started and after it ended
+	running Process // nil before it was started and after its output ended
 }
 
 // admit makes room for a process the host starts; what runs it follows when its turn comes. Its input may come at once.
@@ -100,17 +108,17 @@ func (a *Agent) run(p *process, running Process) {
 	if err != nil {
 		exit.Err = err.Error()
 	}
-	p.mu.Lock()
-	p.running = nil // its process group may be another's from now on
-	p.mu.Unlock()
 	p.in.drop()
 	drained := make(chan struct{})
-	outputs.Go(func() { settle(sources, drained) })
+	outputs.Go(func() { p.settle(sources, drained) })
 	for _, s := range sources {
 		<-s.ended
 	}
 	close(drained)
 	outputs.Wait()
+	p.mu.Lock()
+	p.running = nil // who is left of its group no longer matters to anybody
+	p.mu.Unlock()
 	_ = stdin.Close() // frees feed from a process that does not read
 	input.Wait()
 	a.finish(p, exit)
@@ -265,6 +273,7 @@ type source struct {
 	to    *sender
 	ended chan struct{}
 	reads atomic.Int64 // odd while in Read
+	late  atomic.Bool  // only what the process itself may have written is still read
 }
 
 func newSource(from io.Reader, to *sender) *source {
@@ -273,14 +282,18 @@ func newSource(from io.Reader, to *sender) *source {
 
 func (s *source) copy() {
 	buf := make([]byte, chunk)
-	for {
+	for left := pipeSize; ; {
 		s.reads.Add(1)
 		n, err := s.from.Read(buf)
 		s.reads.Add(1)
 		if n > 0 {
 			_, _ = s.to.Write(buf[:n]) // a dropped stream takes nothing, but the process must not block
 		}
-		if err != nil {
+		if s.late.Load() {
+			left -= n
+		}
+		// A read that does not fill the buffer has emptied the pipe.
+		if err != nil || left <= 0 || left < pipeSize && n < len(buf) {
 			s.to.end()
 			s.close()
 			close(s.ended)
@@ -295,12 +308,14 @@ func (s *source) close() {
 	}
 }
 
-// settle closes the outputs that still give nothing a while after their process ended.
-func settle(sources []*source, drained <-chan struct{}) {
+// settle ends the outputs of a process that ended: those that still give nothing a while later, for something in the
+// background holds them open, and in the end those that something in the background goes on to write to. An output that
+// waits for the host to take it stays: nothing the process wrote itself is lost.
+func (p *process) settle(sources []*source, drained <-chan struct{}) {
 	was := make([]int64, len(sources))
 	t := time.NewTicker(outputGrace)
 	defer t.Stop()
-	for {
+	for since := outputGrace; ; since += outputGrace {
 		select {
 		case <-drained:
 			return
@@ -308,10 +323,16 @@ func settle(sources []*source, drained <-chan struct{}) {
 		}
 		for i, s := range sources {
 			now := s.reads.Load()
-			if now%2 == 1 && now == was[i] {
+			if now%2 == 1 && (now == was[i] || s.late.Load()) {
 				s.close()
 			}
 			was[i] = now
+		}
+		if since == outputLimit {
+			p.kill()
+			for _, s := range sources {
+				s.late.Store(true)
+			}
 		}
 	}
 }

@@ -250,33 +250,6 @@ func TestRequestsTheProtocolCannotCarry(t *testing.T) {
 	}
 }
 
-// Something in the background that holds the output open must not hold up the exit, nor lose what was written before.
-func TestBackgroundHolderOfOutput(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s, _ := pair(t, newScript(func(Command) (Process, error) {
-			p := &proc{exit: make(chan Exit, 1)}
-			p.in, p.stdin = io.Pipe()
-			p.stdout, p.out = io.Pipe()
-			p.stderr, p.err = io.Pipe()
-			go func() {
-				io.WriteString(p.out, "last words")
-				p.err.Close()
-				p.exit <- Exit{Code: 3} // stdout stays open
-			}()
-			return p, nil
-		}))
-		var out bytes.Buffer
-		begin := time.Now()
-		e, err := s.Exec(t.Context(), Command{Args: []string{"x"}}, IO{Stdout: &out})
-		if err != nil || e.Code != 3 || out.String() != "last words" {
-			t.Errorf("exit %+v, error %v, output %q", e, err, &out)
-		}
-		if took := time.Since(begin); took < outputGrace || took > 3*outputGrace {
-			t.Errorf("took %v", took)
-		}
-	})
-}
-
 // Output of a process outlives its session: nothing is lost, nothing comes twice.
 func TestResume(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
