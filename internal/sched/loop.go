@@ -289,6 +289,9 @@ func (l *Loop) ended(ctx context.Context, e exit) {
 	f := l.flights[e.id]
 	delete(l.flights, e.id)
 	f.cancel(context.Canceled)
+	if onlyRelease(e.err) {
+		e.err = nil // the host says so and tries again; the runner itself did as well as its result tells
+	}
 	why := failure(f.runner, e)
 	if why.IsZero() {
 		if !f.stopped {
@@ -311,6 +314,22 @@ func (l *Loop) ended(ctx context.Context, e exit) {
 		log = log.With("pause", wait)
 	}
 	log.Error("runner failed", "reason", why)
+}
+
+// onlyRelease reports whether err says nothing but that something was not released. An error that wraps flint.ErrRelease
+// itself is one, whatever its cause; several joined errors are one if each of them is.
+func onlyRelease(err error) bool {
+	for err != nil && err != flint.ErrRelease {
+		many, ok := err.(interface{ Unwrap() []error })
+		if !ok {
+			err = errors.Unwrap(err)
+			continue
+		}
+		branches := many.Unwrap()
+		return slices.Contains(branches, flint.ErrRelease) ||
+			len(branches) > 0 && !slices.ContainsFunc(branches, func(e error) bool { return !onlyRelease(e) })
+	}
+	return err != nil
 }
 
 // failure says in what way a runner failed; zero if it did not. A job that failed is no failure of its runner. A runner

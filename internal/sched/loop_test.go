@@ -2,6 +2,7 @@ package sched_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -247,6 +248,46 @@ func TestFailingHostIsNoLaunchStorm(t *testing.T) {
 				}
 				if c := r.lastCapacity("a"); c != 0 {
 					t.Errorf("capacity is %d while the pool rests", c)
+				}
+			})
+		})
+	}
+}
+
+// TestReleaseThatFailsIsNoFailureOfThePool: every job goes well, and something of every VM is left behind.
+func TestReleaseThatFailsIsNoFailureOfThePool(t *testing.T) {
+	left := fmt.Errorf("end runner: %w", fmt.Errorf("%w: %w", flint.ErrRelease, errors.New("remove registration: 502 Bad Gateway")))
+	fault := &flint.Fault{Code: "host.release", What: "end runner", Kind: flint.ErrRelease, Err: errors.New("remove tap: busy")}
+	for name, tc := range map[string]struct {
+		err  error
+		code int
+		rest string // why the pool rests; empty: it does not
+	}{
+		"one thing":                   {err: left},
+		"a fault":                     {err: fault},
+		"two things":                  {err: errors.Join(left, nil, fault)},
+		"beside a failure":            {err: errors.Join(errors.New("no space left on device"), left), rest: "host.failing"},
+		"beside a guest's failure":    {err: errors.Join(left, fmt.Errorf("boot: %w", flint.ErrGuest)), rest: "guest.failing"},
+		"beside a program's bad exit": {err: left, code: 7, rest: "runner.exit"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, []flint.Pool{pool("a", 1)}, func(ctx context.Context, _ flint.Runner, phase func(flint.Phase)) error {
+					phase(flint.Registered)
+					pause(ctx, time.Second)
+					return tc.err
+				})
+				r.machine.mu.Lock()
+				r.exitCode = tc.code
+				r.machine.mu.Unlock()
+				r.set("a", 5)
+				settle(time.Minute)
+				why := r.loop.Waiting()
+				if len(why) != 1 || why[0].Code != cmp.Or(tc.rest, "pool.max") {
+					t.Errorf("waiting: %v, want %q", why, tc.rest)
+				}
+				if n := len(r.starts); (n > 50) != (tc.rest == "") {
+					t.Errorf("%d runners of a second each in a minute", n)
 				}
 			})
 		})

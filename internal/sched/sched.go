@@ -15,13 +15,15 @@ import (
 type Host interface {
 	// State is a snapshot, cheap enough to take on every pass.
 	State() flint.HostState
-	// Run blocks until r is over and everything it held is released. Cancelling ctx ends r early; release still happens.
+	// Run blocks until r is over and everything it held is released. Cancelling ctx ends r early; release still happens. An
+	// error that is only flint.ErrRelease does not count against the pool: the host releases again what it left behind.
 	Run(ctx context.Context, r flint.Runner) (flint.Result, error)
 }
 
 // Source is where demand comes from.
 type Source interface {
-	// Demand is the newest known demand per pool; a pool GitHub has not spoken of yet is absent.
+	// Demand is the newest known demand per pool. A pool GitHub has not spoken of yet, or not for so long that its last
+	// word cannot be believed, is absent.
 	Demand() []flint.Demand
 	// Changed is signalled (one buffered element) when Demand may have changed.
 	Changed() <-chan struct{}
