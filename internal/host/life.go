@@ -40,7 +40,7 @@ type life struct {
 	undo     undo.Stack
 	port     Port
 	machine  vm.Machine
-	output   *tail
+	output   *vm.Ring
 	recorded bool                    // the directory is ours
 	abort    context.CancelCauseFunc // under Host.mu; ends a work that yields
 	result   flint.Result
@@ -57,7 +57,7 @@ type life struct {
 func newLife(h *Host, r flint.Runner, s Supply) *life {
 	return &life{
 		h: h, log: h.c.Log.With("runner", r.ID), dir: filepath.Join(h.c.Dir, r.ID), supply: s, shape: s.Shape,
-		output: newTail(32 << 10), concluded: make(chan struct{}), rec: record{Version: recordVersion, Runner: r},
+		output: vm.NewRing(32 << 10), concluded: make(chan struct{}), rec: record{Version: recordVersion, Runner: r},
 	}
 }
 
@@ -429,7 +429,7 @@ func (l *life) end(ctx context.Context, err error) (flint.Result, error) {
 	l.result.Timeline = maps.Clone(l.rec.Runner.Timeline)
 	l.result.Runner = l.rec.Runner
 	l.result.Runner.Timeline = l.result.Timeline
-	l.result.Conclusion, l.result.Output = l.conclusion, l.output.String()
+	l.result.Conclusion, l.result.Output = l.conclusion, strings.ToValidUTF8(string(l.output.Bytes()), "\uFFFD")
 	l.result.Reason = l.why(err)
 	return l.result, errors.Join(err, leftover)
 }

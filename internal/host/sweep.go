@@ -1,7 +1,6 @@
 package host
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"flint/internal/vm"
 )
 
 // Sweep undoes what runners of an earlier process left behind: it reads every record, ends the VMM it names, removes the
@@ -88,7 +89,7 @@ func endNamed(ctx context.Context, id string) error {
 	}
 	for _, file := range files {
 		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
-		start, err := startTime(pid)
+		start, err := vm.ProcessStart(pid)
 		if err != nil {
 			continue // gone by now
 		}
@@ -164,7 +165,7 @@ func endProcess(ctx context.Context, pid int, start uint64) error {
 		return fmt.Errorf("open process %d: %w", pid, err)
 	}
 	defer unix.Close(fd)
-	if s, err := startTime(pid); err != nil || s != start {
+	if s, err := vm.ProcessStart(pid); err != nil || s != start {
 		return nil
 	}
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -182,19 +183,6 @@ func endProcess(ctx context.Context, pid int, start uint64) error {
 	return fmt.Errorf("wait for process %d: %w", pid, ctx.Err())
 }
 
-// startTime reads field 22 of /proc/pid/stat (proc_pid_stat(5)). The second field may hold spaces and parentheses.
-func startTime(pid int) (uint64, error) {
-	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
-	if err != nil {
-		return 0, err
-	}
-	fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	if len(fields) < 20 {
-		return 0, fmt.Errorf("process %d has a short stat line", pid)
-	}
-	return strconv.ParseUint(string(fields[19]), 10, 64)
-}
-
 // Leftovers lists what of past and present runners is still on this machine: their directories, and the VMMs their
 // records name. It is the proof that nothing is left.
 func (h *Host) Leftovers() ([]string, error) {
@@ -210,7 +198,7 @@ func (h *Host) Leftovers() ([]string, error) {
 		dir := filepath.Join(h.c.Dir, e.Name())
 		left = append(left, "directory "+dir)
 		if rec, err := readRecord(dir); err == nil && rec.PID > 1 {
-			if s, err := startTime(rec.PID); err == nil && s == rec.Start {
+			if s, err := vm.ProcessStart(rec.PID); err == nil && s == rec.Start {
 				left = append(left, fmt.Sprintf("process %d of %s", rec.PID, rec.Runner.ID))
 			}
 		}
