@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -99,6 +100,46 @@ func TestSignalReachesTheGroup(t *testing.T) {
 	}
 	if err := p.Signal("SIGTERM"); err != nil {
 		t.Errorf("signal to an ended process: %v", err)
+	}
+}
+
+// What a process left behind in its group gets the signal, too.
+func TestSignalReachesWhatALeaderLeft(t *testing.T) {
+	s := startable(t)
+	p, err := s.Start(guest.Command{Args: []string{"sh", "-c", "(while :; do echo x; sleep 0.01; done) & exit 3"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := p.Wait()
+	if err != nil || e.Code != 3 {
+		t.Fatalf("exit %+v, %v", e, err)
+	}
+	if err := p.Signal("SIGKILL"); err != nil {
+		t.Fatal(err)
+	}
+	_, out, _ := p.Stdio()
+	if _, err := io.Copy(io.Discard, out); err != nil { // ends when nobody holds it open any more
+		t.Error(err)
+	}
+}
+
+// A number that was given to another process since is not signalled.
+func TestSignalSparesWhoHasTheNumberNow(t *testing.T) {
+	r := newReaper()
+	other := exec.Command("sleep", "1000")
+	other.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.signal(other.Process.Pid, unix.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	if err := other.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = other.Wait() // says how it ended, which is looked at below
+	if ws := other.ProcessState.Sys().(syscall.WaitStatus); ws.Signal() != unix.SIGKILL {
+		t.Errorf("it ended by %v", ws.Signal())
 	}
 }
 

@@ -72,12 +72,18 @@ func (r *reaper) collect() (childless bool) {
 	}
 }
 
-// signal sends sig to the process group of pid, unless the process was collected: its number may be another's then.
+// signal sends sig to the process group that pid leads, or led: what is left of a group keeps its number from being
+// given to another process, so that a process with the number is either the leader, not collected yet, or a sign that
+// the whole group has gone.
 func (r *reaper) signal(pid int, sig syscall.Signal) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, ok := r.waiting[pid]; !ok {
+	if _, ok := r.waiting[pid]; !ok && !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
 		return nil
 	}
-	return syscall.Kill(-pid, sig)
+	err := syscall.Kill(-pid, sig)
+	if errors.Is(err, syscall.ESRCH) {
+		return nil
+	}
+	return err
 }
