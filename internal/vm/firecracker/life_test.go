@@ -373,7 +373,7 @@ func bootAndDie() error {
 	if err := json.NewDecoder(os.Stdin).Decode(&in); err != nil {
 		return err
 	}
-	d, err := newDriver(context.Background(), in.Config, cgroupFS{mounts: in.Mounts, remove: os.RemoveAll})
+	d, err := newDriver(context.Background(), in.Config, cgroupFS{mounts: in.Mounts, remove: removeTree})
 	if err != nil {
 		return err
 	}

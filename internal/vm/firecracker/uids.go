@@ -164,7 +164,8 @@ func (p *uidPool) reservations() (map[uint32]string, error) {
 	return all, nil
 }
 
-// owners returns the users that have processes. A process that may not be dumped shows as root's; ours are none of those.
+// owners returns the users that have processes, those that wait to be collected included: a process's directory belongs
+// to its effective user.
 func owners() (map[uint32]bool, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {

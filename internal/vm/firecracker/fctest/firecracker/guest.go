@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"flint"
@@ -27,25 +28,41 @@ func (v *vmm) begin() error {
 		return err
 	}
 	v.machine, v.started = m, true
-	if v.vsock != nil {
-		go v.acceptVsock(v.vsock)
-	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		if v.vsock != nil {
+			v.acceptVsock(v.vsock)
+		}
+	}()
 	v.print("Linux version 6.12 (double)\r\n")
 	go func() {
 		_ = m.Wait(context.Background())
+		if v.vsock != nil {
+			v.vsock.Close()
+		}
+		// The guest's last words are on their way; a connection nobody asked anything on is not waited for long.
+		select {
+		case <-served:
+		case <-time.After(lastWords):
+		}
 		close(v.over)
 	}()
 	return nil
 }
 
-// acceptVsock serves the host's connections to the guest.
+const lastWords = 100 * time.Millisecond
+
+// acceptVsock serves the host's connections to the guest. It returns when all have ended.
 func (v *vmm) acceptVsock(l net.Listener) {
+	var all sync.WaitGroup
+	defer all.Wait()
 	for {
 		conn, err := l.Accept()
 		if err != nil {
 			return
 		}
-		go v.shake(conn)
+		all.Go(func() { v.shake(conn) })
 	}
 }
 
@@ -72,18 +89,18 @@ func (v *vmm) shake(conn net.Conn) {
 	join(conn, agent)
 }
 
-func join(a, b net.Conn) {
-	done := make(chan struct{}, 2)
-	for _, p := range [][2]net.Conn{{a, b}, {b, a}} {
-		go func() {
-			_, _ = io.Copy(p[0], p[1])
-			p[0].Close()
-			p[1].Close()
-			done <- struct{}{}
-		}()
-	}
-	<-done
-	<-done
+// join copies between host and agent. What the agent said last reaches the host, whatever the host says meanwhile.
+func join(host, agent net.Conn) {
+	var both sync.WaitGroup
+	both.Go(func() {
+		_, _ = io.Copy(agent, host)
+		agent.Close()
+	})
+	both.Go(func() {
+		_, _ = io.Copy(host, agent)
+		host.Close()
+	})
+	both.Wait()
 }
 
 // readConnect reads `CONNECT port` and not a byte more.
