@@ -1,11 +1,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
 
+	"flint"
 	"flint/internal/config"
 )
 
@@ -43,5 +45,12 @@ func loadServe(file string) (config.Config, error) {
 	if err := cfg.ValidateServe(); err != nil {
 		return cfg, config.Invalid(file, err)
 	}
-	return cfg, cfg.ReadKey()
+	if err := cfg.CheckFiles(); err != nil {
+		var fault *flint.Fault
+		if errors.As(err, &fault) && fault == err {
+			return cfg, err
+		}
+		return cfg, config.Invalid(file, err)
+	}
+	return cfg, nil
 }

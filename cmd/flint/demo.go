@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -32,8 +31,8 @@ const (
 )
 
 type demoFlags struct {
-	workflow, image, runner, stateDir, accel string
-	fail, verbose                            bool
+	workflow, image, runner, stateDir, accel, ipv4 string
+	fail, verbose                                  bool
 }
 
 func newDemo() *cobra.Command {
@@ -49,6 +48,7 @@ func newDemo() *cobra.Command {
 	fl.StringVar(&f.image, "image", "images/demo", "the VMs' image")
 	fl.StringVar(&f.runner, "runner", "images/demo-runner", "Go module of the demo's runner software, or a directory as runner.dir takes it")
 	fl.StringVar(&f.stateDir, "state-dir", "", "where images, kernels and records are kept (overrides FLINT_STATE_DIR)")
+	fl.StringVar(&f.ipv4, "ipv4", demoIPv4, "subnet of the VMs' network")
 	fl.StringVar(&f.accel, "accel", "", "auto, kvm or tcg (overrides FLINT_VM_ACCEL)")
 	fl.BoolVar(&f.fail, "fail", false, "make one of the jobs fail")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "show what the runner says of itself, too")
@@ -73,10 +73,14 @@ func (f *demoFlags) config() (config.Config, error) {
 	if f.stateDir != "" {
 		cfg.StateDir = f.stateDir
 	}
+	subnet, err := netip.ParsePrefix(f.ipv4)
+	if err != nil {
+		return cfg, fmt.Errorf("--ipv4: %w", err)
+	}
 	if f.accel != "" {
 		cfg.VM.Accel = f.accel
 	}
-	cfg.Network = config.Network{Bridge: demoBridge, IPv4: netip.MustParsePrefix(demoIPv4), IPv6: netip.MustParsePrefix(demoIPv6)}
+	cfg.Network = config.Network{Bridge: demoBridge, IPv4: subnet, IPv6: netip.MustParsePrefix(demoIPv6)}
 	cfg.Pools = []config.Pool{{
 		Name: "flint", Image: f.image, Max: 2,
 		VM: config.Shape{CPUs: 1, Memory: 512 * flint.MiB, Disk: 4 * flint.GiB},
@@ -102,7 +106,7 @@ func (f *demoFlags) run(c *cobra.Command) (ok bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	log, err := logger(c, c.ErrOrStderr(), "error")
+	log, err := logger(c, c.ErrOrStderr(), "warn")
 	if err != nil {
 		return false, err
 	}
@@ -137,7 +141,7 @@ func (f *demoFlags) run(c *cobra.Command) (ok bool, err error) {
 	err = errors.Join(err, d.app.Close(ctx))
 	left, lerr := d.leftovers()
 	d.show.end(conclusion, left)
-	return err == nil && conclusion == githubsim.Success && len(left) == 0, errors.Join(err, lerr)
+	return err == nil && conclusion == githubsim.Success && len(left) == 0, errors.Join(stopped(ctx, err), lerr)
 }
 
 func readWorkflow(path string) (*githubsim.Workflow, error) {
@@ -197,7 +201,11 @@ func (f *demoFlags) prepare(ctx context.Context, cfg config.Config, opt app.Opti
 	if err != nil {
 		return nil, err
 	}
-	if err := a.Prepare(ctx); err != nil {
+	err = a.Connect(ctx)
+	if err == nil {
+		err = a.Prepare(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(err, a.Close(ctx))
 	}
 	return a, nil
@@ -206,7 +214,11 @@ func (f *demoFlags) prepare(ctx context.Context, cfg config.Config, opt app.Opti
 // work runs the coordinator until the workflow is over.
 func (d *demo) work(ctx context.Context, w *githubsim.Workflow, fail bool) (githubsim.Conclusion, error) {
 	fmt.Fprintln(d.out)
-	run, err := d.sim.Submit(w, githubsim.Trigger{Inputs: map[string]string{"fail": strconv.FormatBool(fail)}})
+	trigger := githubsim.Trigger{}
+	if fail {
+		trigger.Inputs = map[string]string{"fail": "true"}
+	}
+	run, err := d.sim.Submit(w, trigger)
 	if err != nil {
 		return "", err
 	}
@@ -230,7 +242,8 @@ func (d *demo) work(ctx context.Context, w *githubsim.Workflow, fail bool) (gith
 		}
 		return err
 	})
-	return conclusion, tasks.Wait()
+	err = tasks.Wait()
+	return conclusion, err
 }
 
 func ignoreClosed(err error) error {

@@ -46,12 +46,18 @@ func main() {
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	// A second signal changes nothing: what has to be given back is bounded in time.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
+	// A pipe nobody reads ends the program like a signal, not by one: a signal would leave everything behind.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	pipe := make(chan os.Signal, 1)
+	signal.Notify(pipe, syscall.SIGPIPE)
+	defer signal.Stop(pipe)
 	root := newRoot()
 	root.SetArgs(args)
 	root.SetIn(stdin)
-	root.SetOut(stdout)
+	root.SetOut(&guard{stdout, cancel})
 	root.SetErr(stderr)
 	err := root.ExecuteContext(ctx)
 	var code exitError

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 
@@ -28,11 +29,11 @@ const (
 const maxInstances = 16
 
 type runFlags struct {
-	image, file, user, dir, stateDir string
-	env                              []string
-	memory, disk                     string
-	cpus                             int
-	interactive, tty, verbose        bool
+	image, file, user, dir, stateDir, ipv4 string
+	env                                    []string
+	memory, disk                           string
+	cpus                                   int
+	interactive, tty, verbose              bool
 }
 
 func newRun() *cobra.Command {
@@ -53,13 +54,14 @@ func newRun() *cobra.Command {
 	fl := c.Flags()
 	fl.SetInterspersed(false)
 	fl.StringVar(&f.image, "image", "images/demo", "a Dockerfile's directory, an OCI layout, an archive, or an OCI reference")
-	fl.StringVarP(&f.file, "config", "c", "", "configuration file (network, kernel, vm; its pools are not used)")
+	fl.StringVarP(&f.file, "config", "c", "", "configuration file (kernel, vm, state_dir; the VM has a network of its own, and pools are not used)")
 	fl.StringVarP(&f.user, "user", "u", "", "user in the guest (default root)")
 	fl.StringVarP(&f.dir, "workdir", "w", "", "working directory in the guest (default /work)")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "KEY=value for the command; may be given again")
 	fl.StringVar(&f.memory, "memory", "512MiB", "guest memory")
 	fl.StringVar(&f.disk, "disk", "4GiB", "scratch disk")
 	fl.IntVar(&f.cpus, "cpus", 1, "virtual CPUs")
+	fl.StringVar(&f.ipv4, "ipv4", "", "subnet of the VM's network (default the first free of 10.213.32.0/24, 10.213.33.0/24, …)")
 	fl.BoolVarP(&f.interactive, "interactive", "i", false, "hand standard input to the command")
 	fl.BoolVarP(&f.tty, "tty", "t", false, "give the command a terminal")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "show what is done, and how long it takes")
@@ -67,14 +69,14 @@ func newRun() *cobra.Command {
 	c.RunE = func(c *cobra.Command, args []string) error {
 		code, err := f.run(c, args)
 		if err != nil {
-			if stopped(c.Context(), err) == nil {
-				return exitError(exitInterrupted)
-			}
 			complain(c.ErrOrStderr(), err)
 			if errors.Is(err, flint.ErrTimeout) {
 				return exitError(exitTimeout)
 			}
 			return exitError(exitRunFailed)
+		}
+		if c.Context().Err() != nil {
+			return exitError(exitInterrupted)
 		}
 		if code != 0 {
 			return exitError(code)
@@ -114,7 +116,7 @@ func (f *runFlags) run(c *cobra.Command, args []string) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	level := "error"
+	level := "warn"
 	var progress flint.Progress
 	if f.verbose {
 		level, progress = "info", newSteps(c.ErrOrStderr()).report
@@ -124,11 +126,11 @@ func (f *runFlags) run(c *cobra.Command, args []string) (code int, err error) {
 		return 0, err
 	}
 	ctx := c.Context()
-	a, err := openInstance(ctx, cfg, app.Options{Log: log, Progress: progress, LocalBase: true})
+	a, err := f.openInstance(ctx, cfg, app.Options{Log: log, Progress: progress, LocalBase: true})
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, a.Close(ctx)) }()
+	defer func() { err = errors.Join(stopped(ctx, err), a.Close(ctx)) }()
 	if err := a.Prepare(ctx); err != nil {
 		return 0, err
 	}
@@ -144,6 +146,9 @@ func (f *runFlags) run(c *cobra.Command, args []string) (code int, err error) {
 	}
 	res, err := a.Command(ctx, cmd)
 	restore()
+	if res.Unstarted != "" {
+		fmt.Fprintf(c.ErrOrStderr(), "flint: cannot start %s: %s\n", args[0], printable(res.Unstarted))
+	}
 	if f.verbose && err == nil {
 		t := res.Timeline
 		fmt.Fprintf(c.ErrOrStderr(), "agent ready after %d ms, command ended after %d ms; VM used at most %s\n",
@@ -152,24 +157,57 @@ func (f *runFlags) run(c *cobra.Command, args []string) (code int, err error) {
 	return res.ExitCode, err
 }
 
-// openInstance takes the first instance no other `flint run` uses, with a bridge and a subnet of its own.
-func openInstance(ctx context.Context, cfg config.Config, opt app.Options) (*app.App, error) {
+// openInstance takes the first instance no other `flint run` uses, with a bridge and a subnet of its own, and undoes what
+// dead ones left.
+func (f *runFlags) openInstance(ctx context.Context, cfg config.Config, opt app.Options) (*app.App, error) {
+	var opened *app.App
+	var last error
 	for n := range maxInstances {
 		opt.Instance = fmt.Sprintf("run%d", n)
-		cfg.Network.Bridge = fmt.Sprintf("flintrun%d", n)
-		cfg.Network.IPv4 = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 213, byte(32 + n), 0}), 24)
-		cfg.Network.IPv6 = netip.MustParsePrefix(fmt.Sprintf("fd4f:6c69:6e74:%x::/64", 32+n))
-		a, err := app.New(ctx, cfg, opt)
-		var fault *flint.Fault
-		if errors.As(err, &fault) && fault.Code == "state.locked" {
+		if err := f.network(&cfg, n); err != nil {
+			return nil, err
+		}
+		if opened != nil {
+			if err := app.Recover(ctx, cfg, opt); err != nil {
+				opt.Log.Warn("what a dead flint run left could not be undone", "instance", opt.Instance, "err", err)
+			}
 			continue
 		}
-		return a, err
+		a, err := app.New(ctx, cfg, opt)
+		var fault *flint.Fault
+		switch {
+		case err == nil:
+			opened = a
+		case !errors.As(err, &fault) || !slices.Contains([]string{"state.locked", "network.busy", "network.overlap"}, fault.Code):
+			return nil, err
+		default:
+			last = err
+		}
 	}
-	return nil, &flint.Fault{
-		Code: "run.many", What: "start", Kind: flint.ErrConflict, Err: fmt.Errorf("%d flint run are under way on %s", maxInstances, cfg.StateDir),
-		Fix: "wait for one to end, or give --state-dir",
+	if opened == nil {
+		return nil, &flint.Fault{
+			Code: "run.many", What: "find a free network for the VM", Kind: flint.ErrConflict, Err: last,
+			Fix: fmt.Sprintf("wait for one of the %d flint run to end, or give a free subnet with --ipv4", maxInstances),
+		}
 	}
+	return opened, nil
+}
+
+// network gives an instance its bridge and subnets.
+func (f *runFlags) network(cfg *config.Config, n int) error {
+	cfg.Network = config.Network{
+		Bridge: fmt.Sprintf("flintrun%d", n),
+		IPv4:   netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 213, byte(32 + n), 0}), 24),
+		IPv6:   netip.MustParsePrefix(fmt.Sprintf("fd4f:6c69:6e74:%x::/64", 32+n)),
+	}
+	if f.ipv4 != "" {
+		p, err := netip.ParsePrefix(f.ipv4)
+		if err != nil {
+			return fmt.Errorf("--ipv4: %w", err)
+		}
+		cfg.Network.IPv4 = p
+	}
+	return cfg.Complete()
 }
 
 // terminal makes this terminal the command's, and returns what gives it back.
@@ -192,9 +230,13 @@ func (f *runFlags) terminal(c *cobra.Command, cmd *app.Command) (restore func(),
 	if os.Getenv("TERM") != "" {
 		cmd.Env = append(cmd.Env, "TERM="+os.Getenv("TERM"))
 	}
-	state, err := term.MakeRaw(int(in.Fd()))
-	if err != nil {
-		return nil, fmt.Errorf("make terminal raw: %w", err)
+	giveBack := func() {}
+	if f.interactive { // else the terminal goes on turning Ctrl-C into a signal for us
+		state, err := term.MakeRaw(int(in.Fd()))
+		if err != nil {
+			return nil, fmt.Errorf("make terminal raw: %w", err)
+		}
+		giveBack = func() { _ = term.Restore(int(in.Fd()), state) }
 	}
 	changed := make(chan os.Signal, 1)
 	signal.Notify(changed, syscall.SIGWINCH)
@@ -217,6 +259,6 @@ func (f *runFlags) terminal(c *cobra.Command, cmd *app.Command) (restore func(),
 	return func() {
 		signal.Stop(changed)
 		close(done)
-		_ = term.Restore(int(in.Fd()), state)
+		giveBack()
 	}, nil
 }

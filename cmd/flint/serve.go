@@ -29,20 +29,49 @@ func newServe() *cobra.Command {
 		if err != nil {
 			return stopped(ctx, err)
 		}
-		err = a.Prepare(ctx)
+		err = a.Connect(ctx)
+		if err == nil {
+			err = a.Prepare(ctx)
+		}
 		if err == nil {
 			log.Info("serving", "scope", cfg.GitHub.Scope(), "pools", len(cfg.Pools))
 			err = a.Serve(ctx)
 		}
-		return stopped(ctx, errors.Join(err, a.Close(ctx)))
+		return errors.Join(stopped(ctx, err), a.Close(ctx))
 	}
 	return c
 }
 
-// stopped turns what a signal interrupted into success: the program was told to stop, and did.
+// stopped leaves out of err what is only there because the program was told to stop, and did.
 func stopped(ctx context.Context, err error) error {
-	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, flint.ErrStopped)) {
+	if ctx.Err() == nil {
+		return err
+	}
+	var rest []error
+	for _, e := range parts(err) {
+		if !errors.Is(e, context.Canceled) && !errors.Is(e, context.Cause(ctx)) && !errors.Is(e, flint.ErrStopped) {
+			rest = append(rest, e)
+		}
+	}
+	return errors.Join(rest...)
+}
+
+// parts takes apart what errors.Join put together.
+func parts(err error) []error {
+	if err == nil {
 		return nil
 	}
-	return err
+	var fault *flint.Fault
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok || errors.As(err, &fault) && fault == err {
+		return []error{err}
+	}
+	if errors.Join(joined.Unwrap()...).Error() != err.Error() {
+		return []error{err} // a sentence with several causes
+	}
+	var all []error
+	for _, e := range joined.Unwrap() {
+		all = append(all, parts(e)...)
+	}
+	return all
 }

@@ -126,7 +126,7 @@ func (t *transcript) result(r flint.Result, err error) {
 	close(t.changed)
 	t.changed = make(chan struct{})
 	if err != nil && r.Reason.Code != "runner.unneeded" && r.Reason.Code != "runner.stopped" {
-		fmt.Fprintf(t.out, "  %s %s\n", t.style.paint(red, "✗ "+r.Runner.ID), r.Reason)
+		fmt.Fprintf(t.out, "  %s %s\n", t.style.paint(red, "✗ "+r.Runner.ID), printable(r.Reason.Text))
 		if len(r.Console) > 0 {
 			fmt.Fprintf(t.out, "    end of the guest's console:\n%s", indent([]byte(r.Console), 20))
 		}

@@ -27,6 +27,9 @@ type style struct {
 
 func styleOf(w io.Writer) style {
 	s := style{w: w, width: 100}
+	if g, guarded := w.(*guard); guarded {
+		w = g.Writer
+	}
 	f, ok := w.(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) {
 		return s
@@ -36,6 +39,20 @@ func styleOf(w io.Writer) style {
 		s.width = w
 	}
 	return s
+}
+
+// guard tells when nobody reads what is written any more.
+type guard struct {
+	io.Writer
+	broken func()
+}
+
+func (g *guard) Write(p []byte) (int, error) {
+	n, err := g.Writer.Write(p)
+	if err != nil {
+		g.broken()
+	}
+	return n, err
 }
 
 // The few colours used, as SGR parameters.
@@ -55,15 +72,21 @@ func (s style) paint(sgr, text string) string {
 	return "\x1b[" + sgr + "m" + text + "\x1b[0m"
 }
 
-// complain shows an error as what, why and how to mend it.
+// complain shows each error as what, why and how to mend it.
 func complain(w io.Writer, err error) {
+	for _, e := range parts(err) {
+		complainOne(w, e)
+	}
+}
+
+func complainOne(w io.Writer, err error) {
 	s := styleOf(w)
 	var fault *flint.Fault
 	if !errors.As(err, &fault) {
-		fmt.Fprintf(w, "%s %s\n", s.paint(red, "flint:"), err)
+		fmt.Fprintf(w, "%s %s\n", s.paint(red, "flint:"), printable(err.Error()))
 		return
 	}
-	fmt.Fprintf(w, "%s %s\n", s.paint(red, "flint: cannot "+fault.What), s.paint(dim, "["+fault.Code+"]"))
+	fmt.Fprintf(w, "%s %s\n", s.paint(red, "flint: cannot "+printable(fault.What)), s.paint(dim, "["+fault.Code+"]"))
 	why := ""
 	if fault.Err != nil {
 		why = fault.Err.Error()
@@ -71,7 +94,7 @@ func complain(w io.Writer, err error) {
 	if outer := strings.TrimSuffix(err.Error(), fault.Error()); outer != err.Error() && outer != "" {
 		why = strings.TrimSuffix(strings.TrimSpace(outer), ":") + ": " + why
 	}
-	for i, line := range strings.Split(why, "\n") {
+	for i, line := range strings.Split(printable(why), "\n") {
 		label := "       "
 		if i == 0 {
 			label = "  why: "

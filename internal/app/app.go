@@ -24,6 +24,7 @@ import (
 
 	"flint"
 	"flint/internal/config"
+	"flint/internal/github"
 	"flint/internal/host"
 	"flint/internal/image"
 	"flint/internal/kernel"
@@ -60,11 +61,13 @@ type App struct {
 	store  *image.Store
 	driver vm.Driver
 	net    *network.Network
-	host   *host.Host // for commands; Serve has one that knows GitHub
+	github *github.Client // after Connect
+	host   *host.Host     // knows GitHub after Connect
 	sweep  sync.Once
 	attach func(ctx context.Context, id string) (host.Port, error)
 
-	tasks *errgroup.Group // what runs from New to Close
+	tasks  *errgroup.Group // what runs from New to Close
+	served chan struct{}   // closed when the network no longer serves
 
 	mu     sync.Mutex
 	pack   kernel.Pack
@@ -138,6 +141,16 @@ func (a *App) openDriver(ctx context.Context) error {
 	return nil
 }
 
+// watchNetwork returns an error if the network stops serving before ctx ends.
+func (a *App) watchNetwork(ctx context.Context) error {
+	select {
+	case <-a.served:
+		return fmt.Errorf("serve the guests' DNS: %w", errors.Join(errors.New("it ended"), a.tasks.Wait()))
+	case <-ctx.Done():
+		return nil
+	}
+}
+
 // describeAccel says in a few words what runs the guests' instructions, and why.
 func describeAccel(accel qemu.Accel, kvm vm.KVMStatus) string {
 	if accel == qemu.KVM {
@@ -166,7 +179,11 @@ func (a *App) openNetwork(ctx context.Context) error {
 	a.net, a.attach = n, attachTo(n)
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	a.tasks, run = errgroup.WithContext(run)
-	a.tasks.Go(func() error { return n.Serve(run) })
+	a.served = make(chan struct{})
+	a.tasks.Go(func() error {
+		defer close(a.served)
+		return n.Serve(run)
+	})
 	a.undo.Push("stop serving DNS", func(context.Context) error {
 		cancel()
 		return a.tasks.Wait()
@@ -204,8 +221,8 @@ func (a *App) newHost(github host.Registrar) *host.Host {
 	})
 }
 
-// vmmOverhead is what QEMU needs beyond its guest's memory: 80 MiB of its own and 128 MiB for translated code where
-// there is no KVM (measured, docs/architecture.md).
+// vmmOverhead is counted for each VM beyond its guest's memory: the 128 MiB that QEMU may fill with translated code
+// where there is no KVM, and 80 MiB for itself.
 const vmmOverhead = 208 * flint.MiB
 
 // limits fills what the configuration leaves to the machine.
@@ -253,6 +270,31 @@ func (a *App) Leftovers() ([]string, error) {
 	left, err := a.newHost(nil).Leftovers()
 	links, nerr := network.Leftovers(a.cfg.Network.Bridge)
 	return append(left, links...), errors.Join(err, nerr)
+}
+
+// Recover undoes what a dead instance left: VMs, records, interfaces. It does nothing where the instance lives, or has
+// nothing. Registrations are left to Connect.
+func Recover(ctx context.Context, cfg config.Config, opt Options) error {
+	a := &App{cfg: cfg, opt: opt, log: opt.Log, dir: filepath.Join(cfg.StateDir, opt.Instance)}
+	if left, err := os.ReadDir(filepath.Join(a.dir, "runners")); err != nil || len(left) == 0 {
+		return nil // never used, or clean
+	}
+	if err := a.lock(); err != nil {
+		return errors.Join(ignoreConflict(err), a.Close(ctx))
+	}
+	err := a.newHost(nil).Sweep(ctx)
+	n, nerr := network.Open(ctx, network.Config{Name: cfg.Network.Bridge, IPv4: cfg.Network.IPv4, IPv6: cfg.Network.IPv6, Log: a.log})
+	if nerr == nil {
+		nerr = n.Close(ctx) // Open has removed what was there
+	}
+	return errors.Join(err, nerr, a.Close(ctx))
+}
+
+func ignoreConflict(err error) error {
+	if errors.Is(err, flint.ErrConflict) {
+		return nil
+	}
+	return err
 }
 
 // ConsoleOf returns the end of the guest's console when err is about a VM that did not come up. It is untrusted bytes.

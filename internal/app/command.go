@@ -27,11 +27,7 @@ type Command struct {
 // Command boots a VM, runs the command in it and discards it. How the command ended is in the Result; an error means
 // that it did not run to its end.
 func (a *App) Command(ctx context.Context, c Command) (flint.Result, error) {
-	a.sweep.Do(func() {
-		if err := a.host.Sweep(ctx); err != nil {
-			a.log.Warn("not everything of an earlier process could be undone", "err", err)
-		}
-	})
+	a.sweep.Do(func() { a.undoEarlier(ctx) })
 	supply, err := a.supplyOf(ctx, c.Pool)
 	if err != nil {
 		return flint.Result{}, err

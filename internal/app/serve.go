@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -16,27 +17,41 @@ import (
 	"flint/internal/sched"
 )
 
-// Serve is the coordinator: it runs the jobs of the configured pools until ctx ends, and returns when the last runner is
-// gone. Call Prepare first.
-func (a *App) Serve(ctx context.Context) error {
+// sweepEvery is how often what could not be released is tried again.
+const sweepEvery = 5 * time.Minute
+
+// Connect makes the coordinator's side of GitHub, without talking to it yet, and undoes what an earlier process left: VMs,
+// registrations, records. What cannot be undone now is tried again while Serve runs.
+func (a *App) Connect(ctx context.Context) error {
 	journals := filepath.Join(a.dir, "github")
 	if err := os.MkdirAll(journals, 0o700); err != nil {
 		return fmt.Errorf("make directory of journals: %w", err)
 	}
-	var h *host.Host
-	gh, err := github.New(github.Config{
+	var err error
+	a.github, err = github.New(github.Config{
 		URL: a.cfg.GitHub.Scope(), AppID: strconv.FormatInt(a.cfg.GitHub.AppID, 10), InstallationID: a.cfg.GitHub.InstallationID,
 		PrivateKey: a.cfg.GitHub.PrivateKey, Owner: "flint-" + a.cfg.Host.Name, StateDir: journals,
 		Pools: a.cfg.FlintPools(), Log: a.log,
-		Events: func(ctx context.Context, ev flint.JobEvent) error { return h.Note(ctx, ev) },
+		Events: func(ctx context.Context, ev flint.JobEvent) error { return a.host.Note(ctx, ev) },
 	})
 	if err != nil {
 		return err
 	}
-	h = a.newHost(gh)
-	if err := h.Sweep(ctx); err != nil {
-		a.log.Error("not everything of an earlier process could be undone; the next start tries again", "err", err)
+	a.host = a.newHost(a.github)
+	a.undoEarlier(ctx)
+	return nil
+}
+
+func (a *App) undoEarlier(ctx context.Context) {
+	if err := a.host.Sweep(ctx); err != nil {
+		a.log.Warn("not everything of an earlier process could be undone yet", "err", err)
 	}
+}
+
+// Serve is the coordinator: it runs the jobs of the configured pools until ctx ends, and returns when the last runner is
+// gone. Call Connect and Prepare first.
+func (a *App) Serve(ctx context.Context) error {
+	gh, h := a.github, a.host
 	loop := sched.New(sched.Config{
 		Pools: a.cfg.FlintPools, Source: gh, Hosts: []sched.Host{h}, NewID: host.NewID, Log: a.log, Done: a.ended,
 	})
@@ -50,6 +65,19 @@ func (a *App) Serve(ctx context.Context) error {
 			return nil
 		}
 		return errors.Join(errors.New("GitHub's messages ended"), err)
+	})
+	tasks.Go(func() error { return a.watchNetwork(tctx) })
+	tasks.Go(func() error {
+		tick := time.NewTicker(sweepEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				a.undoEarlier(tctx)
+			case <-tctx.Done():
+				return nil
+			}
+		}
 	})
 	tasks.Go(func() error {
 		defer stopListening()

@@ -100,7 +100,8 @@ func fakeApp(t *testing.T, c *coordinator, url string, maxRunners int) *App {
 	}
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	return &App{
-		cfg: cfg, log: log, dir: filepath.Join(dir, "serve"), store: store, driver: c.fake,
+		served: make(chan struct{}),
+		cfg:    cfg, log: log, dir: filepath.Join(dir, "serve"), store: store, driver: c.fake,
 		attach: func(context.Context, string) (host.Port, error) {
 			return host.Port{Close: func(context.Context) error { return nil }}, nil
 		},
@@ -119,6 +120,9 @@ func fakeApp(t *testing.T, c *coordinator, url string, maxRunners int) *App {
 func (c *coordinator) serve(t *testing.T, body func()) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
+	if err := c.Connect(ctx); err != nil {
+		t.Fatal(err)
+	}
 	served := make(chan error, 1)
 	go func() { served <- c.Serve(ctx) }()
 	body()

@@ -6,7 +6,10 @@
 package config
 
 import (
+	"crypto/rsa"
+	"crypto/x509"
 	_ "embed"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -16,6 +19,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"gopkg.in/yaml.v3"
 
 	"flint"
 )
@@ -65,13 +70,12 @@ func (g GitHub) Scope() string {
 
 // Pool is one kind of runner.
 type Pool struct {
-	Name    string            `yaml:"name"`
-	Image   string            `yaml:"image"`
-	Args    map[string]string `yaml:"build_args"` // for an image that is a Dockerfile
-	VM      Shape             `yaml:"vm"`
-	MinIdle int               `yaml:"min_idle"`
-	Max     int               `yaml:"max"`
-	Group   string            `yaml:"group"`
+	Name  string            `yaml:"name"`
+	Image string            `yaml:"image"`
+	Args  map[string]string `yaml:"build_args"` // for an image that is a Dockerfile
+	VM    Shape             `yaml:"vm"`
+	Max   int               `yaml:"max"`
+	Group string            `yaml:"group"`
 }
 
 // Shape is the size of a pool's VMs.
@@ -145,28 +149,25 @@ func Default() Config {
 	}
 }
 
-// defaultShape is what a pool that does not say gets.
-var defaultShape = Shape{CPUs: 2, Memory: 4 * flint.GiB, Disk: 20 * flint.GiB}
+// NewPool returns a pool with the defaults of whatever a file does not say.
+func NewPool(name, image string) Pool {
+	return Pool{Name: name, Image: image, Max: 1, VM: Shape{CPUs: 2, Memory: 4 * flint.GiB, Disk: 20 * flint.GiB}}
+}
+
+// UnmarshalYAML implements yaml.Unmarshaler: it decodes above the defaults.
+func (p *Pool) UnmarshalYAML(n *yaml.Node) error {
+	type plain Pool
+	*p = NewPool("", "")
+	return n.Decode((*plain)(p))
+}
 
 // poolName is what GitHub takes as a scale set's name and a label, kept to what is also safe in file and host names.
 var poolName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$`)
 
-// complete fills what the pools leave out.
+// complete makes paths absolute and fills the host's name.
 func (c *Config) complete(dir string) {
 	for i := range c.Pools {
 		p := &c.Pools[i]
-		if p.VM.CPUs == 0 {
-			p.VM.CPUs = defaultShape.CPUs
-		}
-		if p.VM.Memory == 0 {
-			p.VM.Memory = defaultShape.Memory
-		}
-		if p.VM.Disk == 0 {
-			p.VM.Disk = defaultShape.Disk
-		}
-		if p.Max == 0 {
-			p.Max = 1
-		}
 		if strings.HasPrefix(p.Image, "./") || strings.HasPrefix(p.Image, "../") {
 			p.Image = filepath.Join(dir, p.Image)
 		}
@@ -246,8 +247,8 @@ func (c *Config) validatePools() (errs []error) {
 		if p.VM.Disk < 64*flint.MiB {
 			bad("vm.disk", "%s is less than 64MiB", p.VM.Disk)
 		}
-		if p.MinIdle < 0 || p.Max < 1 || p.MinIdle > p.Max {
-			bad("max", "min_idle %d and max %d must satisfy 0 ≤ min_idle ≤ max and 1 ≤ max", p.MinIdle, p.Max)
+		if p.Max < 1 {
+			bad("max", "%d is less than 1; leave a pool out that shall run nothing", p.Max)
 		}
 	}
 	return errs
@@ -281,13 +282,53 @@ func (c *Config) ValidateServe() error {
 	return errors.Join(errs...)
 }
 
+// CheckFiles returns what is wrong with the files a valid configuration names, as far as looking at them tells.
+func (c *Config) CheckFiles() error {
+	var errs []error
+	if err := c.ReadKey(); err != nil {
+		errs = append(errs, err)
+	} else if err := checkKey(c.GitHub.PrivateKey); err != nil {
+		errs = append(errs, fmt.Errorf("github.private_key_file: %w", err))
+	}
+	if dir := c.Runner.Dir; dir != "" {
+		if info, err := os.Stat(filepath.Join(dir, "start")); err != nil {
+			errs = append(errs, fmt.Errorf("runner.dir: it has no program to start: %w", err))
+		} else if info.Mode()&0o111 == 0 {
+			errs = append(errs, fmt.Errorf("runner.dir: %s is not executable", filepath.Join(dir, "start")))
+		}
+	}
+	for i, p := range c.Pools {
+		if _, err := os.Stat(p.Image); filepath.IsAbs(p.Image) && err != nil {
+			errs = append(errs, fmt.Errorf("pools[%d].image: %w", i, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkKey reports whether the key is an RSA private key in PEM form, as GitHub hands them out.
+func checkKey(key flint.Secret) error {
+	block, _ := pem.Decode([]byte(key))
+	if block == nil {
+		return errors.New("the file holds no key in PEM form")
+	}
+	if _, err := x509.ParsePKCS1PrivateKey(block.Bytes); err == nil {
+		return nil
+	}
+	if k, err := x509.ParsePKCS8PrivateKey(block.Bytes); err == nil {
+		if _, ok := k.(*rsa.PrivateKey); ok {
+			return nil
+		}
+	}
+	return errors.New("the file holds no RSA private key")
+}
+
 // FlintPools returns the pools as the rest of flint knows them.
 func (c *Config) FlintPools() []flint.Pool {
 	pools := make([]flint.Pool, len(c.Pools))
 	for i, p := range c.Pools {
 		pools[i] = flint.Pool{
 			Name: p.Name, Image: p.Image, Shape: flint.Shape(p.VM),
-			MinIdle: p.MinIdle, Max: p.Max, Scope: c.GitHub.Scope(), Group: p.Group,
+			Max: p.Max, Scope: c.GitHub.Scope(), Group: p.Group,
 		}
 	}
 	return pools

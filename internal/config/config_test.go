@@ -19,6 +19,9 @@ func TestExampleIsValid(t *testing.T) {
 	if err := c.ValidateServe(); err != nil {
 		t.Fatal(err)
 	}
+	if err := c.CheckFiles(); err == nil || !strings.Contains(err.Error(), "runner.dir") || !strings.Contains(err.Error(), "app.pem") {
+		t.Fatalf("files that are not there: %v", err)
+	}
 	want := flint.Pool{
 		Name: "flint", Image: "/etc/flint/images/demo", Max: 4, Scope: "https://github.com/acme",
 		Shape: flint.Shape{CPUs: 4, Memory: 8 * flint.GiB, Disk: 40 * flint.GiB},
@@ -35,13 +38,16 @@ func TestBadFilesSayWhereAndWhat(t *testing.T) {
 		"two unknown keys":    {"aaaaaaaaaa: 1\nlog_levle: x\n", `line 1, column 1: unknown key "aaaaaaaaaa"` + "\n" + `line 2, column 1: unknown key "log_levle"; did you mean "log_level"?`},
 		"empty":               {"", "it is empty"},
 		"two documents":       {"log_level: info\n---\nlog_level: warn\n", "more than one YAML document"},
-		"size without a unit": {"pools: [{name: a, image: b, vm: {memory: 512}}]\n", "is not a number with a unit"},
+		"size without a unit": {"pools:\n  - {name: a, image: b, vm: {memory: 512}}\n", `line 2, column 38: pools[0].vm.memory: size "512" is not a number with a unit`},
 		"bad duration":        {"vm: {boot_timeout: soon}\n", "is not a number with a unit, such as 90s or 6h"},
+		"not a number":        {"github: {app_id: twelve}\n", "line 1, column 18: github.app_id: cannot unmarshal"},
+		"max zero":            {"pools: [{name: a, image: b, max: 0}]\n", "pools[0].max: 0 is less than 1"},
+		"list for a map":      {"github: [1]\n", "line 1, column 9: github: cannot unmarshal"},
 		"future version":      {"schema_version: 2\n", "schema_version: 2 is not a version this flint reads"},
 		"pool twice":          {"pools: [{name: a, image: b}, {name: A, image: c}]\n", `pools[1].name: "A" is used twice`},
 		"no image":            {"pools: [{name: a}]\n", "pools[0].image: is missing"},
 		"bad name":            {"pools: [{name: a b, image: c}]\n", "pools[0].name"},
-		"min above max":       {"pools: [{name: a, image: c, min_idle: 3, max: 2}]\n", "min_idle 3 and max 2"},
+		"max below one":       {"pools: [{name: a, image: c, max: -1}]\n", "pools[0].max: -1 is less than 1"},
 		"half a kernel":       {"kernel: {vmlinuz: /boot/vmlinuz}\n", "give both or neither"},
 		"wide subnet":         {"network: {ipv4: 10.0.0.0/31}\n", "between /8 and /29"},
 		"not yaml":            {"a: [", "yaml:"},

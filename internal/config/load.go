@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	"gopkg.in/yaml.v3"
 
 	"flint"
@@ -24,6 +25,9 @@ const maxFile = 1 << 20
 // *flint.Fault of kind flint.ErrConfig, or flint.ErrNotFound where there is no such file.
 func Load(path string, environ []string) (Config, error) {
 	src, err := os.ReadFile(path)
+	if errors.Is(err, unix.EISDIR) {
+		return Config{}, Invalid(path, errors.New("it is a directory"))
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return Config{}, &flint.Fault{
 			Code: "config.missing", What: "read configuration " + path, Kind: flint.ErrNotFound, Err: fs.ErrNotExist,
@@ -127,7 +131,7 @@ func (c *Config) decode(src []byte) error {
 	if len(doc.Content) == 0 {
 		return errors.New("it is empty")
 	}
-	if errs := unknownKeys(doc.Content[0], reflect.TypeFor[Config](), ""); len(errs) > 0 {
+	if errs := problems(doc.Content[0], reflect.TypeFor[Config](), ""); len(errs) > 0 {
 		return errors.Join(errs...)
 	}
 	dec := yaml.NewDecoder(bytes.NewReader(src))
@@ -142,28 +146,47 @@ func (c *Config) decode(src []byte) error {
 	return nil
 }
 
-// unknownKeys walks the document beside the type it is decoded into. yaml.v3 by itself knows only the line.
-func unknownKeys(n *yaml.Node, t reflect.Type, path string) (errs []error) {
+// problems walks the document beside the type it is decoded into, and says of each key or value that does not fit where it
+// stands. yaml.v3 by itself knows only the line, and of some values not even that.
+func problems(n *yaml.Node, t reflect.Type, path string) (errs []error) {
 	if n.Kind == yaml.AliasNode {
 		n = n.Alias
 	}
+	text := reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
 	switch {
 	case t.Kind() == reflect.Slice && n.Kind == yaml.SequenceNode:
 		for i, item := range n.Content {
-			errs = append(errs, unknownKeys(item, t.Elem(), fmt.Sprintf("%s[%d]", path, i))...)
+			errs = append(errs, problems(item, t.Elem(), fmt.Sprintf("%s[%d]", path, i))...)
 		}
-	case t.Kind() == reflect.Struct && n.Kind == yaml.MappingNode && !reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()):
+	case t.Kind() == reflect.Struct && n.Kind == yaml.MappingNode && !text:
 		known := fields(t)
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			key, value := n.Content[i], n.Content[i+1]
 			if ft, ok := known[key.Value]; ok {
-				errs = append(errs, unknownKeys(value, ft, strings.TrimPrefix(path+"."+key.Value, "."))...)
+				errs = append(errs, problems(value, ft, strings.TrimPrefix(path+"."+key.Value, "."))...)
 				continue
 			}
 			errs = append(errs, fmt.Errorf("line %d, column %d: unknown key %q%s", key.Line, key.Column, key.Value, suggest(key.Value, path, known)))
 		}
+	case n.Kind == yaml.ScalarNode || t.Kind() != reflect.Map:
+		if err := n.Decode(reflect.New(t).Interface()); err != nil {
+			errs = append(errs, fmt.Errorf("line %d, column %d: %s: %w", n.Line, n.Column, path, plainly(err)))
+		}
 	}
 	return errs
+}
+
+// plainly takes yaml.v3's own heading and line off an error about one value.
+func plainly(err error) error {
+	var te *yaml.TypeError
+	if !errors.As(err, &te) || len(te.Errors) == 0 {
+		return err
+	}
+	_, text, ok := strings.Cut(te.Errors[0], ": ")
+	if !ok {
+		text = te.Errors[0]
+	}
+	return errors.New(text)
 }
 
 func fields(t reflect.Type) map[string]reflect.Type {

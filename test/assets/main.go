@@ -57,7 +57,7 @@ func run(ctx context.Context, state, out, agent string, given foreign) error {
 	}
 	cfg := config.Default()
 	cfg.StateDir, cfg.VM.Agent = state, agent
-	cfg.Pools = []config.Pool{{Name: "demo", Image: "./images/demo", Max: 1}}
+	cfg.Pools = []config.Pool{config.NewPool("demo", "./images/demo")}
 	if given.kernel != "" {
 		cfg.Kernel.Vmlinuz, cfg.Kernel.Modules, cfg.Pools[0].Image = given.kernel, given.modules, given.image
 	}

@@ -56,7 +56,7 @@ func (b *bench) run(ctx context.Context) error {
 	cfg.Host.CPUs = 16
 	shape := config.Shape{CPUs: 1, Memory: 512 * flint.MiB, Disk: 4 * flint.GiB}
 	cfg.Pools = []config.Pool{
-		{Name: "small", Image: "./test/bench/small", VM: shape}, {Name: "large", Image: "./test/bench/large", VM: shape},
+		{Name: "small", Image: "./test/bench/small", Max: 1, VM: shape}, {Name: "large", Image: "./test/bench/large", Max: 1, VM: shape},
 	}
 	if err := cfg.Complete(); err != nil {
 		return err

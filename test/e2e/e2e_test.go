@@ -4,13 +4,13 @@ package e2e
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,6 +26,7 @@ type rig struct {
 	program, state, assets string
 	netns                  string
 	root                   string // of the repository
+	vms                    []string
 }
 
 func newRig(t *testing.T) *rig {
@@ -87,6 +88,11 @@ func (r *rig) nothingLeft(instance string) {
 	if pids := strings.TrimSpace(r.command("ip", "netns", "pids", r.netns)); pids != "" {
 		r.t.Errorf("processes left in the namespace: %s", pids)
 	}
+	for _, id := range r.vms {
+		if pid := vmm(r.t, id); pid != "" {
+			r.t.Errorf("VMM of %s left: process %s", id, pid)
+		}
+	}
 	entries, err := os.ReadDir(filepath.Join(r.state, instance, "runners"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		r.t.Fatal(err)
@@ -94,26 +100,42 @@ func (r *rig) nothingLeft(instance string) {
 	for _, e := range entries {
 		r.t.Errorf("runner's directory left: %s", e.Name())
 	}
-	for _, pid := range qemus(r.t) {
-		cmdline, _ := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
-		if bytes.Contains(cmdline, []byte(filepath.Join(r.state, instance))) {
-			r.t.Errorf("VMM left: %s", bytes.ReplaceAll(cmdline, []byte{0}, []byte(" ")))
-		}
-	}
 }
 
-func qemus(t *testing.T) (pids []string) {
+// vmm returns the process whose command line names the VM, or "".
+func vmm(t *testing.T, id string) string {
 	t.Helper()
-	comms, err := filepath.Glob("/proc/[0-9]*/comm")
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range comms {
-		if comm, err := os.ReadFile(path); err == nil && bytes.HasPrefix(comm, []byte("qemu-system")) {
-			pids = append(pids, filepath.Base(filepath.Dir(path)))
+	for _, file := range files {
+		if cmdline, err := os.ReadFile(file); err == nil && bytes.Contains(cmdline, []byte("-name\x00"+id+"\x00")) {
+			return filepath.Base(filepath.Dir(file))
 		}
 	}
-	return pids
+	return ""
+}
+
+// running waits for a runner of the instance whose VMM runs, remembers it for nothingLeft, and returns its id and process.
+func (r *rig) running(instance string) (id string, pid int) {
+	r.t.Helper()
+	records, err := filepath.Glob(filepath.Join(r.state, instance, "runners", "*", "runner.json"))
+	if err != nil || len(records) == 0 {
+		r.t.Fatalf("records of %s: %v, %v", instance, records, err)
+	}
+	for _, path := range records {
+		id = filepath.Base(filepath.Dir(path))
+		found := vmm(r.t, id)
+		if found == "" {
+			r.t.Fatalf("no process is named %s: looking for what is left would find nothing", id)
+		}
+		if pid, err = strconv.Atoi(found); err != nil {
+			r.t.Fatal(err)
+		}
+		r.vms = append(r.vms, id)
+	}
+	return id, pid
 }
 
 // watched collects output and tells when a pattern has appeared.
@@ -283,19 +305,8 @@ func TestVMKilledInTheMiddle(t *testing.T) {
 		t.Fatal(err)
 	}
 	out.until(t, "working")
-	records, err := filepath.Glob(filepath.Join(r.state, "run0", "runners", "*", "runner.json"))
-	if err != nil || len(records) != 1 {
-		t.Fatalf("records %v, %v", records, err)
-	}
-	var record struct{ PID int }
-	b, err := os.ReadFile(records[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(b, &record); err != nil || record.PID <= 1 {
-		t.Fatalf("record %s names no VMM: %v", b, err)
-	}
-	if err := syscall.Kill(record.PID, syscall.SIGKILL); err != nil {
+	_, pid := r.running("run0")
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	if code := exitCode(t, cmd.Wait()); code != 125 {
@@ -307,25 +318,75 @@ func TestVMKilledInTheMiddle(t *testing.T) {
 	r.nothingLeft("run0")
 }
 
-func TestDaemonKilledInTheMiddleIsUndoneByTheNext(t *testing.T) {
-	r := newRig(t)
-	cmd, out := r.flint(t.Context(), nil, r.run("--", "sh", "-c", "echo working; sleep 1000")...), newWatched()
+// started runs `flint run` until its command says that it works.
+func (r *rig) started() (*exec.Cmd, *watched) {
+	r.t.Helper()
+	cmd, out := r.flint(r.t.Context(), nil, r.run("--", "sh", "-c", "echo working; sleep 1000")...), newWatched()
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	out.until(t, "working")
-	if err := cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Wait(); err == nil {
-		t.Fatal("flint survived SIGKILL")
+	out.until(r.t, "working")
+	return cmd, out
+}
+
+func TestDaemonsKilledInTheMiddleAreUndoneByTheNext(t *testing.T) {
+	r := newRig(t)
+	first, _ := r.started()
+	second, _ := r.started() // has an instance of its own
+	r.running("run0")
+	r.running("run1")
+	for _, cmd := range []*exec.Cmd{first, second} {
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err == nil {
+			t.Fatal("flint survived SIGKILL")
+		}
 	}
 	next, err := r.flint(t.Context(), nil, r.run("--", "true")...).CombinedOutput()
 	if code := exitCode(t, err); code != 0 {
 		t.Fatalf("the next run: exit %d\n%s", code, next)
 	}
 	r.nothingLeft("run0")
+	r.nothingLeft("run1")
+}
+
+func TestHangUpAndBrokenPipeLeaveNothing(t *testing.T) {
+	t.Run("hang-up", func(t *testing.T) {
+		r := newRig(t)
+		cmd, out := r.started()
+		r.running("run0")
+		if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		if code := exitCode(t, cmd.Wait()); code != 130 {
+			t.Errorf("exit %d, want 130\n%s", code, out)
+		}
+		r.nothingLeft("run0")
+	})
+	t.Run("broken pipe", func(t *testing.T) {
+		r := newRig(t)
+		cmd := r.flint(t.Context(), nil, r.run("--", "sh", "-c", "while :; do echo line; sleep 0.1; done")...)
+		stdout, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stdout.Read(make([]byte, 5)); err != nil {
+			t.Fatal(err)
+		}
+		r.running("run0")
+		if err := stdout.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if code := exitCode(t, cmd.Wait()); code != 130 {
+			t.Errorf("exit %d, want 130", code)
+		}
+		r.nothingLeft("run0")
+	})
 }
 
 func TestVMThatNeverAnswers(t *testing.T) {

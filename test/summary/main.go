@@ -26,10 +26,11 @@ type summary struct {
 	output                  map[key][]string
 	passed, failed, skipped int
 	skips                   []string
+	failedIn                map[string]bool // packages with a failed test
 }
 
 func main() {
-	s := summary{out: os.Stdout, output: map[key][]string{}}
+	s := summary{out: os.Stdout, output: map[key][]string{}, failedIn: map[string]bool{}}
 	lines := bufio.NewScanner(os.Stdin)
 	lines.Buffer(nil, 16<<20)
 	for lines.Scan() {
@@ -55,8 +56,7 @@ func (s *summary) take(e event) {
 	case "pass", "fail", "skip":
 		s.verdict(k, e)
 	case "build-fail":
-		fmt.Fprint(s.out, strings.Join(s.output[k], ""))
-		s.failed++
+		fmt.Fprint(s.out, strings.Join(s.output[k], "")) // its package's failure is counted
 	}
 }
 
@@ -64,6 +64,9 @@ func (s *summary) verdict(k key, e event) {
 	output := s.output[k]
 	delete(s.output, k)
 	if k.test == "" {
+		if e.Action == "fail" && !s.failedIn[k.pkg] {
+			s.failed++ // it did not come to a test's verdict: a panic, or a way out of the process
+		}
 		word := map[string]string{"pass": "ok  ", "fail": "FAIL", "skip": "none"}[e.Action]
 		fmt.Fprintf(s.out, "%s  %-40s %6.1f s\n", word, k.pkg, e.Elapsed)
 		if e.Action == "fail" {
@@ -76,6 +79,7 @@ func (s *summary) verdict(k key, e event) {
 		s.passed++
 	case "fail":
 		s.failed++
+		s.failedIn[k.pkg] = true
 		fmt.Fprintf(s.out, "\n--- %s %s\n%s\n", k.pkg, k.test, strings.Join(output, ""))
 	case "skip":
 		s.skipped++
