@@ -166,23 +166,18 @@ func (us *users) addRunner(accounts []user, groups []group) (user, error) {
 	if executable(us.path("bin/bash")) == nil {
 		u.Shell = "/bin/bash"
 	}
-	at := slices.IndexFunc(groups, func(g group) bool { return g.Name == runnerName })
-	if at >= 0 {
-		u.GID = groups[at].GID
+	own := group{Name: runnerName}
+	if at := slices.IndexFunc(groups, func(g group) bool { return g.Name == runnerName }); at >= 0 {
+		own = groups[at]
 	} else {
-		u.GID = u.UID
-		for slices.ContainsFunc(groups, func(g group) bool { return g.GID == u.GID }) {
-			u.GID++
-		}
-		groups = append(groups, group{Name: runnerName, GID: u.GID})
-	}
-	for i, g := range groups {
-		if (g.Name == "docker" || g.Name == "sudo") && !slices.Contains(g.Members, runnerName) {
-			groups[i].Members = append(g.Members, runnerName)
+		own.GID = u.UID
+		for slices.ContainsFunc(groups, func(g group) bool { return g.GID == own.GID }) {
+			own.GID++
 		}
 	}
+	u.GID = own.GID
 	if err := errors.Join(
-		us.joinGroups(groups, at < 0),
+		us.joinGroups(own),
 		us.addLine("etc/passwd", 0o644, fmt.Sprintf("%s:x:%d:%d::%s:%s", u.Name, u.UID, u.GID, u.Home, u.Shell)),
 		us.addLine("etc/shadow", 0o640, u.Name+":!:19000:0:99999:7:::"),
 		us.makeHome(u),
@@ -190,32 +185,46 @@ func (us *users) addRunner(accounts []user, groups []group) (user, error) {
 	); err != nil {
 		return user{}, fmt.Errorf("make account: %w", err)
 	}
+	_, groups, err := us.read() // as they are now
+	if err != nil {
+		return user{}, err
+	}
 	return withGroups(u, groups), nil
 }
 
-// joinGroups writes the runner's memberships: the lines of docker and sudo, and with add its own group's.
-func (us *users) joinGroups(groups []group, add bool) error {
+// joinGroups makes the runner a member of docker and sudo, where the image has them, and of its own group.
+func (us *users) joinGroups(own group) error {
 	name := us.path("etc/group")
 	old, err := os.ReadFile(name)
 	if except(err, os.ErrNotExist) != nil {
 		return err
 	}
+	return replaceFile(name, withRunner(string(old), own), 0o644)
+}
+
+// withRunner returns the text of a group file in which the runner is in its groups. Other lines, and malformed ones,
+// stay as they are.
+func withRunner(groups string, own group) string {
 	var b strings.Builder
-	for line := range strings.Lines(string(old)) {
+	missing := true
+	for line := range strings.Lines(groups) {
 		line = strings.TrimRight(line, "\n")
-		of, _, _ := strings.Cut(line, ":")
-		at := slices.IndexFunc(groups, func(g group) bool { return g.Name == of })
-		if at >= 0 && slices.Contains(groups[at].Members, runnerName) {
-			f := strings.Split(line, ":")
-			f[3] = strings.Join(groups[at].Members, ",")
-			line = strings.Join(f, ":")
+		if gs := parseGroup(line); len(gs) == 1 {
+			g := gs[0]
+			missing = missing && g.Name != own.Name
+			if (g.Name == "docker" || g.Name == "sudo") && !slices.Contains(g.Members, runnerName) {
+				if g.Members != nil {
+					line += ","
+				}
+				line += runnerName
+			}
 		}
 		b.WriteString(line + "\n")
 	}
-	if add {
-		fmt.Fprintf(&b, "%s:x:%d:\n", runnerName, groups[len(groups)-1].GID)
+	if missing {
+		fmt.Fprintf(&b, "%s:x:%d:\n", own.Name, own.GID)
 	}
-	return replaceFile(name, b.String(), 0o644)
+	return b.String()
 }
 
 // addLine appends a line to a file, which keeps its mode and owner if it is there.

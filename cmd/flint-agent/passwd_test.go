@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -105,9 +106,22 @@ func TestRunnerIsMade(t *testing.T) {
 	}
 }
 
+func TestRunnerIsMadeAmongMalformedGroups(t *testing.T) {
+	const groups = "docker:x:990\ndocker:x:990:\nsudo:x:no:\nsudo\nsudo:x:27:a\nsudo:x:28:b\n"
+	const want = "docker:x:990\ndocker:x:990:runner\nsudo:x:no:\nsudo\nsudo:x:27:a,runner\nsudo:x:28:b,runner\nrunner:x:1001:\n"
+	if got := withRunner(groups, group{Name: runnerName, GID: 1001}); got != want {
+		t.Errorf("group:\n%s", got)
+	}
+	if got := withRunner(want, group{Name: runnerName, GID: 1001}); got != want {
+		t.Errorf("the second time:\n%s", got)
+	}
+}
+
 func FuzzAccounts(f *testing.F) {
 	f.Add(somePasswd, someGroup, "builder")
 	f.Add("a:b:1:2:3:4:5\n", "a:::a,,\n", "1:2")
+	f.Add("", "docker:x:990\ndocker:x:990:\n", "")
+	f.Add("", "sudo:x:no:a\nsudo:x:1:,\nrunner:x:7\nrunner:x:8:\r\n", "")
 	f.Fuzz(func(t *testing.T, passwd, groups, who string) {
 		gs := parseGroup(groups)
 		for _, u := range parsePasswd(passwd) {
@@ -117,5 +131,21 @@ func FuzzAccounts(f *testing.F) {
 			withGroups(u, gs)
 		}
 		parseIDs(who)
+		before, after := gs, parseGroup(withRunner(groups, group{Name: runnerName, GID: runnerID}))
+		if len(after) == len(before)+1 {
+			before = append(before, group{Name: runnerName, GID: runnerID})
+		}
+		if len(after) != len(before) {
+			t.Fatalf("%d groups became %d", len(before), len(after))
+		}
+		for i, g := range after {
+			was := before[i].Members
+			if (g.Name == "docker" || g.Name == "sudo") && !slices.Contains(was, runnerName) {
+				was = append(was, runnerName)
+			}
+			if g.Name != before[i].Name || g.GID != before[i].GID || !slices.Equal(g.Members, was) {
+				t.Errorf("group %+v became %+v", before[i], g)
+			}
+		}
 	})
 }
