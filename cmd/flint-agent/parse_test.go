@@ -145,8 +145,9 @@ func TestFindSystemd(t *testing.T) {
 	}{
 		{"absolute link", "sbin/init", "/lib/systemd/systemd", "lib/systemd/systemd", "/sbin/init"},
 		{"relative link", "sbin/init", "../lib/systemd/systemd", "lib/systemd/systemd", "/sbin/init"},
-		{"without link", "", "", "usr/lib/systemd/systemd", "/usr/lib/systemd/systemd"},
+		{"without link", "", "", "usr/lib/systemd/systemd", ""},
 		{"another init", "sbin/init", "/bin/busybox", "bin/busybox", ""},
+		{"another init beside systemd", "sbin/init", "/bin/tini", "lib/systemd/systemd", ""},
 		{"link out of the image", "sbin/init", "../../../../../../../../bin/sh", "etc/passwd", ""},
 		{"link to nothing", "sbin/init", "/lib/systemd/systemd", "etc/passwd", ""},
 	} {

@@ -180,20 +180,20 @@ func openInside(root, name string) (int, error) {
 	})
 }
 
-// findSystemd returns the path of the image's systemd, if that is the image's init.
+// findSystemd returns the path of the image's init if that is systemd, else "". /sbin/init alone decides: an image may
+// have systemd's files because some package needs them, and another init or none.
 func findSystemd(root string) string {
-	for _, name := range []string{"/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"} {
-		fd, err := openInside(root, name)
-		if err != nil {
-			continue
-		}
-		real, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
-		unix.Close(fd)
-		if err == nil && path.Base(real) == "systemd" {
-			return name
-		}
+	const init = "/sbin/init"
+	fd, err := openInside(root, init)
+	if err != nil {
+		return ""
 	}
-	return ""
+	real, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	unix.Close(fd)
+	if err != nil || path.Base(real) != "systemd" {
+		return ""
+	}
+	return init
 }
 
 // mountPseudo moves the kernel's file systems into the new root and adds those that programs expect.
