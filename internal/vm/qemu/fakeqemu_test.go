@@ -39,6 +39,7 @@ type report struct {
 	PID        int
 	Session    bool
 	Root       []string
+	Near       []string          // what is beside the program, up to three directories above it
 	Fds        map[string]string // number → link; only with /proc
 	Kernel     string            // what is in the file
 	Initrd     string
@@ -194,6 +195,10 @@ func look(options map[string][]string) report {
 	entries, _ := os.ReadDir("/")
 	for _, e := range entries {
 		r.Root = append(r.Root, e.Name())
+	}
+	for dir, above := filepath.Dir(os.Args[0]), 0; dir != "/" && above < 4; dir, above = filepath.Dir(dir), above+1 {
+		found, _ := filepath.Glob(dir + "/*")
+		r.Near = append(r.Near, found...)
 	}
 	for fd := range 64 {
 		var st unix.Stat_t
