@@ -53,6 +53,7 @@ func (j *journey) fault(err error) {
 
 // boot is PID 1. It does not return: it becomes systemd, or serves until the guest reboots.
 func boot(ctx context.Context) {
+	signals := catchSignals()
 	j := &journey{}
 	j.Hello = guest.Hello{Agent: version, Arch: runtime.GOARCH, Init: "agent"}
 	systemd, err := j.prepare(ctx)
@@ -68,7 +69,7 @@ func boot(ctx context.Context) {
 		cancel()
 		restart()
 	}
-	if err := serveAsInit(ctx, j.state); err != nil {
+	if err := serveAsInit(ctx, j.state, signals); err != nil {
 		complain(err)
 	}
 	restart()

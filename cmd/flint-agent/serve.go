@@ -16,8 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// serveAsInit serves as PID 1 of an image without an init of its own. It returns only an error.
-func serveAsInit(ctx context.Context, st state) error {
+// serveAsInit serves as PID 1 of an image without an init of its own, which the signals were sent to. It returns only an
+// error.
+func serveAsInit(ctx context.Context, st state, signals <-chan os.Signal) error {
 	if err := setUpLoopback(); err != nil {
 		complain(err)
 		st.Hello.Faults = append(st.Hello.Faults, err.Error())
@@ -26,7 +27,7 @@ func serveAsInit(ctx context.Context, st state) error {
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 65536, Max: 1048576}); err != nil {
 		complain(fmt.Errorf("raise limit of open files: %w", err))
 	}
-	return serveSystem(ctx, st, true)
+	return serveSystem(ctx, st, signals)
 }
 
 // serveUnderInit serves as a service of the image's init, with what PID 1 left behind.
@@ -39,17 +40,25 @@ func serveUnderInit(ctx context.Context) error {
 	if err := json.Unmarshal(b, &st); err != nil {
 		return fmt.Errorf("read what PID 1 left: %w", err)
 	}
-	return serveSystem(ctx, st, false)
+	return serveSystem(ctx, st, nil)
 }
 
-func serveSystem(ctx context.Context, st state, init bool) error {
-	sys := newSystem(init)
+// serveSystem serves hosts. As PID 1 it has signals to obey.
+func serveSystem(ctx context.Context, st state, signals <-chan os.Signal) error {
+	sys := newSystem(signals != nil)
 	sys.shielded = true
 	setOOMScore(shieldedScore)
 	stop := make(chan struct{})
 	var tasks sync.WaitGroup
 	tasks.Go(func() { sys.reaper.run(stop) })
 	tasks.Go(func() { sys.watch(stop) })
+	tasks.Go(func() {
+		obey(signals, stop, func() {
+			if err := sys.Reboot(); err != nil {
+				complain(err)
+			}
+		})
+	})
 	err := serve(ctx, st, sys)
 	close(stop)
 	tasks.Wait()
