@@ -49,6 +49,7 @@ type far struct {
 	agents   map[int]agent
 	nextRun  int
 	acquired []int64
+	mute     bool // polls are never answered
 }
 
 type agent struct {
@@ -71,6 +72,7 @@ const (
 	secretQueue = "queuesecret"
 	secretJIT   = "aml0c2VjcmV0"
 	queuePath   = "/tenant/queue/message"
+	another     = "another" // the id of a session that is not ours
 )
 
 var testKey = sync.OnceValue(func() *rsa.PrivateKey {
@@ -358,6 +360,10 @@ func (f *far) sessions(w http.ResponseWriter, r *http.Request) {
 		f.owner = in.OwnerName
 		f.session = fmt.Sprintf("00000000-0000-4000-8000-%012d", f.calls["POST sessions"])
 	case http.MethodDelete:
+		if f.session == another {
+			f.reply(w, 404, map[string]string{"message": "no such session"})
+			return
+		}
 		if !strings.HasSuffix(r.URL.Path, f.session) {
 			f.t.Errorf("delete of session %s, not %s", r.URL.Path, f.session)
 		}
@@ -386,6 +392,11 @@ func (f *far) poll(w http.ResponseWriter, r *http.Request) {
 			first = false
 		}
 		changed := f.changed
+		if f.mute {
+			f.mu.Unlock()
+			<-r.Context().Done()
+			return
+		}
 		switch {
 		case r.Header.Get("Authorization") != "Bearer "+f.token:
 			f.reply(w, 401, map[string]string{"message": "expired"})

@@ -66,7 +66,7 @@ func (s *scope) permissionFault(f *flint.Fault, e *callError) {
 	}
 	if e.status == http.StatusUnauthorized && s.cfg.Token != "" {
 		f.Code, f.Kind = "github.token", flint.ErrConfig
-		f.Fix = "make a new token and set github.token_file: GitHub does not know this one, or it has expired"
+		f.Fix = "make a new personal access token: GitHub does not know this one, or it has expired"
 		return
 	}
 	f.Code, f.Kind, f.Fix = "github.permission", flint.ErrPermission, s.permissionFix()
@@ -74,7 +74,7 @@ func (s *scope) permissionFault(f *flint.Fault, e *callError) {
 
 func (s *scope) permissionFix() string {
 	if s.cfg.Token != "" {
-		return "check the URL " + s.url + ", and that the token may administer its runners"
+		return "check the URL " + s.url + ", and that the personal access token may administer its runners"
 	}
 	permission := "organisation permission \"Self-hosted runners: read and write\""
 	if strings.HasPrefix(s.path, "/repos/") {

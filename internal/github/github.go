@@ -85,7 +85,7 @@ func (cfg *Config) check() error {
 		return &flint.Fault{
 			Code: "github.app", What: "sign in to GitHub", Kind: flint.ErrConfig,
 			Err: errors.New("neither a GitHub App nor a token is configured"),
-			Fix: "set github.app_id and github.private_key_file, or github.token_file",
+			Fix: "set github.app_id and github.private_key_file",
 		}
 	case cfg.Token == "":
 		if _, err := parseKey(cfg.PrivateKey); err != nil {
@@ -139,7 +139,8 @@ func (c *Client) Run(ctx context.Context) error {
 	return nil
 }
 
-// Demand returns what GitHub last said of each pool. Pools it has not spoken of are absent.
+// Demand returns what GitHub last said of each pool. Absent are pools it has not spoken of, and those it has not been heard
+// from for beliefTime: Waiting says why.
 func (c *Client) Demand() []flint.Demand {
 	demand := make([]flint.Demand, 0, len(c.pollers))
 	for _, p := range c.pollers {

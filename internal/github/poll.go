@@ -19,6 +19,9 @@ const (
 	backoffMin = time.Second
 	backoffMax = time.Minute
 	retryMax   = 15 * time.Minute
+	// beliefTime is how long GitHub's last number is believed while nothing is heard from it. A reopened session takes seconds,
+	// GitHub's own troubles minutes; after that another coordinator may long have had the jobs.
+	beliefTime = 3 * time.Minute
 	// closeTimeout bounds the deletion of a session at the end.
 	closeTimeout = 5 * time.Second
 )
@@ -42,7 +45,9 @@ type poller struct {
 	mu       sync.Mutex // guards what follows
 	set      int        // the scale set's id; 0: not known
 	demand   *flint.Demand
-	reason   flint.Reason
+	heard    time.Time    // when GitHub last answered a poll or opened the session
+	reason   flint.Reason // of the present trouble
+	said     flint.Reason // what was logged of it last
 	capacity int
 	asked    int    // the capacity of the poll under way
 	giveUp   func() // ends the poll under way; nil: none is
@@ -131,7 +136,7 @@ func (p *poller) open(ctx context.Context) error {
 		return err
 	}
 	p.session, p.last = s, 0
-	p.learn(stats)
+	p.hear(stats)
 	return nil
 }
 
@@ -154,16 +159,21 @@ func (p *poller) poll(ctx context.Context) (*message, error) {
 	if err != nil && pollCtx.Err() != nil && ctx.Err() == nil {
 		return nil, nil
 	}
-	if m != nil {
-		p.started = time.Time{} // more may be behind it
+	if err != nil {
+		return nil, err
 	}
-	return m, err
+	if m == nil {
+		p.hear(nil) // no news: the last number stands
+		return nil, nil
+	}
+	p.started = time.Time{} // more may be behind it
+	return m, nil
 }
 
 // handle takes note of a message, persists it, and then acknowledges it. Anything that fails leaves it unacknowledged, and
 // it comes again; what was persisted before is not told twice.
 func (p *poller) handle(ctx context.Context, m *message) error {
-	p.learn(m.stats)
+	p.hear(m.stats)
 	at := position{Set: p.scaleSet(), Message: m.id, Digest: m.digest(), Pending: p.journal.at.Pending}
 	if j := p.journal.at; j.Message != at.Message || j.Digest != at.Digest {
 		for _, e := range m.events {
@@ -221,16 +231,32 @@ func (p *poller) free() int {
 	return n
 }
 
-// learn publishes statistics.
-func (p *poller) learn(s *statistics) {
-	if s == nil {
-		return
-	}
-	p.acquired = 0
+// hear notes that GitHub has spoken, and publishes the statistics it sent, if any; without, the last number stands. A number
+// that is the same as before keeps its time, unless it was in doubt: the scheduler waits until one has stood for a while.
+func (p *poller) hear(s *statistics) {
+	now := time.Now()
 	p.mu.Lock()
-	p.demand = &flint.Demand{Pool: p.pool.Name, Assigned: s.assigned, Available: s.available, At: time.Now()}
+	stood := p.demand != nil && !p.doubtful(now)
+	p.heard = now
+	switch d := p.demand; {
+	case s != nil:
+		p.demand = &flint.Demand{Pool: p.pool.Name, Assigned: s.assigned, Available: s.available, At: now}
+		if stood && d.Assigned == s.assigned {
+			p.demand.At = d.At
+		}
+	case d != nil && !stood:
+		d.At = now
+	}
 	p.mu.Unlock()
-	p.client.signal()
+	if s != nil {
+		p.acquired = 0
+		p.client.signal()
+	}
+}
+
+// doubtful reports whether the last number is too old to be believed. The caller holds p.mu.
+func (p *poller) doubtful(now time.Time) bool {
+	return !p.reason.IsZero() && now.Sub(p.heard) > beliefTime
 }
 
 // let drops what an error has made useless. After what may pass by itself, everything is kept: a session given up too early
@@ -271,8 +297,10 @@ func (p *poller) trouble(err error) {
 	}
 	r := reason(p.pool.Name, err, p.since)
 	p.mu.Lock()
-	news := r != p.reason
 	p.reason = r
+	r = p.explained(time.Now())
+	news := r != p.said
+	p.said = r
 	p.mu.Unlock()
 	if news {
 		p.client.cfg.Log.Warn("no demand from GitHub", "pool", p.pool.Name, "reason", r)
@@ -280,15 +308,31 @@ func (p *poller) trouble(err error) {
 	}
 }
 
-// well ends the trouble. Signing in and finding the scale set are not enough for that: the session must be open.
+// explained is the reason of the present trouble, and what follows from it. The caller holds p.mu.
+func (p *poller) explained(now time.Time) flint.Reason {
+	if p.demand == nil || !p.doubtful(now) {
+		return p.reason
+	}
+	return flint.Because(p.reason.Code, "%s; no runner is started for the %d jobs of %s any more", p.reason.Text,
+		p.demand.Assigned, p.heard.Format(time.TimeOnly))
+}
+
+// well ends the trouble. Signing in and finding the scale set are not enough for that: the session must be open, and GitHub
+// must have answered since.
 func (p *poller) well() {
 	if !p.tracked || p.session == nil {
 		return
 	}
-	p.tracked = false
 	p.mu.Lock()
-	p.reason = flint.Reason{}
+	heard := !p.heard.Before(p.since)
+	if heard {
+		p.reason, p.said = flint.Reason{}, flint.Reason{}
+	}
 	p.mu.Unlock()
+	if !heard {
+		return
+	}
+	p.tracked = false
 	p.client.cfg.Log.Info("GitHub is heard again", "pool", p.pool.Name, "after", time.Since(p.since).Round(time.Second))
 	p.client.signal()
 }
@@ -297,7 +341,9 @@ func (p *poller) setCapacity(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.capacity = n
-	if p.giveUp != nil && n > p.asked {
+	// A poll that has heard nothing for so long is left to its time-out: capacity that rises again and again must not hide
+	// that GitHub does not answer.
+	if p.giveUp != nil && n > p.asked && time.Since(p.heard) < pollTimeout {
 		p.giveUp()
 	}
 }
@@ -305,7 +351,7 @@ func (p *poller) setCapacity(n int) {
 func (p *poller) currentDemand() (flint.Demand, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.demand == nil {
+	if p.demand == nil || p.doubtful(time.Now()) {
 		return flint.Demand{}, false
 	}
 	return *p.demand, true
@@ -314,7 +360,7 @@ func (p *poller) currentDemand() (flint.Demand, bool) {
 func (p *poller) currentReason() flint.Reason {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.reason
+	return p.explained(time.Now())
 }
 
 func (p *poller) scaleSet() int {

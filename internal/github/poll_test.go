@@ -137,7 +137,7 @@ func TestLostAcknowledgementTellsNothingTwice(t *testing.T) {
 
 func TestSessionHeldByAnother(t *testing.T) {
 	bubble(t, func(*Config) {}, func(t *testing.T, d *desk, _ func()) {
-		d.far.with(func() { d.far.session = "another" })
+		d.far.with(func() { d.far.session = another })
 		settle(10 * time.Minute)
 		r := d.Waiting()
 		if len(r) != 1 || r[0].Code != "github.session" || !strings.Contains(r[0].Text, "pool flint") {
@@ -154,6 +154,94 @@ func TestSessionHeldByAnother(t *testing.T) {
 		settle(time.Minute + time.Second)
 		if r := d.Waiting(); len(r) != 0 || d.far.owner != "test-host" {
 			t.Errorf("waiting: %v, owner %q", r, d.far.owner)
+		}
+	})
+}
+
+// TestNumbersAreNotBelievedForEver: another coordinator takes the session and with it the jobs.
+func TestNumbersAreNotBelievedForEver(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, d *desk, _ func()) {
+		d.far.with(func() { d.far.stats = map[string]int{"totalAssignedJobs": 4} })
+		settle(time.Minute)
+		d.far.with(func() { d.far.session = another })
+		settle(2 * time.Minute)
+		if got := d.Demand(); len(got) != 1 || got[0].Assigned != 4 {
+			t.Errorf("after two minutes without the session: %+v, want the last number", got)
+		}
+		settle(3 * time.Minute)
+		if got := d.Demand(); len(got) != 0 {
+			t.Errorf("after five minutes without the session: %+v", got)
+		}
+		const says = "no runner is started for the 4 jobs"
+		if r := d.Waiting(); len(r) != 1 || r[0].Code != "github.session" || !strings.Contains(r[0].Text, says) {
+			t.Errorf("waiting: %v", r)
+		}
+		settle(time.Minute)
+		if n := strings.Count(d.log.String(), says); n != 1 {
+			t.Errorf("it is logged %d times", n)
+		}
+		d.far.with(func() { d.far.session = "" })
+		settle(time.Minute + time.Second)
+		got := d.Demand()
+		if len(got) != 1 || got[0].Assigned != 4 || time.Since(got[0].At) > time.Minute+time.Second {
+			t.Errorf("with a session again: %+v, want a number of now", got)
+		}
+		if r := d.Waiting(); len(r) != 0 {
+			t.Errorf("waiting: %v", r)
+		}
+	})
+}
+
+// TestSilenceIsBelieved: that GitHub has nothing to say for hours is no loss of anything.
+func TestSilenceIsBelieved(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, d *desk, _ func()) {
+		d.far.with(func() { d.far.stats = map[string]int{"totalAssignedJobs": 2} })
+		settle(time.Hour)
+		if got := d.Demand(); len(got) != 1 || got[0].Assigned != 2 {
+			t.Errorf("demand %+v", got)
+		}
+	})
+}
+
+// TestRisingCapacityDoesNotHideSilence: the server takes every poll and answers none.
+func TestRisingCapacityDoesNotHideSilence(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, d *desk, _ func()) {
+		d.far.with(func() { d.far.stats = map[string]int{"totalAssignedJobs": 2} })
+		settle(time.Second)
+		d.far.with(func() { d.far.mute = true })
+		for n := range 60 {
+			d.Capacity("flint", n)
+			settle(10 * time.Second)
+		}
+		if r := d.Waiting(); len(r) != 1 || r[0].Code != "github.unreachable" {
+			t.Errorf("waiting: %v", r)
+		}
+		if got := d.Demand(); len(got) != 0 {
+			t.Errorf("after ten minutes without an answer: %+v", got)
+		}
+	})
+}
+
+// TestSameNumberKeepsItsTime: the scheduler stops a runner when a number has stood for a while. Messages that repeat it must
+// not put that off.
+func TestSameNumberKeepsItsTime(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, d *desk, _ func()) {
+		d.far.with(func() { d.far.stats = map[string]int{"totalAssignedJobs": 3} })
+		settle(time.Second)
+		at := d.Demand()[0].At
+		for range 4 {
+			d.far.with(func() { d.far.stats = map[string]int{"totalAssignedJobs": 3, "totalAvailableJobs": 5} })
+			d.far.send(job("JobStarted", "flint-1", nil))
+			settle(5 * time.Second)
+		}
+		if got := d.Demand()[0]; !got.At.Equal(at) || got.Available != 5 {
+			t.Errorf("after the same number again: %+v, want the time %s", got, at)
+		}
+		d.far.with(func() { d.far.stats = map[string]int{"totalAssignedJobs": 2} })
+		d.far.send(job("JobCompleted", "flint-1", nil))
+		settle(time.Second)
+		if got := d.Demand()[0]; got.Assigned != 2 || time.Since(got.At) > 2*time.Second {
+			t.Errorf("after another number: %+v, want a time of now", got)
 		}
 	})
 }
@@ -198,6 +286,7 @@ func TestGitHubDown(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, nil, func(t *testing.T, d *desk, _ func()) {
+				d.far.with(func() { d.far.stats = map[string]int{"totalAssignedJobs": 2} })
 				settle(time.Second)
 				down := true
 				d.far.with(func() {
@@ -221,6 +310,10 @@ func TestGitHubDown(t *testing.T) {
 					t.Errorf("the outage is logged %d times", n)
 				}
 				d.far.with(func() { down = false })
+				settle(time.Minute + time.Second) // an empty poll says that the number still stands
+				if got := d.Demand(); len(got) != 1 || got[0].Assigned != 2 || time.Since(got[0].At) > time.Minute+time.Second {
+					t.Errorf("after the outage: %+v", got)
+				}
 				d.far.send(job("JobStarted", "flint-1", nil))
 				settle(2 * time.Minute)
 				if r := d.Waiting(); len(r) != 0 || len(d.events) != 1 {

@@ -188,7 +188,7 @@ func TestFaultsNameTheSetting(t *testing.T) {
 		{"suspended", "POST access_token", *refusal(403, "", "This installation has been suspended"), false, "github.suspended", "unsuspend", flint.ErrPermission},
 		{"no permission", "POST registration-token", *refusal(403, "", "Resource not accessible by integration"), false, "github.permission", "Self-hosted runners", flint.ErrPermission},
 		{"wrong organisation", "POST registration-token", *refusal(404, "", "Not Found"), false, "github.permission", "check the URL", flint.ErrPermission},
-		{"bad token", "POST registration-token", *refusal(401, "", "Bad credentials"), true, "github.token", "github.token_file", flint.ErrConfig},
+		{"bad token", "POST registration-token", *refusal(401, "", "Bad credentials"), true, "github.token", "new personal access token", flint.ErrConfig},
 		{"rate", "POST registration-token", *refusal(429, "", ""), false, "github.rate", "wait", nil},
 		{"down", "POST registration-token", answer{status: 500}, false, "github.unreachable", "127.0.0.1:8080", nil},
 	} {
