@@ -36,7 +36,7 @@ type Demand struct {
 	// Available is how many more jobs GitHub says it holds for the pool and has not assigned: for want of capacity, as a
 	// rule. It explains waiting; nothing is started for it.
 	Available int
-	At        time.Time // when GitHub said so
+	At        time.Time // since when GitHub has said Assigned; what it repeats keeps its time
 }
 
 // Job identifies a job as GitHub names it. Which runner takes a job is learnt only when it starts.

@@ -310,7 +310,7 @@ func (p *poller) trouble(err error) {
 
 // explained is the reason of the present trouble, and what follows from it. The caller holds p.mu.
 func (p *poller) explained(now time.Time) flint.Reason {
-	if p.demand == nil || !p.doubtful(now) {
+	if p.demand == nil || p.demand.Assigned == 0 || !p.doubtful(now) {
 		return p.reason
 	}
 	return flint.Because(p.reason.Code, "%s; no runner is started for the %d jobs of %s any more", p.reason.Text,
