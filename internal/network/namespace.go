@@ -48,11 +48,17 @@ func newNamespace(fn func(namespace) error) error {
 
 // onThread runs fn on a locked thread whose network namespace fn may change, and returns when fn has. The thread goes
 // back to where it was; one that cannot is never used again, because the runtime ends a thread whose goroutine ends
-// locked to it.
+// locked to it. It cannot end the main thread, so that one is not taken.
 func onThread(fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			// While this goroutine holds the main thread, the next one cannot get it.
+			done <- onThread(fn)
+			runtime.UnlockOSThread()
+			return
+		}
 		before, err := currentNamespace()
 		if err != nil {
 			runtime.UnlockOSThread()
@@ -88,8 +94,8 @@ func (ns namespace) dialer() dialFunc {
 	}
 }
 
-// isProcess reports whether this is the namespace of the threads that nobody moved. The main thread, which /proc/self
-// speaks of, may be one that somebody did.
+// isProcess reports whether this is the namespace of the threads that nobody moved. /proc/self would not do: it speaks
+// of the main thread, which a caller of Open may have moved.
 func (ns namespace) isProcess() bool {
 	var process os.FileInfo
 	err := onThread(func() (err error) {

@@ -46,7 +46,7 @@ type Config struct {
 type Network struct {
 	cfg     Config
 	home    namespace
-	lock    net.Listener    // holds the name
+	lock    *os.File        // holds the name
 	link    *netlink.Handle // route netlink in home
 	bridge  int             // interface index
 	mtu     int             // bytes, of bridge, veths and taps
@@ -96,10 +96,10 @@ func Open(ctx context.Context, cfg Config) (*Network, error) {
 // open runs on a thread that is in n.home.
 func (n *Network) open(ctx context.Context) error {
 	var err error
-	if n.lock, err = lockName(ctx, n.cfg.Name); err != nil {
+	if n.lock, err = lockName(ctx, lockDir, n.cfg.Name, n.home); err != nil {
 		return err
 	}
-	n.undo.Push("unlock name", func(context.Context) error { return n.lock.Close() })
+	n.undo.Push("unlock name", func(context.Context) error { return unlockName(n.lock) })
 	if n.link, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return fmt.Errorf("open route netlink: %w", err)
 	}
@@ -283,24 +283,6 @@ func Leftovers(name string) ([]string, error) {
 		left = append(left, "table inet "+name)
 	}
 	return left, nil
-}
-
-// lockName makes sure that no two live processes use one name in one network namespace. The kernel drops the lock with
-// the process.
-func lockName(ctx context.Context, name string) (net.Listener, error) {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "unix", "@flint-network-"+name)
-	if errors.Is(err, unix.EADDRINUSE) {
-		return nil, &flint.Fault{
-			Code: "network.busy", What: "open network " + name, Kind: flint.ErrConflict,
-			Err: errors.New("another running flint uses a network of this name"),
-			Fix: "stop the other flint, or give this one another network name and other subnets",
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("lock network name: %w", err)
-	}
-	return l, nil
 }
 
 // validate reports what is wrong with the configuration.
