@@ -43,4 +43,4 @@ if [ -n "${FLINT_FIRECRACKER_DIR:-}" ]; then
 fi
 go build -o build/kvmhost/run ./test/kvmhost
 # As root, because the images belong to root.
-exec "${sudo[@]}" build/kvmhost/run --cache "$PWD/build/kvmhost" --timeout "${TIMEOUT:-20m}" "${add[@]}" test/kvmhost/test-kvm
+exec "${sudo[@]}" build/kvmhost/run --cache "$PWD/build/kvmhost" --timeout "${TIMEOUT:-40m}" "${add[@]}" test/kvmhost/test-kvm
