@@ -184,6 +184,25 @@ func copyFile(from, to string, mode os.FileMode) error {
 	return errors.Join(err, out.Close())
 }
 
+// upFile is there once systemd has started all it starts at boot.
+const upFile = runDir + "/up"
+
+// getties are the units that offer a login on a terminal. Nobody sits there, and in an image without udev the one on the
+// console would keep multi-user.target waiting for its device, 90 s.
+var getties = [...]string{"getty@.service", "getty-static.service", "serial-getty@.service", "console-getty.service"}
+
+// unitUp is the last unit of the boot: ordered after the targets that may stand for all of it, whichever is the default.
+const unitUp = `[Unit]
+Description=flint knows that the system is up
+DefaultDependencies=no
+After=default.target graphical.target multi-user.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=` + runDir + `/flint-agent up
+`
+
 const unit = `[Unit]
 Description=flint agent
 DefaultDependencies=no
@@ -207,17 +226,32 @@ func (j *journey) handOver(systemd string) error {
 	if err != nil {
 		return fmt.Errorf("write agent's state: %w", err)
 	}
-	const units = "/run/systemd/system"
-	wants := units + "/sysinit.target.wants"
 	if err := errors.Join(
 		os.WriteFile(filepath.Join(runDir, "state.json"), b, 0o600),
-		os.MkdirAll(wants, 0o755),
-		os.WriteFile(units+"/flint-agent.service", []byte(unit), 0o644),
-		os.Symlink("../flint-agent.service", wants+"/flint-agent.service"),
+		addUnit("flint-agent.service", unit, "sysinit.target"),
+		addUnit("flint-up.service", unitUp, "default.target"),
 	); err != nil {
 		return fmt.Errorf("make the agent a service: %w", err)
 	}
+	for _, name := range getties {
+		if err := os.Symlink("/dev/null", filepath.Join(unitDir, name)); err != nil {
+			return fmt.Errorf("mask %s: %w", name, err)
+		}
+	}
 	return fmt.Errorf("start %s: %w", systemd, syscall.Exec(systemd, []string{systemd}, []string{"PATH=" + defaultPath, "TERM=linux"}))
+}
+
+// unitDir is where units live that are gone with the boot (systemd.unit(5)).
+const unitDir = "/run/systemd/system"
+
+// addUnit adds a unit that is started with the target.
+func addUnit(name, content, target string) error {
+	wants := filepath.Join(unitDir, target+".wants")
+	return errors.Join(
+		os.MkdirAll(wants, 0o755),
+		os.WriteFile(filepath.Join(unitDir, name), []byte(content), 0o644),
+		os.Symlink("../"+name, filepath.Join(wants, name)),
+	)
 }
 
 // restart ends the VM: the VMM takes a reboot for the end.

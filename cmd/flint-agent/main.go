@@ -1,7 +1,8 @@
 // Command flint-agent is the program in the guest: /init of the initramfs, then the agent the host talks to.
 //
 // As PID 1 it loads the boot modules, mounts the drives, switches to the overlaid root, and either hands over to the
-// image's systemd, under which it goes on as a service (`flint-agent serve`), or stays PID 1 and reaps. Called as
+// image's systemd, under which it goes on as a service (`flint-agent serve`) and is told of the end of the boot
+// (`flint-agent up`), or stays PID 1 and reaps. Called as
 // modprobe it loads modules for a kernel whose image has no kmod. It must not know GitHub or what its commands are for,
 // and must not keep anything beyond the VM's life: the VM is thrown away.
 package main
@@ -28,8 +29,13 @@ func main() {
 			complain(err)
 			os.Exit(1)
 		}
+	case len(os.Args) == 2 && os.Args[1] == "up":
+		if err := os.WriteFile(upFile, nil, 0o600); err != nil {
+			complain(err)
+			os.Exit(1)
+		}
 	default:
-		fmt.Fprintln(os.Stderr, "flint-agent runs in a guest of flint: as /init, as `flint-agent serve` under systemd, or as modprobe")
+		fmt.Fprintln(os.Stderr, "flint-agent runs in a guest of flint: as /init, as `flint-agent serve` and `flint-agent up` under systemd, or as modprobe")
 		os.Exit(2)
 	}
 }

@@ -46,6 +46,9 @@ func serveUnderInit(ctx context.Context) error {
 // serveSystem serves hosts. As PID 1 it has signals to obey.
 func serveSystem(ctx context.Context, st state, signals <-chan os.Signal) error {
 	sys := newSystem(signals != nil)
+	if !sys.init {
+		sys.up = upFile
+	}
 	sys.shielded = true
 	setOOMScore(shieldedScore)
 	stop := make(chan struct{})

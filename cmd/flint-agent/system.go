@@ -30,8 +30,9 @@ const (
 type system struct {
 	users      users
 	reaper     *reaper
-	init       bool // this is PID 1
-	shielded   bool // the agent is never killed for memory; what it starts must not inherit that
+	init       bool   // this is PID 1
+	up         string // a file that is there once systemd has started everything; empty: there is no systemd
+	shielded   bool   // the agent is never killed for memory; what it starts must not inherit that
 	peak       atomic.Int64
 	configured chan struct{} // one buffered element
 }
@@ -151,11 +152,28 @@ func (s *system) Configure(ctx context.Context, c guest.Config) (guest.Configure
 			return nil
 		})
 	}
+	if s.up != "" && c.Settle > 0 {
+		note(step("wait for systemd", func() error { return s.settle(ctx, c.Settle) }))
+	}
 	select {
 	case s.configured <- struct{}{}:
 	default:
 	}
 	return out, nil
+}
+
+// settle waits until systemd has started everything, but no longer than limit.
+func (s *system) settle(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	if err := retry(ctx, func() error {
+		_, err := os.Stat(s.up)
+		return err
+	}); err != nil {
+		return fmt.Errorf("it was still starting services after %s, and commands run before they are up; `systemctl list-jobs` in the guest shows which",
+			limit.Round(time.Second))
+	}
+	return nil
 }
 
 // addEntropy credits b to the kernel's pool and makes it used at once (random(4)).

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -133,6 +134,9 @@ func (c *Config) check() error {
 	}
 	if len(c.MachineID) != 32 || strings.Trim(c.MachineID, "0123456789abcdef") != "" {
 		errs = append(errs, fmt.Errorf("machine id %.80q is not 32 lower-case hex digits", c.MachineID))
+	}
+	if c.Settle < 0 || c.Settle > time.Hour {
+		errs = append(errs, fmt.Errorf("time to settle %v is not between 0 and an hour", c.Settle))
 	}
 	if c.Probe != "" && !isHostname(c.Probe, 253) {
 		errs = append(errs, fmt.Errorf("probe name %.80q is not a domain name", c.Probe))

@@ -60,6 +60,9 @@ type Config struct {
 	Interface *Interface
 	DNS       []netip.Addr // written to resolv.conf in this order
 	Probe     string       // a name to look up by UDP and by TCP on every DNS server; empty: no probe
+	// Settle is how long the agent may wait, before it answers, for the image's init to have started everything; at most
+	// an hour. 0: not at all. An init that is not done by then is a fault.
+	Settle time.Duration
 }
 
 // Interface is the guest's network interface.

@@ -152,6 +152,13 @@ func TestCalls(t *testing.T) {
 	if _, err := s.Configure(t.Context(), Config{Hostname: "two words"}); err == nil || len(sys.configured) != 0 {
 		t.Errorf("a bad configuration reached the guest, or gave no error: %v", err)
 	}
+	for settle, ok := range map[time.Duration]bool{-1: false, time.Minute: true, time.Hour + 1: false} {
+		c := good
+		c.Settle = settle
+		if _, err := s.Configure(t.Context(), c); (err == nil) != ok {
+			t.Errorf("%v to settle: %v", settle, err)
+		}
+	}
 	sys.refuse = errors.New("clock is stuck")
 	if _, err := s.Configure(t.Context(), good); err == nil || !strings.Contains(err.Error(), "clock is stuck") {
 		t.Errorf("refusal came as %v", err)

@@ -530,6 +530,35 @@ func TestCommandReportsItsExit(t *testing.T) {
 	w.nothingLeft()
 }
 
+// An image's init gets the time the guest has left to come up, but some is spared for the rest.
+func TestInitGetsTimeToSettle(t *testing.T) {
+	for boot, want := range map[time.Duration]time.Duration{
+		time.Second: 0, 20 * time.Second: 12 * time.Second, 10 * time.Minute: time.Minute,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var got time.Duration
+			fake := &vmtest.Fake{BootDelay: 3 * time.Second, Configure: func(c guest.Config) (guest.Configured, error) {
+				got = c.Settle
+				return guest.Configured{}, nil
+			}}
+			if boot < fake.BootDelay {
+				fake.BootDelay = 0
+			}
+			w := newWorld(t, fake)
+			w.config.Deadlines.Boot, w.config.GitHub = boot, nil
+			if _, err := w.host().Command(t.Context(), flint.Runner{ID: host.NewID("run"), Pool: "run"}, host.Command{
+				Command: guest.Command{Args: []string{"true"}},
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if got != want {
+				t.Errorf("boot within %v: %v to settle, want %v", boot, got, want)
+			}
+			w.nothingLeft()
+		})
+	}
+}
+
 func TestIDsAreSafeNames(t *testing.T) {
 	seen := map[string]bool{}
 	for _, pool := range []string{"flint", "Ubuntu_24.04 Large", "", strings.Repeat("x", 200), "../../etc"} {

@@ -225,7 +225,7 @@ func (l *life) greet(ctx context.Context) (*guest.Session, error) {
 	for _, fault := range hello.Faults {
 		l.log.Warn("guest came up with a fault", "fault", fault)
 	}
-	configured, err := agent.Configure(ctx, l.config())
+	configured, err := agent.Configure(ctx, l.config(ctx))
 	if err != nil {
 		return nil, l.noGuest(ctx, "configure the guest", err)
 	}
@@ -257,12 +257,21 @@ func (l *life) console() []byte {
 	return nil
 }
 
-func (l *life) config() guest.Config {
+const (
+	settleAtMost = time.Minute     // what the init of an image is worth waiting for
+	settleSpares = 5 * time.Second // of the time the guest has to come up, for the rest of its configuration
+)
+
+// config is what makes the guest this runner's, in the time that ctx leaves.
+func (l *life) config(ctx context.Context) guest.Config {
 	entropy, machineID := make([]byte, 64), make([]byte, 16)
 	_, _ = rand.Read(entropy) // never fails: crypto/rand ends the program instead
 	_, _ = rand.Read(machineID)
 	c := guest.Config{
 		Hostname: l.id(), MachineID: hex.EncodeToString(machineID), Time: time.Now(), Entropy: entropy, Probe: l.port.Probe,
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		c.Settle = max(0, min(time.Until(deadline)-settleSpares, settleAtMost))
 	}
 	if a := l.port.Address; a.MAC != "" {
 		c.Interface = &guest.Interface{MAC: a.MAC, Prefixes: a.Prefixes, Gateways: a.Gateways, MTU: a.MTU}
