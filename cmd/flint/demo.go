@@ -106,7 +106,7 @@ func (f *demoFlags) run(c *cobra.Command) (ok bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	log, err := logger(c, c.ErrOrStderr(), "warn")
+	log, err := logger(c, c.ErrOrStderr(), "warn", true)
 	if err != nil {
 		return false, err
 	}

@@ -131,8 +131,9 @@ func exitCode(err error) int {
 	return exitFailed
 }
 
-// logger writes to w, at the level of the flag or else of the configuration.
-func logger(c *cobra.Command, w io.Writer, configured string) (*slog.Logger, error) {
+// logger writes to w, at the level of the flag or else of the configuration; warnings and errors as notes to a person
+// where notes are asked for.
+func logger(c *cobra.Command, w io.Writer, configured string, notes bool) (*slog.Logger, error) {
 	level := configured
 	if f, err := c.Flags().GetString("log-level"); err == nil && f != "" {
 		level = f
@@ -140,6 +141,9 @@ func logger(c *cobra.Command, w io.Writer, configured string) (*slog.Logger, err
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		return nil, usage(c, fmt.Errorf("--log-level %q is none of debug, info, warn, error", level))
+	}
+	if style := styleOf(w); notes && l >= slog.LevelWarn {
+		return slog.New(notices{style: style, level: l}), nil
 	}
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})), nil
 }

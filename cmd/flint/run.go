@@ -119,9 +119,9 @@ func (f *runFlags) run(c *cobra.Command, args []string) (code int, err error) {
 	level := "warn"
 	var progress flint.Progress
 	if f.verbose {
-		level, progress = "info", newSteps(c.ErrOrStderr()).report
+		progress = newSteps(c.ErrOrStderr()).report
 	}
-	log, err := logger(c, c.ErrOrStderr(), level)
+	log, err := logger(c, c.ErrOrStderr(), level, true)
 	if err != nil {
 		return 0, err
 	}

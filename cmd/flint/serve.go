@@ -20,7 +20,7 @@ func newServe() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		log, err := logger(c, c.ErrOrStderr(), cfg.LogLevel)
+		log, err := logger(c, c.ErrOrStderr(), cfg.LogLevel, false)
 		if err != nil {
 			return err
 		}

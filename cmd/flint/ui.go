@@ -2,9 +2,11 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"sync"
@@ -249,3 +251,41 @@ func table(w io.Writer, s style, header []string, rows [][]string) {
 		write(row, "")
 	}
 }
+
+// notices shows a program's warnings to the person in front of it, where a daemon would have a log.
+type notices struct {
+	style
+	level slog.Level
+	attrs []slog.Attr
+}
+
+// Enabled implements slog.Handler.
+func (n notices) Enabled(_ context.Context, l slog.Level) bool { return l >= n.level }
+
+// Handle implements slog.Handler.
+func (n notices) Handle(_ context.Context, r slog.Record) error {
+	var more []string
+	add := func(a slog.Attr) bool {
+		more = append(more, fmt.Sprintf("%s=%s", a.Key, a.Value))
+		return true
+	}
+	for _, a := range n.attrs {
+		add(a)
+	}
+	r.Attrs(add)
+	text := "! " + r.Message
+	if len(more) > 0 {
+		text += " (" + strings.Join(more, ", ") + ")"
+	}
+	_, err := fmt.Fprintf(n.w, "  %s\n", n.paint(yellow, printable(text)))
+	return err
+}
+
+// WithAttrs implements slog.Handler.
+func (n notices) WithAttrs(attrs []slog.Attr) slog.Handler {
+	n.attrs = append(n.attrs[:len(n.attrs):len(n.attrs)], attrs...)
+	return n
+}
+
+// WithGroup implements slog.Handler. Groups are not shown.
+func (n notices) WithGroup(string) slog.Handler { return n }

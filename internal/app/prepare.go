@@ -24,6 +24,11 @@ func (a *App) Prepare(ctx context.Context) error {
 	var runner string
 	if dir := a.cfg.Runner.Dir; dir != "" {
 		done := a.opt.Progress.Step("runner software")
+		dir, err := filepath.EvalSymlinks(dir)
+		if err != nil {
+			done("", err)
+			return fmt.Errorf("find the runner software: %w", err)
+		}
 		drive, err := a.store.Drive(ctx, dir, a.opt.Progress)
 		if err != nil {
 			done("", err)
