@@ -24,6 +24,8 @@ var mayImport = map[string][]string{
 		"flint", "flint/internal/image", "flint/internal/kernel", "flint/internal/network", "flint/internal/vm",
 		"flint/internal/guest", "flint/internal/undo",
 	},
+	"flint/internal/image":          {"flint", "flint/internal/tool", "flint/internal/ext4"},
+	"flint/internal/kernel":         {"flint", "flint/internal/tool", "flint/internal/ext4"},
 	"flint/test/bench":              {"flint", "flint/internal/app", "flint/internal/config"},
 	"flint/test/assets":             {"flint", "flint/internal/app", "flint/internal/config"},
 	"flint/internal/network":        {"flint", "flint/internal/undo"},

@@ -9,8 +9,10 @@ import (
 	"log/slog"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -393,6 +395,30 @@ func TestDockerfileThatFails(t *testing.T) {
 	_, err := s.Base(t.Context(), Want{Ref: dockerfileDir(t, "BROKEN")})
 	wantFault(t, err, "image.build", "no such instruction: BROKEN", "buildah")
 	wantEmptyTmp(t, s)
+}
+
+func TestIsolation(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		unified bool
+		here    string // the runtime that is installed
+		chroot  bool
+	}{
+		{"crun", true, "crun", false},
+		{"runc", true, "runc", false},
+		{"no runtime", true, "", true},
+		{"hybrid cgroups", false, "crun", true},
+	} {
+		find := func(name string) (string, error) {
+			if name != tc.here {
+				return "", exec.ErrNotFound
+			}
+			return "/usr/bin/" + name, nil
+		}
+		if got := isolation(tc.unified, find); slices.Equal(got, []string{"--isolation", "chroot"}) != tc.chroot || len(got) != 0 && !tc.chroot {
+			t.Errorf("%s: %q", tc.name, got)
+		}
+	}
 }
 
 func TestNoBuilder(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flint"
+	"flint/internal/tool"
 )
 
 // ociPrefix marks a build argument that names a local OCI layout: only buildah and podman can build on one.
@@ -102,7 +103,7 @@ func (s *Store) buildStep(ctx context.Context, file, dir string, w Want) (v1.Ima
 		defer unlock()
 		err = b.build(ctx)
 	}
-	var failed *toolError
+	var failed *tool.Error
 	if errors.As(err, &failed) {
 		err = &flint.Fault{
 			Code: "image.build",
@@ -181,7 +182,7 @@ func (s *Store) builder(ctx context.Context, file, dir string, w Want) (*build, 
 func dockerAnswers(ctx context.Context, path string) bool {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	return tool{path: path, args: []string{"version", "--format", "{{.Server.Version}}"}}.run(ctx) == nil
+	return tool.Tool{Path: path, Args: []string{"version", "--format", "{{.Server.Version}}"}}.Run(ctx) == nil
 }
 
 // out is where the image is put: a layout, or docker's archive.
@@ -202,10 +203,10 @@ func (b *build) build(ctx context.Context) error {
 func (b *build) withDocker(ctx context.Context) error {
 	args := append([]string{"build", "--file", b.file, "--tag", b.tag}, buildArgs(b.args)...)
 	plain := []string{"BUILDKIT_PROGRESS=plain"} // harmless to the classic builder
-	if err := b.tool(append(args, filepath.Dir(b.file)), plain).run(ctx); err != nil {
+	if err := b.tool(append(args, filepath.Dir(b.file)), plain).Run(ctx); err != nil {
 		return err
 	}
-	return b.tool([]string{"save", "--output", b.out(), b.tag}, nil).run(ctx)
+	return b.tool([]string{"save", "--output", b.out(), b.tag}, nil).Run(ctx)
 }
 
 // withStorage builds with podman or buildah, whose storage is kept in the store: its layers make the next build quick,
@@ -219,22 +220,20 @@ func (b *build) withStorage(ctx context.Context) error {
 	}
 	defer os.RemoveAll(run)
 	global := []string{"--root", filepath.Join(b.storage, "storage"), "--runroot", run}
-	with := func(args ...string) tool { return b.tool(append(global[:len(global):len(global)], args...), nil) }
+	with := func(args ...string) tool.Tool { return b.tool(append(global[:len(global):len(global)], args...), nil) }
 
 	args := []string{"build", "--layers", "--force-rm", "--timestamp", "0", "--file", b.file, "--tag", b.tag}
-	if !unifiedCgroups() {
-		args = append(args, "--isolation", "chroot")
-	}
+	args = append(args, isolation(unifiedCgroups(), tool.Find)...)
 	local, names, err := linkBases(b.args, run)
 	if err != nil {
 		return err
 	}
 	args = append(append(args, buildArgs(local)...), filepath.Dir(b.file))
-	if err := with(args...).run(ctx); err != nil {
+	if err := with(args...).Run(ctx); err != nil {
 		b.tidy(ctx, with)
 		return err
 	}
-	if err := with("push", b.tag, ociPrefix+b.out()).run(ctx); err != nil {
+	if err := with("push", b.tag, ociPrefix+b.out()).Run(ctx); err != nil {
 		return err
 	}
 	return b.prune(ctx, names, with)
@@ -242,7 +241,7 @@ func (b *build) withStorage(ctx context.Context) error {
 
 // prune takes the names of local bases away, and then the layers no image uses any more. A build that went well is not
 // failed for what is left; the next one tries again.
-func (b *build) prune(ctx context.Context, names []string, with func(args ...string) tool) error {
+func (b *build) prune(ctx context.Context, names []string, with func(args ...string) tool.Tool) error {
 	untag, prune := []string{"rmi"}, []string{"rmi", "--prune"}
 	if b.name == "podman" {
 		untag, prune = []string{"untag"}, []string{"image", "prune", "--force"}
@@ -253,8 +252,8 @@ func (b *build) prune(ctx context.Context, names []string, with func(args ...str
 	}
 	for _, args := range append(list, prune) {
 		t := with(args...)
-		t.line = nil
-		if err := t.run(ctx); err != nil && ctx.Err() != nil {
+		t.Line = nil
+		if err := t.Run(ctx); err != nil && ctx.Err() != nil {
 			return err
 		}
 	}
@@ -292,20 +291,20 @@ func linkBases(args map[string]string, dir string) (linked map[string]string, na
 }
 
 // tidy removes the working containers of a build that failed or was ended. The storage is ours alone and locked.
-func (b *build) tidy(ctx context.Context, with func(args ...string) tool) {
+func (b *build) tidy(ctx context.Context, with func(args ...string) tool.Tool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	t := with("rm", "--all")
 	if b.name == "podman" {
 		t = with("rm", "--all", "--force")
 	}
-	if err := t.run(ctx); err != nil {
+	if err := t.Run(ctx); err != nil {
 		b.line("remove working containers: " + err.Error())
 	}
 }
 
-func (b *build) tool(args, env []string) tool {
-	return tool{path: b.path, args: args, env: env, line: b.line}
+func (b *build) tool(args, env []string) tool.Tool {
+	return tool.Tool{Path: b.path, Args: args, Env: env, Line: b.line}
 }
 
 func buildArgs(args map[string]string) []string {
@@ -317,8 +316,20 @@ func buildArgs(args map[string]string) []string {
 	return list
 }
 
-// unifiedCgroups reports whether the host has cgroup v2 only. Container runtimes refuse the hybrid layout, and builds
-// then run with chroot isolation, which needs no cgroups.
+// isolation is how podman and buildah run a build's commands: in a container where there is a runtime for it and cgroups it
+// takes, else with no more than a chroot. Distributions only recommend a runtime, so it may not be installed.
+func isolation(unified bool, find func(name string) (string, error)) []string {
+	if unified {
+		for _, runtime := range []string{"crun", "runc"} {
+			if _, err := find(runtime); err == nil {
+				return nil
+			}
+		}
+	}
+	return []string{"--isolation", "chroot"}
+}
+
+// unifiedCgroups reports whether the host has cgroup v2 only. Container runtimes refuse the hybrid layout.
 func unifiedCgroups() bool {
 	var st unix.Statfs_t
 	return unix.Statfs("/sys/fs/cgroup", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC

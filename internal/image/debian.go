@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"flint"
+	"flint/internal/tool"
 )
 
 // fallbackSuite is the Debian release DebianBase makes where the host is not Debian.
@@ -84,12 +85,12 @@ func (s *Store) bootstrap(ctx context.Context, suite, dir string, line func(stri
 	if os.Geteuid() == 0 {
 		mode = "--mode=root"
 	}
-	t := tool{
-		path: path, args: []string{mode, "--variant=minbase", suite, archive}, line: line,
-		env: []string{"SOURCE_DATE_EPOCH=0", "TMPDIR=" + os.TempDir()},
+	t := tool.Tool{
+		Path: path, Args: []string{mode, "--variant=minbase", suite, archive}, Line: line,
+		Env: []string{"SOURCE_DATE_EPOCH=0", "TMPDIR=" + os.TempDir()},
 	}
-	var failed *toolError
-	if err := t.run(ctx); errors.As(err, &failed) {
+	var failed *tool.Error
+	if err := t.Run(ctx); errors.As(err, &failed) {
 		return &flint.Fault{
 			Code: "image.mmdebstrap", What: "make a Debian base of " + suite,
 			Fix: "check the suite's name and that this machine reaches a Debian mirror (sudo apt-get update)", Err: err,

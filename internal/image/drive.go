@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"flint"
+	"flint/internal/tool"
 )
 
 // Drive is a read-only ext4 image of a directory.
@@ -161,53 +162,12 @@ func addFile(t *tar.Writer, dir, path string, info fs.FileInfo) error {
 	return err
 }
 
-// DemoRunner builds the runner that `flint demo` uses, from the module in moduleDir, and makes its drive. It is a
-// third-party program that speaks GitHub's protocol; it is meant for demonstrations and tests.
-func (s *Store) DemoRunner(ctx context.Context, moduleDir string, p flint.Progress) (Drive, error) {
-	moduleDir, err := filepath.Abs(moduleDir)
-	if err != nil {
-		return Drive{}, fmt.Errorf("build demo runner: %w", err)
-	}
-	digest, err := s.contextDigest(ctx, moduleDir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return Drive{}, &flint.Fault{
-			Code: "runner.build", What: "build demo runner: its module is not there",
-			Fix: "run flint from its source tree, which has images/demo-runner", Kind: flint.ErrNotFound, Err: err,
-		}
-	}
-	if err != nil {
-		return Drive{}, fmt.Errorf("build demo runner: %w", err)
-	}
-	key := keyOf(flatVersion, "demo-runner", digest, runtime.GOARCH)
-	unlock, err := s.lock(ctx, key)
-	if err != nil {
-		return Drive{}, err
-	}
-	defer unlock()
-	if d, ok := s.recallDrive(key); ok {
-		p.Step("build demo runner")("cached", nil)
-		return d, nil
-	}
-	out, release, err := s.work()
-	if err != nil {
-		return Drive{}, err
-	}
-	defer release()
-	if err := BuildDemoRunner(ctx, moduleDir, out, p); err != nil {
-		return Drive{}, err
-	}
-	d, err := s.Drive(ctx, out, p)
-	if err != nil {
-		return Drive{}, err
-	}
-	return d, s.remember(key, d)
-}
-
 // demoRunner is the program of the demo runner's module.
 const demoRunner = "github.com/ChristopherHX/github-act-runner"
 
-// BuildDemoRunner builds the demo runner with the go command into outDir, beside the module's start script and a version
-// file. The modules it needs are verified against the module's own go.sum.
+// BuildDemoRunner builds the runner that `flint demo` uses with the go command into outDir, beside its module's start script and
+// a version file; Drive makes a drive of that. It is a third-party program that speaks GitHub's protocol, meant for
+// demonstrations and tests. The modules it needs are verified against the module's own go.sum.
 func BuildDemoRunner(ctx context.Context, moduleDir, outDir string, p flint.Progress) error {
 	path, err := exec.LookPath("go")
 	if err != nil {
@@ -216,25 +176,37 @@ func BuildDemoRunner(ctx context.Context, moduleDir, outDir string, p flint.Prog
 			Fix: "install Go 1.26 or newer from https://go.dev/dl and put it on the PATH", Kind: flint.ErrNotFound, Err: err,
 		}
 	}
+	if moduleDir, err = filepath.Abs(moduleDir); err != nil {
+		return fmt.Errorf("build demo runner: %w", err)
+	}
+	if outDir, err = filepath.Abs(outDir); err != nil {
+		return fmt.Errorf("build demo runner: %w", err)
+	}
+	if _, err := os.Stat(filepath.Join(moduleDir, "go.mod")); err != nil {
+		return &flint.Fault{
+			Code: "runner.build", What: "build demo runner: its module is not there",
+			Fix: "run flint from its source tree, which has images/demo-runner", Kind: flint.ErrNotFound, Err: err,
+		}
+	}
 	const step = "build demo runner"
 	done := p.Step(step)
 	var version string
-	t := tool{
-		path: path, dir: moduleDir,
-		env: []string{"CGO_ENABLED=0", "GOOS=linux", "GOARCH=" + runtime.GOARCH, "GOFLAGS=", "GOWORK=off"},
+	t := tool.Tool{
+		Path: path, Dir: moduleDir,
+		Env: append(goCaches(outDir), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+runtime.GOARCH, "GOWORK=off"),
 	}
 	build, list := t, t
-	build.args = []string{"build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", filepath.Join(outDir, filepath.Base(demoRunner)), demoRunner}
-	build.line = func(line string) { p.Report(flint.Milestone{Step: step, Line: line}) }
-	list.args = []string{"list", "-mod=readonly", "-m", "-f", "{{.Path}} {{.Version}}", demoRunner}
-	list.line = func(line string) { version = line }
-	if err = build.run(ctx); err == nil {
-		err = list.run(ctx)
+	build.Args = []string{"build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", filepath.Join(outDir, filepath.Base(demoRunner)), demoRunner}
+	build.Line = func(line string) { p.Report(flint.Milestone{Step: step, Line: line}) }
+	list.Args = []string{"list", "-mod=readonly", "-m", "-f", "{{.Path}} {{.Version}}", demoRunner}
+	list.Line = func(line string) { version = line }
+	if err = build.Run(ctx); err == nil {
+		err = list.Run(ctx)
 	}
 	if err == nil {
 		err = copyDemoFiles(moduleDir, outDir, version)
 	}
-	var failed *toolError
+	var failed *tool.Error
 	if errors.As(err, &failed) {
 		err = &flint.Fault{
 			Code: "runner.build", What: step,
@@ -243,6 +215,24 @@ func BuildDemoRunner(ctx context.Context, moduleDir, outDir string, p flint.Prog
 	}
 	done(version, err)
 	return err
+}
+
+// goCaches says where the go command keeps what it writes beside its result. Under sudo that is beside outDir: the files would
+// be root's, and the person who called sudo could neither use nor remove them in the home directory. What that person has
+// set with `go env -w` holds as before.
+func goCaches(outDir string) []string {
+	if os.Geteuid() != 0 || os.Getenv("SUDO_UID") == "" {
+		return []string{"GOFLAGS="}
+	}
+	caches := filepath.Join(filepath.Dir(outDir), "go")
+	env := []string{
+		"GOFLAGS=-modcacherw", "GOPATH=" + caches, "GOMODCACHE=" + filepath.Join(caches, "pkg", "mod"),
+		"GOCACHE=" + filepath.Join(caches, "build"), "XDG_CONFIG_HOME=" + filepath.Join(caches, "config"),
+	}
+	if config, err := os.UserConfigDir(); err == nil {
+		env = append(env, "GOENV="+filepath.Join(config, "go", "env"))
+	}
+	return env
 }
 
 func copyDemoFiles(moduleDir, outDir, version string) error {

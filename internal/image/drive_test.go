@@ -81,36 +81,66 @@ func TestDriveNeedsStart(t *testing.T) {
 const demoModule = "../../images/demo-runner"
 
 func TestDemoRunner(t *testing.T) {
-	s := testStore(t)
+	t.Setenv("SUDO_UID", "")
 	log := fakeTool(t, "go", `
 echo "$@" >>"$log"
 case "$1" in
-build) while [ "$1" != -o ]; do shift; done; echo program >"$2"; chmod 755 "$2" ;;
+build) while [ "$1" != -o ]; do shift; done; mkdir -p "${2%/*}"; echo program >"$2"; chmod 755 "$2"; env >>"$log" ;;
 list) echo example.com/runner v9 ;;
 esac
 `)
-	for range 2 {
-		d, err := s.DemoRunner(t.Context(), demoModule, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if d.Version != "example.com/runner v9" {
-			t.Errorf("version %q", d.Version)
-		}
+	s, out := testStore(t), filepath.Join(t.TempDir(), "runner")
+	if err := BuildDemoRunner(t.Context(), demoModule, out, nil); err != nil {
+		t.Fatal(err)
+	}
+	d, err := s.Drive(t.Context(), out, nil)
+	if err != nil || d.Version != "example.com/runner v9" {
+		t.Errorf("got %+v, %v", d, err)
 	}
 	b, err := os.ReadFile(log)
-	if err != nil || strings.Count(string(b), "build ") != 1 {
+	if err != nil || strings.Count(string(b), "build ") != 1 || strings.Contains(string(b), "GOENV=") {
 		t.Errorf("go was called so, %v:\n%s", err, b)
 	}
 	fakeTool(t, "go", "echo no such module; exit 1")
-	_, err = testStore(t).DemoRunner(t.Context(), demoModule, nil)
-	wantFault(t, err, "runner.build", "no such module")
-	_, err = s.DemoRunner(t.Context(), t.TempDir()+"/nowhere", nil)
-	wantFault(t, err, "runner.build")
+	wantFault(t, BuildDemoRunner(t.Context(), demoModule, out, nil), "runner.build", "no such module")
+	wantFault(t, BuildDemoRunner(t.Context(), t.TempDir()+"/nowhere", out, nil), "runner.build", "nowhere")
 	fakeTool(t, "unrelated", "")
-	_, err = testStore(t).DemoRunner(t.Context(), demoModule, nil)
-	wantFault(t, err, "runner.go")
+	wantFault(t, BuildDemoRunner(t.Context(), demoModule, out, nil), "runner.go")
 	wantEmptyTmp(t, s)
+}
+
+// TestSudoLeavesTheHomeAlone: under sudo the go command must write nothing that is root's into its user's home directory.
+func TestSudoLeavesTheHomeAlone(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: only then the files would be root's")
+	}
+	module, err := filepath.Abs(demoModule)
+	if err != nil {
+		t.Fatal(err)
+	}
+	home, state := t.TempDir(), t.TempDir()
+	t.Setenv("SUDO_UID", "1000")
+	t.Setenv("HOME", home)
+	t.Setenv("GOCACHE", filepath.Join(home, "cache"))
+	t.Setenv("XDG_CONFIG_HOME", "")
+	log := fakeTool(t, "go", `env | grep -v -e ^HOME= -e ^GOENV= >>"$log"; env | grep ^GOENV= >>"$log.env"; exit 1`)
+	t.Chdir(state)
+	wantFault(t, BuildDemoRunner(t.Context(), module, "runner", nil), "runner.build")
+	b, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"GOPATH=" + state, "GOMODCACHE=" + state, "GOCACHE=" + state, "XDG_CONFIG_HOME=" + state} {
+		if !strings.Contains(string(b), "\n"+want+"/go") {
+			t.Errorf("%s… is missing:\n%s", want, b)
+		}
+	}
+	if strings.Contains(string(b), home) {
+		t.Errorf("the home directory is used:\n%s", b)
+	}
+	if b, err := os.ReadFile(log + ".env"); err != nil || string(b) != "GOENV="+home+"/.config/go/env\n" {
+		t.Errorf("the person's own settings: %q, %v", b, err)
+	}
 }
 
 // TestStartKeepsTheSecretOffTheCommandLine runs the demo runner's start script as the agent would, from a read-only

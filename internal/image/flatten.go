@@ -3,10 +3,8 @@ package image
 import (
 	"archive/tar"
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -201,38 +199,6 @@ func (f *named) copyTo(t *tar.Writer, content io.Reader) error {
 		return fmt.Errorf("copy %q: %w", f.path, err)
 	} else if n != f.size {
 		return fmt.Errorf("copy %q: %d bytes instead of %d", f.path, n, f.size)
-	}
-	return nil
-}
-
-// padInodeBitmaps sets the bits of each group's inode bitmap that stand for no inode. tar2ext4 leaves them clear, which the
-// kernel does not mind but fsck reports as an error.
-func padInodeBitmaps(f io.ReadWriteSeeker) error {
-	at := func(offset int64, b []byte, do func([]byte) (int, error)) error {
-		if _, err := f.Seek(offset, io.SeekStart); err != nil {
-			return err
-		}
-		_, err := do(b)
-		return err
-	}
-	read := func(b []byte) (int, error) { return io.ReadFull(f, b) }
-	le := binary.LittleEndian
-	super := make([]byte, 1024)
-	if err := at(1024, super, read); err != nil {
-		return err
-	}
-	blocks, perGroup := le.Uint32(super[0x04:]), le.Uint32(super[0x28:])
-	groups := (blocks + groupBlocks - 1) / groupBlocks
-	descriptors := make([]byte, groups*descriptorSize)
-	if err := at(ext4Block, descriptors, read); err != nil {
-		return err
-	}
-	padding := bytes.Repeat([]byte{0xFF}, ext4Block-int(perGroup/8)) // inodes per group are a multiple of 16
-	for g := range groups {
-		bitmap := int64(le.Uint32(descriptors[g*descriptorSize+4:]))
-		if err := at(bitmap*ext4Block+int64(perGroup/8), padding, f.Write); err != nil {
-			return err
-		}
 	}
 	return nil
 }

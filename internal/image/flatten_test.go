@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flint"
+	"flint/internal/ext4"
 )
 
 // item is one tar entry of a test's layer.
@@ -527,7 +528,7 @@ func checkFlatten(t *testing.T, layers ...[]byte) {
 	if flattenErr != nil {
 		return
 	}
-	if err := padInodeBitmaps(out); err != nil {
+	if err := ext4.PadInodeBitmaps(out); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := exec.LookPath("e2fsck"); err == nil {

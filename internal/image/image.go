@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flint"
+	"flint/internal/ext4"
 )
 
 // Store is a directory that holds images, what was needed to make them, and what is remembered about them. Several
@@ -284,7 +285,7 @@ func (s *Store) writeImage(ctx context.Context, kind string, layers []layer, lim
 	if err != nil {
 		return "", "", 0, fmt.Errorf("write image: %w", err)
 	}
-	if err := padInodeBitmaps(f); err != nil {
+	if err := ext4.PadInodeBitmaps(f); err != nil {
 		return "", "", 0, fmt.Errorf("write image: %w", err)
 	}
 	path = s.path(kind, fileName(digest))

@@ -3,7 +3,6 @@ package kernel
 import (
 	"archive/tar"
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +11,8 @@ import (
 	"time"
 
 	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
+
+	"flint/internal/ext4"
 )
 
 // writeModulesImage writes a read-only ext4 file system with the content of tree.
@@ -26,44 +27,7 @@ func writeModulesImage(out *os.File, tree fs.FS) error {
 	if err := tar2ext4.ConvertTarToExt4(t, out, tar2ext4.MaximumDiskSize(most)); err != nil {
 		return err
 	}
-	return padInodeBitmaps(out)
-}
-
-// Places in an ext4 superblock, which lies at byte 1024, and in a group descriptor (the kernel's filesystems/ext4).
-const (
-	ext4Super          = 1024
-	ext4Blocks         = 0x04
-	ext4BlocksPerGroup = 0x20
-	ext4InodesPerGroup = 0x28
-	ext4DescInodes     = 0x04 // block of the group's inode bitmap
-	ext4Block          = 4096 // all that tar2ext4 writes has blocks of this size, and descriptors of 32 bytes after block 0
-	ext4DescSize       = 32
-)
-
-// padInodeBitmaps marks as used the inodes that bitmaps have room for and groups do not have. tar2ext4 leaves them
-// free, which no kernel minds, but e2fsck calls the file system damaged.
-func padInodeBitmaps(f *os.File) error {
-	le := binary.LittleEndian
-	super := make([]byte, 64)
-	if _, err := f.ReadAt(super, ext4Super); err != nil {
-		return err
-	}
-	blocks, perGroup, inodes := le.Uint32(super[ext4Blocks:]), le.Uint32(super[ext4BlocksPerGroup:]), le.Uint32(super[ext4InodesPerGroup:])
-	if perGroup == 0 || inodes%8 != 0 || inodes > ext4Block*8 {
-		return fmt.Errorf("pad inode bitmaps: groups of %d blocks and %d inodes", perGroup, inodes)
-	}
-	padding := bytes.Repeat([]byte{0xff}, int(ext4Block-inodes/8))
-	for g := range (blocks + perGroup - 1) / perGroup {
-		desc := make([]byte, ext4DescSize)
-		if _, err := f.ReadAt(desc, ext4Block+int64(g)*ext4DescSize); err != nil {
-			return err
-		}
-		at := int64(le.Uint32(desc[ext4DescInodes:]))
-		if _, err := f.WriteAt(padding, at*ext4Block+int64(inodes/8)); err != nil {
-			return err
-		}
-	}
-	return nil
+	return ext4.PadInodeBitmaps(out)
 }
 
 // tarStream is a file tree as a tar stream, in order of path, all owned by root and as old as the epoch, made while it

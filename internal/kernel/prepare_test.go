@@ -531,9 +531,6 @@ func TestRun(t *testing.T) {
 	if _, err := run(t.Context(), "", "no-such-program-anywhere"); !errors.Is(err, exec.ErrNotFound) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := run(t.Context(), "", "sh", "-c", "head -c 5000000 /dev/zero"); err == nil || !strings.Contains(err.Error(), "of output") {
-		t.Errorf("got %v", err)
-	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := run(ctx, "", "sleep", "60"); !errors.Is(err, context.Canceled) {

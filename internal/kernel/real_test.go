@@ -13,13 +13,15 @@ import (
 
 	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
 	"github.com/cavaliergopher/cpio"
+
+	"flint/internal/tool"
 )
 
 // TestRealPackage makes a pack of the distribution's real kernel package and looks at it with the tools of others.
 func TestRealPackage(t *testing.T) {
-	for _, tool := range []string{"apt-get", "apt-cache", "depmod", "e2fsck"} {
-		if _, err := lookPath(tool); err != nil {
-			t.Skipf("needs %s", tool)
+	for _, name := range []string{"apt-get", "apt-cache", "depmod", "e2fsck"} {
+		if _, err := tool.Find(name); err != nil {
+			t.Skipf("needs %s", name)
 		}
 	}
 	osRelease, err := os.ReadFile("/etc/os-release")
@@ -54,7 +56,7 @@ func TestRealPackage(t *testing.T) {
 	sized(t, pack.Initrd, 1<<20, 20<<20)
 	sized(t, pack.Modules, 20<<20, 1<<30)
 	checkModulesImage(t, pack.Modules)
-	if _, err := lookPath("cpio"); err == nil {
+	if _, err := tool.Find("cpio"); err == nil {
 		out, err := exec.Command("sh", "-c", `cpio -t <"$1"`, "sh", pack.Initrd).Output()
 		if err != nil || !bytes.Contains(out, []byte("modules/order\n")) {
 			t.Errorf("cpio -t: %v\n%s", err, out)
@@ -159,14 +161,14 @@ func checkModulesImage(t *testing.T, path string) {
 	if _, _, err := tar2ext4.Ext4FileSystemSize(f); err != nil {
 		t.Error(err)
 	}
-	fsck, err := lookPath("e2fsck")
+	fsck, err := tool.Find("e2fsck")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.CommandContext(t.Context(), fsck, "-f", "-n", path).CombinedOutput(); err != nil {
 		t.Errorf("e2fsck: %v\n%s", err, out)
 	}
-	debugfs, err := lookPath("debugfs")
+	debugfs, err := tool.Find("debugfs")
 	if err != nil {
 		return
 	}
