@@ -18,7 +18,7 @@ import (
 
 const (
 	firstRetry = 500 * time.Microsecond
-	lastRetry  = 50 * time.Millisecond
+	lastRetry  = 10 * time.Millisecond
 	// answerWithin bounds one attempt to reach the agent: a guest whose kernel is not up yet does not answer at all.
 	answerWithin = 2 * time.Second
 )

@@ -87,7 +87,7 @@ func TestJail(t *testing.T) {
 		t.Errorf("its root has %v; want %v", root, want)
 	}
 	limits := read(t, proc, "limits")
-	for _, line := range []string{"Max open files            2048                 2048", "Max file size             67108864             67108864"} {
+	for _, line := range []string{"Max open files            2048                 2048", "Max file size             268435456            268435456"} {
 		if !strings.Contains(limits, line) {
 			t.Errorf("limits lack %q:\n%s", line, limits)
 		}
@@ -119,7 +119,7 @@ func TestCgroup(t *testing.T) {
 	pid, _ := m.Process()
 	group := filepath.Join(r.groups, r.config.ParentCgroup, s.ID)
 	for file, want := range map[string]string{
-		"memory.max":       strconv.FormatInt(int64(s.Memory+memoryOverhead), 10),
+		"memory.max":       strconv.FormatInt(int64((256+128+4)*flint.MiB), 10),
 		"memory.swap.max":  "0",
 		"memory.oom.group": "1",
 		"cpu.max":          "300000 100000",

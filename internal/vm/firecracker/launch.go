@@ -15,10 +15,8 @@ import (
 	"flint/internal/vm"
 )
 
-const (
-	openFiles = 2048    // descriptors a VMM may have: some twenty, and one for each connection of its guest
-	leastFile = 1 << 20 // bytes; lets the jailer and Firecracker write their small files
-)
+// openFiles is how many descriptors a VMM may have: some twenty, and one for each connection of its guest.
+const openFiles = 2048
 
 // command returns how to start the VMM.
 func (d *Driver) command(s vm.Spec, m *machine, v view) *exec.Cmd {
@@ -28,11 +26,13 @@ func (d *Driver) command(s vm.Spec, m *machine, v view) *exec.Cmd {
 		cmd.Dir = s.Dir
 	} else {
 		id := strconv.Itoa(m.uid)
+		// A guest's memory may be a file too.
+		fileSize := max(v.largest, int64(s.Memory))
 		cmd = exec.Command(
 			d.c.Jailer, "--id", s.ID, "--exec-file", d.c.Firecracker, "--uid", id, "--gid", id, "--chroot-base-dir", d.c.ChrootBase,
 			// Naming a setting is what makes the jailer enter the VM's own group; without one it would look for others.
 			"--cgroup-version", "2", "--parent-cgroup", d.groups.parent, "--cgroup", "pids.max="+d.groups.pids(s),
-			"--resource-limit", "no-file="+strconv.Itoa(openFiles), "--resource-limit", "fsize="+strconv.FormatInt(max(v.largest, leastFile), 10),
+			"--resource-limit", "no-file="+strconv.Itoa(openFiles), "--resource-limit", "fsize="+strconv.FormatInt(fileSize, 10),
 			"--", "--api-sock", v.see(apiSocket),
 		)
 		cmd.Dir = "/"

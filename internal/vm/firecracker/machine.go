@@ -162,7 +162,7 @@ func (m *machine) verdict(ended error, oom bool) error {
 	}
 	if oom {
 		return &flint.Fault{
-			Code: "firecracker.oom", What: "keep the VM within its memory", Err: fmt.Errorf("the host's kernel killed it: it needed %s more than its guest has", memoryOverhead),
+			Code: "firecracker.oom", What: "keep the VM within its memory", Err: fmt.Errorf("the host's kernel killed it: it needed %s more than its guest has, and then some", memoryOverhead),
 			Fix: "report this: a VMM should not need so much",
 		}
 	}

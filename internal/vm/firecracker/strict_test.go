@@ -145,7 +145,7 @@ func TestJailerDoubleIsStrict(t *testing.T) {
 		"unknown":         {nil, []string{"--seccomp-level", "2"}, "not expected"},
 		"io.max":          {nil, []string{"--cgroup-version", "2", "--cgroup", "io.max=8:0 rbps=1"}, "invalid format for cgroups"},
 		"absolute parent": {nil, []string{"--parent-cgroup", "/flint"}, "parent cgroup path is invalid"},
-		"no controller":   {nil, []string{"--cgroup-version", "2", "--cgroup", "rdma.max=1"}, "controller rdma is unavailable"},
+		"no controller":   {nil, []string{"--cgroup-version", "2", "--cgroup", "absent.max=1"}, "controller absent is unavailable"},
 		"bad version":     {nil, []string{"--cgroup-version", "3"}, "invalid cgroup version"},
 		"bad limit":       {nil, []string{"--resource-limit", "cpu=1"}, "resources limits"},
 		"no namespace":    {nil, []string{"--netns", "/absent"}, "open file /absent"},
