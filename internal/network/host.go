@@ -27,54 +27,6 @@ const (
 	defaultMTU = 1500
 )
 
-// uplinks are the interfaces the host's default routes leave by.
-type uplinks struct {
-	names []string
-	mtu   int // bytes, the smallest; 0 without uplinks
-}
-
-// findUplinks reads the default routes, all families, multipath included.
-func findUplinks(h *netlink.Handle) (uplinks, error) {
-	var up uplinks
-	routes, err := h.RouteList(nil, netlink.FAMILY_ALL)
-	if err != nil {
-		return up, fmt.Errorf("list routes: %w", err)
-	}
-	var indices []int
-	for _, r := range routes {
-		if r.Type != unix.RTN_UNICAST || r.Dst != nil && !isDefault(r) {
-			continue
-		}
-		indices = append(indices, r.LinkIndex)
-		for _, hop := range r.MultiPath {
-			indices = append(indices, hop.LinkIndex)
-		}
-	}
-	slices.Sort(indices)
-	for _, i := range slices.Compact(indices) {
-		if i == 0 {
-			continue
-		}
-		l, err := h.LinkByIndex(i)
-		if err != nil {
-			return up, fmt.Errorf("find uplink: %w", err)
-		}
-		if l.Attrs().Group == deviceGroup {
-			continue
-		}
-		up.names = append(up.names, l.Attrs().Name)
-		if up.mtu == 0 || l.Attrs().MTU < up.mtu {
-			up.mtu = l.Attrs().MTU
-		}
-	}
-	return up, nil
-}
-
-func isDefault(r netlink.Route) bool {
-	ones, bits := r.Dst.Mask.Size()
-	return ones == 0 && bits > 0
-}
-
 // guestMTU derives the bridge's MTU from the uplinks', so that guests need no path MTU discovery to get out.
 func guestMTU(uplink int, v6 bool) (int, error) {
 	mtu := uplink

@@ -23,6 +23,7 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"flint"
@@ -48,6 +49,7 @@ type Network struct {
 	home    namespace
 	lock    *os.File        // holds the name
 	link    *netlink.Handle // route netlink in home
+	watch   *routeWatch     // of home's routes
 	bridge  int             // interface index
 	mtu     int             // bytes, of bridge, veths and taps
 	dns     *forwarder
@@ -60,6 +62,7 @@ type Network struct {
 	pool  *pool
 	ports map[*Port]struct{}
 	shut  bool
+	up    uplinks // as table and sysctls have them; changed by Open and Serve only
 }
 
 // Gateway returns the first host address of a subnet: the address the host has in it, also the guests' DNS server.
@@ -107,18 +110,21 @@ func (n *Network) open(ctx context.Context) error {
 	if err := removeLeftovers(n.link, n.cfg.Name); err != nil {
 		return err
 	}
-	up, err := n.survey()
-	if err != nil {
+	if n.watch, err = openRouteWatch(); err != nil { // before the routes are looked at, so that no change is missed
+		return err
+	}
+	n.undo.Push("close watch of routes", func(context.Context) error { return ignoreClosed(n.watch.Close()) })
+	if err := n.survey(); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	changes, err := planSysctls(up.names, n.cfg.IPv6.IsValid(), n.cfg.forwardAll)
+	changes, err := planSysctls(n.up.names(), n.cfg.IPv6.IsValid(), n.cfg.forwardAll)
 	if err != nil {
 		return err
 	}
-	if err := createTable(n.cfg, up.names, changes); err != nil {
+	if err := createTable(n.cfg, n.up.names(), changes); err != nil {
 		return err
 	}
 	n.undo.Push("remove table and restore sysctls", func(context.Context) error {
@@ -135,28 +141,28 @@ func (n *Network) open(ctx context.Context) error {
 
 // survey looks at the host and decides what follows from it: whether IPv6 can be had, the uplinks, the MTU, the
 // resolvers, and what the operator should know.
-func (n *Network) survey() (uplinks, error) {
+func (n *Network) survey() error {
 	if n.cfg.IPv6.IsValid() && !hostHasIPv6() {
 		n.warnf("IPv6 is off on this host (the kernel has none, or net.ipv6.conf.all.disable_ipv6 is 1): guests get IPv4 only.")
 		n.cfg.IPv6 = netip.Prefix{}
 	}
 	for _, p := range n.prefixes() {
 		if err := checkOverlap(n.link, p); err != nil {
-			return uplinks{}, err
+			return err
 		}
 	}
-	up, err := findUplinks(n.link)
-	if err != nil {
-		return uplinks{}, err
+	var err error
+	if n.up, err = findUplinks(n.link); err != nil {
+		return err
 	}
-	if len(up.names) == 0 {
-		n.warnf("This host has no default route: guests reach nothing but the host's gateway addresses. Open the network again once there is one.")
+	if len(n.up.links) == 0 {
+		n.warnf("This host has no default route: guests reach nothing but the host's gateway addresses until there is one.")
 	}
-	if n.mtu, err = guestMTU(up.mtu, n.cfg.IPv6.IsValid()); err != nil {
-		return uplinks{}, err
+	if n.mtu, err = guestMTU(n.up.mtu, n.cfg.IPv6.IsValid()); err != nil {
+		return err
 	}
 	if n.pool, err = newPool(n.cfg.IPv4, n.cfg.IPv6); err != nil {
-		return uplinks{}, err
+		return err
 	}
 	if len(n.cfg.Resolvers) == 0 {
 		n.cfg.Resolvers = hostResolvers(resolvConf, resolvedConf)
@@ -166,10 +172,10 @@ func (n *Network) survey() (uplinks, error) {
 	}
 	foreign, err := foreignDrops(n.cfg.Name, n.cfg.IPv6.IsValid())
 	if err != nil {
-		return uplinks{}, err
+		return err
 	}
 	n.warn = append(n.warn, foreign...)
-	return up, nil
+	return nil
 }
 
 func (n *Network) warnf(format string, args ...any) {
@@ -227,11 +233,19 @@ func (n *Network) listen(ctx context.Context) error {
 	return nil
 }
 
-// Serve forwards the guests' DNS queries until ctx ends or the network is closed, then returns nil. It is called once:
-// the listeners are closed when it returns.
+// Serve forwards the guests' DNS queries, and follows changes of the host's default routes, until ctx ends or the
+// network is closed, then returns nil. It is called once: the listeners are closed when it returns.
 func (n *Network) Serve(ctx context.Context) error {
-	if err := n.servers.serve(ctx, n.closing, n.dns); err != nil {
-		return fmt.Errorf("serve DNS on network %s: %w", n.cfg.Name, err)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer cancel()
+		return n.servers.serve(ctx, n.closing, n.dns)
+	})
+	g.Go(func() error { return n.followUplinks(ctx) })
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("serve network %s: %w", n.cfg.Name, err)
 	}
 	return nil
 }

@@ -206,7 +206,7 @@ func TestTakesOverFromTheDead(t *testing.T) {
 // kill closes what the kernel would if the network's process died: every descriptor and nothing else.
 func kill(t *testing.T, n *Network) {
 	t.Helper()
-	ok(t, errors.Join(n.servers.close(), n.home.Close()))
+	ok(t, errors.Join(n.servers.close(), n.watch.Close(), n.home.Close()))
 	n.link.Close()
 	lock := n.lock
 	ok(t, lock.Close())

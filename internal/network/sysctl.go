@@ -56,7 +56,7 @@ func planSysctls(uplinks []string, v6, forwardAll bool) ([]change, error) {
 		case p.value(forwarding6(l)) == "1":
 			// Turning forwarding off for all turns it off here too, so this is to be turned on again after that.
 			p.changes = append(p.changes, change{forwarding6(l), "1", "0"})
-		case l != "default" && l != "lo":
+		case l != "lo": // "default" is for the links to come
 			p.want(acceptRA(l), "1", "2")
 		}
 	}

@@ -20,6 +20,9 @@ import (
 // nothing and their comments are the sysctls to restore, so that the note lives exactly as long as the network.
 const undoChain = "flint_undo"
 
+// forwardChain is the name of the chain that decides what is forwarded.
+const forwardChain = "forward"
+
 // createTable programs everything guests may and may not do, and notes the changes, in one transaction.
 func createTable(cfg Config, uplinks []string, changes []change) error {
 	c, err := nftables.New()
@@ -39,12 +42,8 @@ func createTable(cfg Config, uplinks []string, changes []change) error {
 		guarded = append(guarded, theirs...)
 	}
 	t := c.AddTable(&nftables.Table{Name: cfg.Name, Family: nftables.TableFamilyINet})
-	set := &nftables.Set{Table: t, Name: "uplinks", KeyType: nftables.TypeIFName}
-	var elems []nftables.SetElement
-	for _, u := range uplinks {
-		elems = append(elems, nftables.SetElement{Key: ifname(u)})
-	}
-	if err := c.AddSet(set, elems); err != nil {
+	set := uplinkSet(t)
+	if err := c.AddSet(set, elements(uplinks)); err != nil {
 		return fmt.Errorf("add set of uplinks: %w", err)
 	}
 	b := ruleset{c, t, cfg, set}
@@ -56,6 +55,61 @@ func createTable(cfg Config, uplinks []string, changes []change) error {
 		return nftMissing("create table inet "+cfg.Name, err)
 	}
 	return nil
+}
+
+// updateTable makes others the uplinks, and notes and guards the changes that are not noted yet, in one transaction.
+func updateTable(name string, uplinks []string, changes []change) error {
+	c, err := nftables.New()
+	if err != nil {
+		return nftMissing("open nftables", err)
+	}
+	undo, err := findUndo(c, name)
+	if err != nil {
+		return err
+	}
+	if undo == nil {
+		return fmt.Errorf("update table inet %s: somebody removed it; start flint again", name)
+	}
+	noted, err := notedChanges(c, undo)
+	if err != nil {
+		return err
+	}
+	set := uplinkSet(undo.Table)
+	c.FlushSet(set)
+	if len(uplinks) > 0 {
+		if err := c.SetAddElements(set, elements(uplinks)); err != nil {
+			return fmt.Errorf("add to set of uplinks: %w", err)
+		}
+	}
+	// One that is noted comes again when a link was removed and another has its name.
+	takeOver(c, undo, slices.DeleteFunc(slices.Clone(changes), func(ch change) bool { return slices.Contains(noted, ch) }))
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("update table inet %s: %w", name, err)
+	}
+	return nil
+}
+
+// takeOver adds changes to those of a table that exists: the notes and the rules that guard them. Nothing is sent
+// before Flush.
+func takeOver(c *nftables.Conn, undo *nftables.Chain, changes []change) {
+	noteChanges(c, undo, changes)
+	forward := &nftables.Chain{Name: forwardChain, Table: undo.Table}
+	for _, g := range guards(changes) {
+		c.AddRule(&nftables.Rule{Table: undo.Table, Chain: forward, Exprs: g})
+	}
+}
+
+// uplinkSet is the set of the names of the uplinks.
+func uplinkSet(t *nftables.Table) *nftables.Set {
+	return &nftables.Set{Table: t, Name: "uplinks", KeyType: nftables.TypeIFName}
+}
+
+func elements(links []string) []nftables.SetElement {
+	var elems []nftables.SetElement
+	for _, l := range links {
+		elems = append(elems, nftables.SetElement{Key: ifname(l)})
+	}
+	return elems
 }
 
 // ruleset adds the chains of one network to a table.
@@ -76,7 +130,7 @@ func (b ruleset) chain(name string, typ nftables.ChainType, hook *nftables.Chain
 // forward lets guests out by the uplinks and nothing in that they did not ask for. Traffic that is not the guests' is
 // left to others, except that a host which forwarded nothing before us still forwards nothing but for guests.
 func (b ruleset) forward(guarded []change) {
-	rule := b.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
+	rule := b.chain(forwardChain, nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
 	br := b.cfg.Name
 	rule(established(), accept())
 	rule(iif(br), oif(br), drop())
@@ -84,7 +138,16 @@ func (b ruleset) forward(guarded []change) {
 	rule(iif(br), oifIn(b.uplinks), accept())
 	rule(iif(br), drop())
 	rule(oif(br), drop())
-	for _, g := range guarded {
+	for _, g := range guards(guarded) {
+		rule(g)
+	}
+}
+
+// guards are the rules that keep what the changes would let through: nothing is forwarded but for guests where nothing
+// was before.
+func guards(changes []change) [][]expr.Any {
+	var rules [][]expr.Any
+	for _, g := range changes {
 		parts := strings.Split(g.path, "/") // ipv4/conf/eth0/forwarding
 		if len(parts) != 4 || g.new != "1" || parts[3] == "accept_ra" {
 			continue
@@ -97,8 +160,9 @@ func (b ruleset) forward(guarded []change) {
 		if parts[2] == "all" {
 			in = nil
 		}
-		rule(in, nfproto(family), notFromGuests(), notRedirected(), drop())
+		rules = append(rules, slices.Concat(in, nfproto(family), notFromGuests(), notRedirected(), drop()))
 	}
+	return rules
 }
 
 // input says what guests may ask of the host itself, and keeps the gateway addresses from everyone else's neighbours.
@@ -164,7 +228,7 @@ func removeTable(name string) error {
 	}
 	var restore error
 	if len(others) > 0 {
-		noteChanges(c, others[0], changes)
+		takeOver(c, others[0], changes)
 	} else {
 		restore = restoreSysctls(changes)
 	}
