@@ -1,5 +1,5 @@
-// Command assets makes what tests and benchmarks boot real VMs from: kernel, initramfs, modules, the demo image, the demo
-// runner's drive and program, and a scratch disk, as links in one directory.
+// Command assets makes what tests and benchmarks boot real VMs from: kernel, initramfs, modules, the demo image, an
+// image with systemd, the demo runner's drive and program, and a scratch disk, as links in one directory.
 //
 // Tests name that directory in FLINT_TEST_ASSETS. It uses the same code as flint itself; it must not have ways of its own
 // to make anything.
@@ -58,7 +58,9 @@ func run(ctx context.Context, state, out, agent string, given foreign) error {
 	cfg := config.Default()
 	cfg.StateDir, cfg.VM.Agent = state, agent
 	cfg.Pools = []config.Pool{config.NewPool("demo", "./images/demo")}
-	if given.kernel != "" {
+	if given.kernel == "" {
+		cfg.Pools = append(cfg.Pools, config.NewPool("systemd", "./test/e2e/systemd"))
+	} else {
 		cfg.Kernel.Vmlinuz, cfg.Kernel.Modules, cfg.Pools[0].Image = given.kernel, given.modules, given.image
 	}
 	if err := cfg.Complete(); err != nil {
@@ -82,6 +84,9 @@ func run(ctx context.Context, state, out, agent string, given foreign) error {
 	links := map[string]string{"vmlinux": s.Kernel, "initrd": s.Initrd, "modules.ext4": s.Modules, "base.ext4": s.Base}
 	if s.Runner != "" {
 		links["runner.ext4"], links["github-act-runner"] = s.Runner, filepath.Join(cfg.Runner.Dir, "github-act-runner")
+	}
+	if base := supplies["systemd"].Base; base != "" {
+		links["base-systemd.ext4"] = base
 	}
 	for name, target := range links {
 		link := filepath.Join(out, name)
