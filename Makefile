@@ -1,6 +1,9 @@
 # Two commands do all the set-up on a fresh Debian or Ubuntu machine: `make demo` and `make test`.
 
 SHELL := /bin/bash
+# A Go that scripts/setup.sh had to fetch comes first. go.mod says which one builds flint.
+export PATH := $(CURDIR)/build/toolchain/bin:$(PATH)
+export GOTOOLCHAIN ?= auto
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'

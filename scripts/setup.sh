@@ -1,48 +1,63 @@
 #!/usr/bin/env bash
 # Installs what flint needs to be built, run and tested on Debian or Ubuntu. Says what it installs; does nothing twice.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 
 packages=(
-	qemu-system-x86   # runs the VMs where there is no KVM, and where there is
-	buildah           # builds images from Dockerfiles when neither docker nor podman does
-	mmdebstrap        # makes the base image where no registry can be reached
-	kmod              # depmod, for the kernel pack
-	e2fsprogs         # e2fsck checks images in the tests
-	iproute2 nftables # ip and nft look for what is left, in the tests
+	qemu-system-x86    # runs the VMs where there is no KVM, and where there is
+	buildah crun       # builds images from Dockerfiles when neither docker nor podman does
+	mmdebstrap         # makes the base image where no registry can be reached
+	kmod               # depmod, for the kernel pack
+	e2fsprogs          # e2fsck checks images in the tests
+	iproute2 nftables  # ip and nft look for what is left, in the tests
+	gcc libc6-dev      # the race detector needs cgo
 	ca-certificates git make
 )
-# A machine of another architecture has its own emulator.
+# A machine of another architecture has its own emulator; Ubuntu has Debian's keys in a package of their own.
 [ "$(dpkg --print-architecture)" = arm64 ] && packages[0]=qemu-system-arm
+grep -qx 'ID=ubuntu' /etc/os-release && packages+=(debian-archive-keyring)
+
+sudo=()
+[ "$(id -u)" = 0 ] || sudo=(sudo)
+mkdir -p build
+
+installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed; }
+
+# apt's lists are refreshed at most once a day: they name the kernel package, and an old list may name a file that is gone.
+refresh() {
+	[ -n "$(find build/.apt-refreshed -mtime -1 2>/dev/null)" ] && return
+	echo "flint: refreshing apt's package lists"
+	"${sudo[@]}" apt-get update -qq
+	touch build/.apt-refreshed
+}
+
+install() {
+	echo "flint: installing Debian packages: $*"
+	"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
 
 missing=()
 for p in "${packages[@]}"; do
-	dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null | grep -qx installed || missing+=("$p")
+	installed "$p" || missing+=("$p")
 done
-# An engine that works makes buildah superfluous, but installing it harms nothing and keeps the way short.
-sudo=()
-[ "$(id -u)" = 0 ] || sudo=(sudo)
+refresh
+[ ${#missing[@]} = 0 ] || install "${missing[@]}"
 
-# apt lists younger than a day name the kernel package; older ones may name a file that is gone.
-stale=1
-[ -n "$(find /var/lib/apt/lists -maxdepth 1 -name '*Packages*' -mtime -1 -print -quit 2>/dev/null)" ] && stale=0
-if [ ${#missing[@]} -gt 0 ] || [ "$stale" = 1 ]; then
-	echo "flint: refreshing apt's package lists"
-	"${sudo[@]}" apt-get update -qq
-fi
-if [ ${#missing[@]} -gt 0 ]; then
-	echo "flint: installing Debian packages: ${missing[*]}"
-	"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-fi
-
-# go 1.21 and later fetch the toolchain that go.mod names by themselves.
-if ! command -v go >/dev/null; then
-	echo "flint: installing Go"
-	candidate=$(apt-cache policy golang-go | awk '/Candidate:/{print $2}')
-	if dpkg --compare-versions "${candidate#*:}" ge 1.21; then
-		"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends golang-go >/dev/null
-	else
-		echo "flint: this distribution's Go ($candidate) is older than 1.21, which cannot fetch a newer one by itself." >&2
-		echo "       install Go 1.26 from https://go.dev/dl/ or from backports, and run make again" >&2
-		exit 1
-	fi
+# Go: any go from 1.21 on fetches the toolchain that go.mod names by itself. An older one can still fetch it as the module
+# it is published as, verified by the checksum database; the Makefile puts build/toolchain first in PATH.
+newer() { [ "$(printf '%s\n' 1.21 "$1" | sort -V | head -1)" = 1.21 ]; }
+PATH="$PWD/build/toolchain/bin:$PATH"
+command -v go >/dev/null || install golang-go
+have=$(go env GOVERSION 2>/dev/null || go version | awk '{print $3}')
+if ! newer "${have#go}"; then
+	want=golang.org/toolchain@v0.0.1-go$(awk '$1 == "go" {print $2}' go.mod).linux-$(dpkg --print-architecture)
+	echo "flint: this distribution's $have is too old; fetching $want"
+	scratch=$(mktemp -d)
+	(cd "$scratch" && go mod init scratch 2>/dev/null && go mod download "$want")
+	rmdir "$scratch" 2>/dev/null || rm -rf "$scratch"
+	dir=$(go env GOMODCACHE)/$want
+	rm -rf build/toolchain
+	cp -r "$dir" build/toolchain
+	chmod -R u+w build/toolchain
+	chmod +x build/toolchain/bin/* build/toolchain/pkg/tool/*/*
 fi
