@@ -60,13 +60,7 @@ func (s *system) Start(c guest.Command) (guest.Process, error) {
 	for _, f := range files {
 		attr.Files = append(attr.Files, f.Fd())
 	}
-	p.pid, p.ended, err = s.reaper.start(func() (int, error) {
-		if s.shielded {
-			setOOMScore(0)
-			defer setOOMScore(shieldedScore)
-		}
-		return syscall.ForkExec(program, c.Args, attr)
-	})
+	p.pid, p.ended, err = s.fork(program, c.Args, attr)
 	closeAll(files)
 	if err != nil {
 		p.close()
@@ -74,6 +68,17 @@ func (s *system) Start(c guest.Command) (guest.Process, error) {
 		return nil, &guest.ExitError{Exit: guest.Exit{Code: 126, Err: err.Error()}}
 	}
 	return p, nil
+}
+
+// fork starts a process, which may be killed for memory even if the agent may not.
+func (s *system) fork(program string, args []string, attr *syscall.ProcAttr) (int, <-chan syscall.WaitStatus, error) {
+	return s.reaper.start(func() (int, error) {
+		if s.shielded {
+			setOOMScore(0)
+			defer setOOMScore(shieldedScore)
+		}
+		return syscall.ForkExec(program, args, attr)
+	})
 }
 
 // open makes the process's ends, ours in p, and returns its own.
@@ -174,15 +179,17 @@ func (p *process) Resize(s guest.Size) error {
 
 // Wait implements guest.Process.
 func (p *process) Wait() (guest.Exit, error) {
-	ws := <-p.ended
-	e := guest.Exit{OOM: oomKills() > p.killsAtItsRun, DiskFull: diskFull()}
-	switch {
-	case ws.Signaled():
-		e.Code, e.Signal = 128+int(ws.Signal()), unix.SignalName(ws.Signal())
-	default:
-		e.Code = ws.ExitStatus()
-	}
+	e := exitOf(<-p.ended)
+	e.OOM, e.DiskFull = oomKills() > p.killsAtItsRun, diskFull()
 	return e, nil
+}
+
+// exitOf says how a process ended as a shell does.
+func exitOf(ws syscall.WaitStatus) guest.Exit {
+	if ws.Signaled() {
+		return guest.Exit{Code: 128 + int(ws.Signal()), Signal: unix.SignalName(ws.Signal())}
+	}
+	return guest.Exit{Code: ws.ExitStatus()}
 }
 
 // terminalInput types into a terminal. Its end is typed, too: closing the terminal would hang up on the process.

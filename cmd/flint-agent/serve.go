@@ -62,6 +62,16 @@ func serveSystem(ctx context.Context, st state, signals <-chan os.Signal) error 
 			}
 		})
 	})
+	if sys.init {
+		d, err := sys.findDocker()
+		if err != nil {
+			complain(err)
+			st.Hello.Faults = append(st.Hello.Faults, err.Error())
+		}
+		if d != nil {
+			tasks.Go(func() { sys.keepDocker(d, stop) })
+		}
+	}
 	err := serve(ctx, st, sys)
 	close(stop)
 	tasks.Wait()

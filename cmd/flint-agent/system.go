@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -28,28 +29,36 @@ const (
 
 // system is the guest.System of a real guest.
 type system struct {
-	users      users
-	reaper     *reaper
-	init       bool   // this is PID 1
-	up         string // a file that is there once systemd has started everything; empty: there is no systemd
-	shielded   bool   // the agent is never killed for memory; what it starts must not inherit that
-	peak       atomic.Int64
-	configured chan struct{} // one buffered element
+	users    users
+	reaper   *reaper
+	init     bool   // this is PID 1
+	up       string // a file that is there once systemd has started everything; empty: there is no systemd
+	shielded bool   // the agent is never killed for memory; what it starts must not inherit that
+	peak     atomic.Int64
+
+	configure  sync.Once
+	configured chan struct{} // closed when the guest was configured for the first time
+	end        sync.Once
+	ending     chan struct{} // closed when the guest begins to reboot
 }
 
 func newSystem(init bool) *system {
-	return &system{users: users{root: "/"}, reaper: newReaper(), init: init, configured: make(chan struct{}, 1)}
+	return &system{
+		users: users{root: "/"}, reaper: newReaper(), init: init, configured: make(chan struct{}), ending: make(chan struct{}),
+	}
 }
 
 // watch samples the memory in use, and loads the late modules after the first configuration, until stop is closed.
 func (s *system) watch(stop <-chan struct{}) {
 	tick := time.NewTicker(sampleEvery)
 	defer tick.Stop()
+	configured := s.configured
 	for {
 		s.sample()
 		select {
 		case <-tick.C:
-		case <-s.configured:
+		case <-configured:
+			configured = nil
 			loadLate()
 		case <-stop:
 			return
@@ -155,10 +164,7 @@ func (s *system) Configure(ctx context.Context, c guest.Config) (guest.Configure
 	if s.up != "" && c.Settle > 0 {
 		note(step("wait for systemd", func() error { return s.settle(ctx, c.Settle) }))
 	}
-	select {
-	case s.configured <- struct{}{}:
-	default:
-	}
+	s.configure.Do(func() { close(s.configured) })
 	return out, nil
 }
 
@@ -296,12 +302,23 @@ func setOOMScore(score int) {
 
 // Reboot implements guest.System. As PID 1 it first gives what runs a moment to end.
 func (s *system) Reboot() error {
+	s.end.Do(func() { close(s.ending) })
 	if s.init {
 		s.endAll()
 		_ = unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "") // best effort: sync below is what counts
 	}
 	restart()
 	return nil
+}
+
+// ends reports whether the guest has begun to reboot.
+func (s *system) ends() bool {
+	select {
+	case <-s.ending:
+		return true
+	default:
+		return false
+	}
 }
 
 func (s *system) endAll() {

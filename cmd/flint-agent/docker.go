@@ -1,0 +1,151 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	dockerSocket = "/var/run/docker.sock"
+	dockerStarts = 4           // how often dockerd is started at most; one that ends ever again would only cost the job time
+	dockerPause  = time.Second // before the second start; doubled before each further one
+)
+
+// docker is the image's Docker daemon where no init would start it. Its socket is there before the host is answered, so
+// that a job that comes at once waits for the daemon rather than find none.
+type docker struct {
+	shell  string // the program that says LISTEN_PID, which is known to nobody before
+	daemon string
+	socket *os.File
+	log    *os.File
+	pause  time.Duration
+}
+
+// findDocker prepares the image's dockerd; it returns nil if there is none.
+func (s *system) findDocker() (*docker, error) {
+	env := []string{"PATH=" + defaultPath}
+	daemon, err := lookPath("dockerd", "/", env)
+	if err != nil {
+		return nil, nil
+	}
+	shell, err := lookPath("sh", "/", env)
+	if err != nil {
+		return nil, fmt.Errorf("start dockerd: %w", err)
+	}
+	gid, err := s.users.group("docker")
+	if err != nil {
+		return nil, fmt.Errorf("start dockerd: %w", err)
+	}
+	log, err := openKernelLog()
+	if err != nil {
+		return nil, fmt.Errorf("start dockerd: %w", err)
+	}
+	socket, err := listenUnix(dockerSocket, gid)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("listen for docker: %w", err), log.Close())
+	}
+	return &docker{shell: shell, daemon: daemon, socket: socket, log: log, pause: dockerPause}, nil
+}
+
+// openKernelLog opens the kernel's log, which is bounded, and makes it keep all that is written to it, as systemd does.
+func openKernelLog() (*os.File, error) {
+	if err := os.WriteFile("/proc/sys/kernel/printk_devkmsg", []byte("on\n"), 0); err != nil {
+		return nil, err
+	}
+	return os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
+}
+
+// listenUnix makes a socket at path for root and a group.
+func listenUnix(path string, gid uint32) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), path)
+	err = except(os.Remove(path), os.ErrNotExist) // the image's is nobody's
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+	}
+	if err == nil { // nobody can connect before it listens
+		err = errors.Join(os.Chown(path, 0, int(gid)), os.Chmod(path, 0o660), unix.Listen(fd, unix.SOMAXCONN))
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// keepDocker starts dockerd once the guest is configured, and again if it ends, a few times.
+func (s *system) keepDocker(d *docker, stop <-chan struct{}) {
+	defer func() { // who comes after this is told at once that there is none
+		if err := errors.Join(os.Remove(d.socket.Name()), d.socket.Close(), d.log.Close()); err != nil {
+			complain(fmt.Errorf("remove docker's socket: %w", err))
+		}
+	}()
+	select {
+	case <-s.configured:
+	case <-stop:
+		return
+	}
+	for n := range dockerStarts {
+		if n > 0 {
+			select {
+			case <-time.After(d.pause << (n - 1)):
+			case <-s.ending:
+				return
+			case <-stop:
+				return
+			}
+		}
+		ended, err := s.startDocker(d)
+		if err != nil {
+			complain(fmt.Errorf("start dockerd: %w", err))
+			return
+		}
+		select {
+		case ws := <-ended:
+			if s.ends() {
+				return
+			}
+			complain(fmt.Errorf("dockerd ended with exit code %d; dmesg says why", exitOf(ws).Code))
+		case <-stop:
+			return
+		}
+	}
+}
+
+// startDocker starts dockerd as systemd would, by sd_listen_fds(3).
+func (s *system) startDocker(d *docker) (<-chan syscall.WaitStatus, error) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	_, ended, err := s.fork(d.shell, []string{"sh", "-c", `LISTEN_PID=$$ exec "$0" -H fd://`, d.daemon}, &syscall.ProcAttr{
+		Dir:   "/",
+		Env:   []string{"PATH=" + defaultPath, "HOME=/root", "LISTEN_FDS=1"},
+		Files: []uintptr{null.Fd(), d.log.Fd(), d.log.Fd(), d.socket.Fd()}, // the last is SD_LISTEN_FDS_START
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	})
+	return ended, err
+}
+
+// group returns the id of a group, 0 if there is none of that name.
+func (us *users) group(name string) (uint32, error) {
+	us.mu.Lock()
+	defer us.mu.Unlock()
+	_, groups, err := us.read()
+	if err != nil {
+		return 0, err
+	}
+	if at := slices.IndexFunc(groups, func(g group) bool { return g.Name == name }); at >= 0 {
+		return groups[at].GID, nil
+	}
+	return 0, nil
+}
