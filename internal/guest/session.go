@@ -198,6 +198,11 @@ func (s *Session) call(ctx context.Context, what string, k kind, in, out bounded
 	case <-ctx.Done():
 		return fmt.Errorf("%s: %w", what, ctx.Err())
 	case <-s.link.done:
+	}
+	select {
+	case f := <-answer: // the last thing the agent said, as after a reboot
+		return s.settle(what, f, out)
+	default:
 		return fmt.Errorf("%s: %w", what, s.Err())
 	}
 }
