@@ -62,12 +62,10 @@ func bareStart(b *testing.B, d *Driver, s vm.Spec) time.Duration {
 	}
 	m.uid = 1900002900
 	err := m.retry(b.Context(), func() error {
-		dir, err := os.Open(filepath.Join(home, "root"))
-		if err != nil {
+		if err := m.dir.open(filepath.Join(home, "root")); err != nil {
 			return err
 		}
-		defer dir.Close()
-		m.dir = dir
+		defer m.dir.close()
 		conn, err := m.connect(b.Context(), apiSocket)
 		if err == nil {
 			conn.Close()

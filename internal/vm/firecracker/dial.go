@@ -26,9 +26,9 @@ const (
 // connect opens the unix socket of that name in m's directory. The VMM owns the directory and may have put anything there:
 // links are not followed, and whoever listens must be the VM's user. Long paths do not matter.
 func (m *machine) connect(ctx context.Context, name string) (net.Conn, error) {
-	fd, err := unix.Openat(int(m.dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := m.dir.openat(name, unix.O_PATH)
 	if err != nil {
-		return nil, fmt.Errorf("open socket %s: %w", name, err)
+		return nil, err
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t
@@ -176,17 +176,21 @@ func (m *machine) Listen(port uint32) (net.Listener, error) {
 	if m.closing {
 		return nil, fmt.Errorf("listen on port %d for VM %s: %w", port, m.id, net.ErrClosed)
 	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/%s", m.dir.Fd(), name), Net: "unix"})
+	var own *listener
+	err := m.dir.do(func(dir int) error {
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir, name), Net: "unix"})
+		if err != nil {
+			return err
+		}
+		l.SetUnlinkOnClose(false) // the path is good in here only
+		own = &listener{UnixListener: l, m: m, name: name}
+		return unix.Fchownat(dir, name, m.uid, m.uid, unix.AT_SYMLINK_NOFOLLOW)
+	})
 	if err != nil {
+		if own != nil {
+			err = errors.Join(err, own.Close())
+		}
 		return nil, fmt.Errorf("listen on port %d for VM %s: %w", port, m.id, err)
-	}
-	l.SetUnlinkOnClose(false) // the path is only good while the directory is open
-	own := &listener{UnixListener: l, m: m, name: name}
-	err = errors.Join(
-		unix.Fchownat(int(m.dir.Fd()), name, m.uid, m.uid, unix.AT_SYMLINK_NOFOLLOW),
-	)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("give port %d to VM %s: %w", port, m.id, err), own.Close())
 	}
 	m.listeners = append(m.listeners, own)
 	return own, nil
@@ -205,7 +209,7 @@ func (l *listener) Close() error {
 	if errors.Is(err, net.ErrClosed) {
 		return err
 	}
-	if rerr := l.m.remove(l.name); rerr != nil && !errors.Is(rerr, os.ErrClosed) && !errors.Is(rerr, unix.EBADF) {
+	if rerr := l.m.dir.remove(l.name); rerr != nil && !errors.Is(rerr, os.ErrClosed) {
 		err = errors.Join(err, rerr)
 	}
 	return err

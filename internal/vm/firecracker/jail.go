@@ -174,19 +174,20 @@ func (d *Driver) linkAll(s vm.Spec, m *machine, v *view) error {
 
 // link makes a hard link. Read-only files are shared by all VMs and stay as they are; a writable one becomes the VM's.
 func (d *Driver) link(m *machine, name, path string, readOnly bool, v *view) error {
-	dir := int(m.dir.Fd())
-	err := unix.Linkat(unix.AT_FDCWD, path, dir, name, unix.AT_SYMLINK_FOLLOW)
+	var st unix.Stat_t
+	err := m.dir.do(func(dir int) error {
+		if err := unix.Linkat(unix.AT_FDCWD, path, dir, name, unix.AT_SYMLINK_FOLLOW); err != nil {
+			return err
+		}
+		v.links = append(v.links, name)
+		return unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	})
 	if errors.Is(err, unix.EXDEV) {
 		return chrootFault(d.c.ChrootBase, fmt.Errorf("%s is on another file system, and files are shared by hard links", filepath.Dir(path)),
 			fmt.Sprintf("have %s and %s on one file system: set firecracker.chroot_base to a directory beside the files", d.c.ChrootBase, filepath.Dir(path)))
 	}
 	if err != nil {
 		return fmt.Errorf("link: %w", err)
-	}
-	v.links = append(v.links, name)
-	var st unix.Stat_t
-	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
 	}
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
@@ -205,7 +206,8 @@ func (d *Driver) link(m *machine, name, path string, readOnly bool, v *view) err
 		}
 	}
 	v.largest = max(v.largest, st.Size)
-	if err := unix.Fchownat(dir, name, m.uid, m.uid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	err = m.dir.do(func(dir int) error { return unix.Fchownat(dir, name, m.uid, m.uid, unix.AT_SYMLINK_NOFOLLOW) })
+	if err != nil {
 		return err
 	}
 	m.undo.Push("take drive back", func(context.Context) error {
@@ -222,7 +224,9 @@ func (d *Driver) furnishBare(s vm.Spec, m *machine) (view, error) {
 	if err := m.open(s.Dir); err != nil {
 		return view{}, err
 	}
-	m.undo.Push("remove sockets and pipes", func(context.Context) error { return m.remove(apiSocket, vsockSocket, logPipe, metricsPipe, outPipe) })
+	m.undo.Push("remove sockets and pipes", func(context.Context) error {
+		return m.dir.remove(apiSocket, vsockSocket, logPipe, metricsPipe, outPipe)
+	})
 	v := view{kernel: s.Kernel, initrd: s.Initrd}
 	for _, drive := range s.Drives {
 		v.drives = append(v.drives, drive.Path)
@@ -232,23 +236,21 @@ func (d *Driver) furnishBare(s vm.Spec, m *machine) (view, error) {
 
 // open opens the directory of m's sockets and pipes.
 func (m *machine) open(dir string) error {
-	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", dir, err)
-	}
-	m.dir = os.NewFile(uintptr(fd), dir)
-	m.undo.Push("close directory", func(context.Context) error { return m.dir.Close() })
-	return nil
+	m.undo.Push("close directory", func(context.Context) error { return m.dir.close() })
+	return m.dir.open(dir)
 }
 
 // makePipes makes the named pipes, which belong to the VM's user, and opens them for reading.
 func (m *machine) makePipes() error {
 	for _, name := range []string{logPipe, metricsPipe, outPipe} {
-		if err := unix.Mkfifoat(int(m.dir.Fd()), name, 0o600); err != nil {
+		err := m.dir.do(func(dir int) error {
+			if err := unix.Mkfifoat(dir, name, 0o600); err != nil {
+				return err
+			}
+			return unix.Fchownat(dir, name, m.uid, m.uid, unix.AT_SYMLINK_NOFOLLOW)
+		})
+		if err != nil {
 			return fmt.Errorf("make pipe %s: %w", name, err)
-		}
-		if err := unix.Fchownat(int(m.dir.Fd()), name, m.uid, m.uid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return fmt.Errorf("give pipe %s to the VM: %w", name, err)
 		}
 	}
 	return m.openPipes()
@@ -256,7 +258,7 @@ func (m *machine) makePipes() error {
 
 func (m *machine) openPipes() error {
 	for _, name := range []string{logPipe, metricsPipe, outPipe} {
-		p, err := openPipe(m.dir, name)
+		p, err := openPipe(&m.dir, name)
 		if err != nil {
 			return err
 		}
@@ -264,15 +266,4 @@ func (m *machine) openPipes() error {
 		m.undo.Push("close pipe", func(context.Context) error { p.close(); return nil })
 	}
 	return nil
-}
-
-// remove unlinks names in m's directory; those that are not there do not matter.
-func (m *machine) remove(names ...string) error {
-	var errs []error
-	for _, name := range names {
-		if err := unix.Unlinkat(int(m.dir.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, fmt.Errorf("remove %s: %w", name, err))
-		}
-	}
-	return errors.Join(errs...)
 }

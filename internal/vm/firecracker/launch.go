@@ -55,9 +55,9 @@ func (d *Driver) launch(s vm.Spec, m *machine, v view) error {
 	}
 	defer null.Close()
 	// Both ends, so that it never ends nor breaks when nobody reads; and a VMM must not wait for whoever should.
-	fd, err := unix.Openat(int(m.dir.Fd()), outPipe, unix.O_RDWR|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := m.dir.openat(outPipe, unix.O_RDWR|unix.O_NONBLOCK)
 	if err != nil {
-		return fmt.Errorf("open pipe %s: %w", outPipe, err)
+		return err
 	}
 	out := os.NewFile(uintptr(fd), outPipe)
 	defer out.Close()

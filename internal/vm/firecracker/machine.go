@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -38,7 +37,7 @@ type machine struct {
 	log     *slog.Logger
 	serial  bool
 	uid     int      // the VM's user and group; -1: none of its own
-	dir     *os.File // where its sockets and pipes are
+	dir     place    // where its sockets and pipes are
 	groups  *cgroups // nil: no group
 	pipes   []*pipe  // log, metrics, out
 	out     *tail
@@ -125,7 +124,7 @@ func (m *machine) configure(ctx context.Context, s vm.Spec, args string, v view)
 	m.mu.Unlock()
 	m.api.close()
 	// Everything is open now. Without their names the files are gone with the process, whatever else dies.
-	return m.remove(v.links...)
+	return m.dir.remove(v.links...)
 }
 
 // finish records how the process ended and lets everybody who waits know.

@@ -232,7 +232,7 @@ func TestHostileSocket(t *testing.T) {
 		if err := errors.Join(os.WriteFile(filepath.Join(dir, "file"), nil, 0o600), os.RemoveAll(filepath.Join(dir, "link")), os.Symlink("file", filepath.Join(dir, "link"))); err != nil {
 			t.Fatal(err)
 		}
-		if p, err := openPipe(m.dir, name); err == nil {
+		if p, err := openPipe(&m.dir, name); err == nil {
 			p.close()
 			t.Errorf("a %s was taken for a pipe", name)
 		}

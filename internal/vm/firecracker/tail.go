@@ -47,8 +47,8 @@ type pipe struct {
 	keep *os.File // a writing end of our own
 }
 
-// openPipe opens the named pipe name in dir. Whoever owns dir may be an enemy: links are not followed.
-func openPipe(dir *os.File, name string) (*pipe, error) {
+// openPipe opens the named pipe name in dir.
+func openPipe(dir *place, name string) (*pipe, error) {
 	read, err := openFIFO(dir, name, unix.O_RDONLY)
 	if err != nil {
 		return nil, err
@@ -61,10 +61,10 @@ func openPipe(dir *os.File, name string) (*pipe, error) {
 	return &pipe{read, keep}, nil
 }
 
-func openFIFO(dir *os.File, name string, mode int) (*os.File, error) {
-	fd, err := unix.Openat(int(dir.Fd()), name, mode|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+func openFIFO(dir *place, name string, mode int) (*os.File, error) {
+	fd, err := dir.openat(name, mode|unix.O_NONBLOCK)
 	if err != nil {
-		return nil, fmt.Errorf("open pipe %s: %w", name, err)
+		return nil, err
 	}
 	f := os.NewFile(uintptr(fd), name)
 	st, err := f.Stat()

@@ -51,7 +51,7 @@ func (v *vmm) begin() error {
 	return nil
 }
 
-const lastWords = 100 * time.Millisecond
+const lastWords = 3 * time.Second
 
 // acceptVsock serves the host's connections to the guest. It returns when all have ended.
 func (v *vmm) acceptVsock(l net.Listener) {
