@@ -31,7 +31,6 @@ import (
 	"flint/internal/network"
 	"flint/internal/undo"
 	"flint/internal/vm"
-	"flint/internal/vm/qemu"
 )
 
 // Options are what the caller decides beside the configuration. Log is required.
@@ -60,6 +59,7 @@ type App struct {
 
 	store  *image.Store
 	driver vm.Driver
+	extra  flint.Bytes // memory a VMM is counted with beyond its guest's
 	net    *network.Network
 	github *github.Client // after Connect
 	host   *host.Host     // knows GitHub after Connect
@@ -127,20 +127,6 @@ func (a *App) lock() error {
 	return nil
 }
 
-func (a *App) openDriver(ctx context.Context) error {
-	done := a.opt.Progress.Step("virtual machines")
-	d, err := qemu.New(ctx, qemu.Config{Binary: a.cfg.VM.QEMU, Accel: qemu.Accel(a.cfg.VM.Accel), Log: a.log})
-	if err != nil {
-		done("", err)
-		return err
-	}
-	a.driver = d
-	accel, kvm := d.Accel()
-	a.log.Info("virtual machines", "accelerator", accel, "kvm", kvm)
-	done(describeAccel(accel, kvm), nil)
-	return nil
-}
-
 // watchNetwork returns an error if the network stops serving before ctx ends.
 func (a *App) watchNetwork(ctx context.Context) error {
 	select {
@@ -149,20 +135,6 @@ func (a *App) watchNetwork(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	}
-}
-
-// describeAccel says in a few words what runs the guests' instructions, and why.
-func describeAccel(accel qemu.Accel, kvm vm.KVMStatus) string {
-	if accel == qemu.KVM {
-		return "QEMU with KVM"
-	}
-	why := map[vm.KVMState]string{
-		vm.KVMAbsent: "no /dev/kvm", vm.KVMNoPermission: "no permission for /dev/kvm", vm.KVMBroken: "/dev/kvm does not really work",
-	}[kvm.State]
-	if why == "" {
-		why = "as configured"
-	}
-	return "QEMU in software: " + why
 }
 
 func (a *App) openNetwork(ctx context.Context) error {
@@ -213,17 +185,13 @@ func attachTo(n *network.Network) func(context.Context, string) (host.Port, erro
 
 func (a *App) newHost(github host.Registrar) *host.Host {
 	return host.New(host.Config{
-		Name: a.cfg.Host.Name, Dir: filepath.Join(a.dir, "runners"), Limits: limits(a.cfg.Host), Overhead: vmmOverhead,
+		Name: a.cfg.Host.Name, Dir: filepath.Join(a.dir, "runners"), Limits: limits(a.cfg.Host), Overhead: a.extra,
 		Deadlines: host.Deadlines{
 			Boot: time.Duration(a.cfg.VM.BootTimeout), Job: time.Duration(a.cfg.VM.JobTimeout), Finish: 30 * time.Second,
 		},
 		Driver: a.driver, Attach: a.attach, Supply: a.supplyOf, Scratch: a.store.Scratch, GitHub: github, Log: a.log,
 	})
 }
-
-// vmmOverhead is counted for each VM beyond its guest's memory: the 128 MiB that QEMU may fill with translated code
-// where there is no KVM, and 80 MiB for itself.
-const vmmOverhead = 208 * flint.MiB
 
 // limits fills what the configuration leaves to the machine.
 func limits(h config.Host) flint.Shape {

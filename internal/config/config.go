@@ -35,16 +35,17 @@ const SchemaVersion = 1
 
 // Config is everything flint can be told. Zero values have been replaced by defaults once Load returns it.
 type Config struct {
-	SchemaVersion int     `yaml:"schema_version"`
-	StateDir      string  `yaml:"state_dir"` // records, images, kernels; private to flint
-	LogLevel      string  `yaml:"log_level"` // debug, info, warn, error
-	GitHub        GitHub  `yaml:"github"`
-	Pools         []Pool  `yaml:"pools"`
-	Host          Host    `yaml:"host"`
-	VM            VM      `yaml:"vm"`
-	Network       Network `yaml:"network"`
-	Kernel        Kernel  `yaml:"kernel"`
-	Runner        Runner  `yaml:"runner"`
+	SchemaVersion int         `yaml:"schema_version"`
+	StateDir      string      `yaml:"state_dir"` // records, images, kernels; private to flint
+	LogLevel      string      `yaml:"log_level"` // debug, info, warn, error
+	GitHub        GitHub      `yaml:"github"`
+	Pools         []Pool      `yaml:"pools"`
+	Host          Host        `yaml:"host"`
+	VM            VM          `yaml:"vm"`
+	Firecracker   Firecracker `yaml:"firecracker"`
+	Network       Network     `yaml:"network"`
+	Kernel        Kernel      `yaml:"kernel"`
+	Runner        Runner      `yaml:"runner"`
 }
 
 // GitHub says whose jobs are run and how flint proves who it is.
@@ -94,11 +95,23 @@ type Host struct {
 
 // VM says what runs the VMs.
 type VM struct {
-	Accel       string   `yaml:"accel"`        // auto, kvm or tcg
+	Driver      string   `yaml:"driver"`       // auto, firecracker or qemu
+	Accel       string   `yaml:"accel"`        // of QEMU: auto, kvm or tcg
 	QEMU        string   `yaml:"qemu"`         // path of qemu-system-*; looked up when empty
 	Agent       string   `yaml:"agent"`        // path of flint-agent; beside the flint program when empty
 	BootTimeout Duration `yaml:"boot_timeout"` // from the start of the VMM to the agent's first word
 	JobTimeout  Duration `yaml:"job_timeout"`  // longest life of a runner; GitHub's own limit is 5 days
+}
+
+// Firecracker says where Firecracker and its jailer are, and what the jails are made of.
+type Firecracker struct {
+	Binary       string `yaml:"binary"`      // looked up in PATH when empty
+	Jailer       string `yaml:"jailer"`      // looked up in PATH when empty
+	ChrootBase   string `yaml:"chroot_base"` // on the file system of state_dir; "jail" in state_dir when empty
+	UIDFirst     uint32 `yaml:"uid_first"`   // users reserved for VMs, one each
+	UIDCount     uint32 `yaml:"uid_count"`
+	ParentCgroup string `yaml:"parent_cgroup"` // relative to the root of cgroup v2
+	Serial       bool   `yaml:"serial"`        // a serial console for the guest: tells panics apart, costs boot time
 }
 
 // Network says which addresses the VMs get.
@@ -140,7 +153,8 @@ func Default() Config {
 		StateDir:      "/var/lib/flint",
 		LogLevel:      "info",
 		GitHub:        GitHub{URL: "https://github.com"},
-		VM:            VM{Accel: "auto", BootTimeout: Duration(time.Minute), JobTimeout: Duration(6 * time.Hour)},
+		VM:            VM{Driver: "auto", Accel: "auto", BootTimeout: Duration(time.Minute), JobTimeout: Duration(6 * time.Hour)},
+		Firecracker:   Firecracker{UIDFirst: 1900000000, UIDCount: 1000, ParentCgroup: "flint"},
 		Network: Network{
 			Bridge: "flint0",
 			IPv4:   netip.MustParsePrefix("10.213.0.0/20"),
@@ -172,7 +186,7 @@ func (c *Config) complete(dir string) {
 			p.Image = filepath.Join(dir, p.Image)
 		}
 	}
-	for _, path := range []*string{&c.StateDir, &c.GitHub.PrivateKeyFile, &c.Runner.Dir, &c.Kernel.Vmlinuz, &c.Kernel.Modules, &c.VM.QEMU, &c.VM.Agent} {
+	for _, path := range []*string{&c.StateDir, &c.GitHub.PrivateKeyFile, &c.Runner.Dir, &c.Kernel.Vmlinuz, &c.Kernel.Modules, &c.VM.QEMU, &c.VM.Agent, &c.Firecracker.Binary, &c.Firecracker.Jailer, &c.Firecracker.ChrootBase} {
 		if *path != "" && !filepath.IsAbs(*path) {
 			*path = filepath.Join(dir, *path)
 		}
@@ -202,6 +216,14 @@ func (c *Config) Validate() error {
 	case "auto", "kvm", "tcg":
 	default:
 		bad("vm.accel", "%q is none of auto, kvm, tcg", c.VM.Accel)
+	}
+	switch c.VM.Driver {
+	case "auto", "firecracker", "qemu":
+	default:
+		bad("vm.driver", "%q is none of auto, firecracker, qemu", c.VM.Driver)
+	}
+	if f := c.Firecracker; f.UIDFirst < 1000 || f.UIDCount < 1 || uint64(f.UIDFirst)+uint64(f.UIDCount) > 1<<32-1 {
+		bad("firecracker", "uid_first %d and uid_count %d name no range of users above 999", f.UIDFirst, f.UIDCount)
 	}
 	if c.VM.BootTimeout <= 0 || c.VM.JobTimeout <= 0 {
 		bad("vm", "boot_timeout and job_timeout must be above zero")

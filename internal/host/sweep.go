@@ -37,6 +37,11 @@ func (h *Host) Sweep(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("undo runner %s: %w", e.Name(), err))
 		}
 	}
+	if s, ok := h.c.Driver.(vm.Sweeper); ok {
+		if err := s.Sweep(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("undo what VMMs left: %w", err))
+		}
+	}
 	return errors.Join(errs...)
 }
 
