@@ -138,10 +138,20 @@ type Result struct {
 	DiskFull    bool     `json:"disk_full,omitempty"`  // the scratch disk was full at the end
 	PeakMemory  Bytes    `json:"peak_memory"`          // peak resident memory of the VMM process
 	GuestMemory Bytes    `json:"guest_memory"`         // peak memory in use inside the guest
+	VMM         Counters `json:"vmm"`                  // zero where the VMM does not count
 	Output      string   `json:"output,omitempty"`     // end of what the runner program printed
 	Console     string   `json:"console,omitempty"`    // end of the guest's console
 	Reason      Reason   `json:"reason"`               // why it ended
 	Timeline    Timeline `json:"timeline"`
+}
+
+// Counters are what a VMM counted from its start to the newest report.
+type Counters struct {
+	Boot       time.Duration `json:"boot"` // from the start of the VMM's process to the guest's first instruction
+	NetRx      Bytes         `json:"net_rx"`
+	NetTx      Bytes         `json:"net_tx"`
+	BlockRead  Bytes         `json:"block_read"`
+	BlockWrite Bytes         `json:"block_write"`
 }
 
 // HostState is what a host has and does. Its runners are the supply the scheduler counts.

@@ -17,7 +17,8 @@ import (
 // is in docs/architecture.md.
 var mayImport = map[string][]string{
 	"flint":                 {},
-	"flint/cmd/flint":       {"flint", "flint/internal/app", "flint/internal/api", "flint/internal/config", "flint/internal/githubsim"},
+	"flint/cmd/flint":       {"flint", "flint/internal/app", "flint/internal/api", "flint/internal/config", "flint/internal/doctor", "flint/internal/githubsim"},
+	"flint/internal/doctor": {"flint", "flint/internal/vm"},
 	"flint/cmd/flint-agent": {"flint/internal/guest"},
 	"flint/internal/app":    {"*"},
 	"flint/internal/host": {
@@ -48,7 +49,7 @@ var testsMayAlsoImport = map[string][]string{
 		"flint/internal/vm/vmtest", "flint/internal/guest", "flint/internal/vm/firecracker/fctest",
 		"flint/internal/vm/firecracker/fctest/double",
 	},
-	"flint/cmd/flint": {"flint/internal/network", "flint/internal/guest"},
+	"flint/cmd/flint": {"flint/internal/vm"},
 }
 
 // thirdPartyStopsAt says which rooms may import a third-party module; its types go no further.

@@ -79,7 +79,14 @@ func newRoot() *cobra.Command {
 			}
 			return nil
 		},
-		Run: func(c *cobra.Command, _ []string) { _ = c.Help() },
+	}
+	var seed seedFlags
+	seed.register(root.Flags())
+	root.RunE = func(c *cobra.Command, _ []string) error {
+		if seed.given() {
+			return seed.run(c)
+		}
+		return c.Help()
 	}
 	root.PersistentFlags().String("log-level", "", "debug, info, warn or error (overrides the configuration)")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, err) })

@@ -34,6 +34,7 @@ type runFlags struct {
 	memory, disk                           string
 	cpus                                   int
 	interactive, tty, verbose              bool
+	preset                                 *config.Config // what the other flags would say
 }
 
 func newRun() *cobra.Command {
@@ -66,27 +67,35 @@ func newRun() *cobra.Command {
 	fl.BoolVarP(&f.tty, "tty", "t", false, "give the command a terminal")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "show what is done, and how long it takes")
 	fl.StringVar(&f.stateDir, "state-dir", "", "where images, kernels and records are kept (overrides the configuration)")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		code, err := f.run(c, args)
-		if err != nil {
-			complain(c.ErrOrStderr(), err)
-			if errors.Is(err, flint.ErrTimeout) {
-				return exitError(exitTimeout)
-			}
-			return exitError(exitRunFailed)
-		}
-		if c.Context().Err() != nil {
-			return exitError(exitInterrupted)
-		}
-		if code != 0 {
-			return exitError(code)
-		}
-		return nil
-	}
+	c.RunE = f.command
 	return c
 }
 
+// command runs the VM and turns how it ended into an exit code.
+func (f *runFlags) command(c *cobra.Command, args []string) error {
+	code, err := f.run(c, args)
+	if err != nil {
+		complain(c.ErrOrStderr(), err)
+		if errors.Is(err, flint.ErrTimeout) {
+			return exitError(exitTimeout)
+		}
+		return exitError(exitRunFailed)
+	}
+	if c.Context().Err() != nil {
+		return exitError(exitInterrupted)
+	}
+	if code != 0 {
+		return exitError(code)
+	}
+	return nil
+}
+
 func (f *runFlags) config() (config.Config, error) {
+	if f.preset != nil {
+		cfg := *f.preset
+		cfg.Pools[0].Name = "run"
+		return cfg, nil
+	}
 	var cfg config.Config
 	var err error
 	if f.file != "" {

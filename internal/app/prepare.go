@@ -13,6 +13,8 @@ import (
 	"flint/internal/host"
 	"flint/internal/image"
 	"flint/internal/kernel"
+	"flint/internal/vm"
+	"flint/internal/vm/qemu"
 )
 
 // Prepare makes what the pools' VMs boot: the kernel pack, each pool's base image, and the drive with the runner
@@ -38,6 +40,9 @@ func (a *App) Prepare(ctx context.Context) error {
 		done(path.Base(drive.Version), nil)
 	}
 	for _, p := range a.cfg.Pools {
+		if _, ok := a.driver.(*qemu.Driver); ok && p.Limits != (config.Limits{}) {
+			a.log.Warn("QEMU does not hold VMs to limits; Firecracker does", "pool", p.Name)
+		}
 		base, err := a.prepareImage(ctx, p)
 		if err != nil {
 			return err
@@ -46,6 +51,9 @@ func (a *App) Prepare(ctx context.Context) error {
 		a.supply[p.Name] = host.Supply{
 			Shape: flint.Shape(p.VM), Kernel: a.pack.Kernel, Initrd: a.pack.Initrd, Modules: a.pack.Modules,
 			Base: base.Path, Runner: runner, Env: base.Env,
+			Limits: vm.Limits{
+				DiskBytes: p.Limits.DiskBandwidth, DiskOps: p.Limits.DiskOps, NetRx: p.Limits.NetworkIn, NetTx: p.Limits.NetworkOut,
+			},
 		}
 		a.mu.Unlock()
 	}

@@ -71,12 +71,21 @@ func (g GitHub) Scope() string {
 
 // Pool is one kind of runner.
 type Pool struct {
-	Name  string            `yaml:"name"`
-	Image string            `yaml:"image"`
-	Args  map[string]string `yaml:"build_args"` // for an image that is a Dockerfile
-	VM    Shape             `yaml:"vm"`
-	Max   int               `yaml:"max"`
-	Group string            `yaml:"group"`
+	Name   string            `yaml:"name"`
+	Image  string            `yaml:"image"`
+	Args   map[string]string `yaml:"build_args"` // for an image that is a Dockerfile
+	VM     Shape             `yaml:"vm"`
+	Max    int               `yaml:"max"`
+	Group  string            `yaml:"group"`
+	Limits Limits            `yaml:"limits"`
+}
+
+// Limits hold each VM of a pool to rates, each per second; 0 does not limit. Firecracker enforces them, QEMU does not.
+type Limits struct {
+	DiskBandwidth flint.Bytes `yaml:"disk_bandwidth"` // read and written, for each drive by itself
+	DiskOps       int64       `yaml:"disk_ops"`
+	NetworkIn     flint.Bytes `yaml:"network_in"` // to the guest
+	NetworkOut    flint.Bytes `yaml:"network_out"`
 }
 
 // Shape is the size of a pool's VMs.
@@ -268,6 +277,9 @@ func (c *Config) validatePools() (errs []error) {
 		}
 		if p.VM.Disk < 64*flint.MiB {
 			bad("vm.disk", "%s is less than 64MiB", p.VM.Disk)
+		}
+		if l := p.Limits; l.DiskBandwidth < 0 || l.DiskOps < 0 || l.NetworkIn < 0 || l.NetworkOut < 0 {
+			bad("limits", "a rate is below zero")
 		}
 		if p.Max < 1 {
 			bad("max", "%d is less than 1; leave a pool out that shall run nothing", p.Max)

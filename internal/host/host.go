@@ -61,6 +61,7 @@ type Supply struct {
 	Base    string // path of the base image
 	Runner  string // path of the runner drive; empty for VMs that run no runner
 	Env     []string
+	Limits  vm.Limits
 }
 
 // Registrar makes a runner known to GitHub, and forgotten.

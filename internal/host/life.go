@@ -177,7 +177,7 @@ func (l *life) scratch() string { return filepath.Join(l.dir, "scratch.ext4") }
 func (l *life) boot(ctx context.Context) error {
 	s := vm.Spec{
 		ID: l.id(), Dir: l.dir, CPUs: l.shape.CPUs, Memory: l.shape.Memory,
-		Kernel: l.supply.Kernel, Initrd: l.supply.Initrd, NIC: l.port.NIC,
+		Kernel: l.supply.Kernel, Initrd: l.supply.Initrd, NIC: l.port.NIC, Limits: l.supply.Limits,
 		Drives: []vm.Drive{
 			{ID: "base", Path: l.supply.Base, ReadOnly: true},
 			{ID: "scratch", Path: l.scratch()},
@@ -413,6 +413,9 @@ func (l *life) end(ctx context.Context, err error) (flint.Result, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
 	defer cancel()
 	leftover := l.release(ctx)
+	if m, ok := l.machine.(vm.Metrics); ok {
+		l.result.VMM = m.Metrics()
+	}
 	if u, ok := l.machine.(vm.Usage); ok {
 		l.result.PeakMemory = u.PeakMemory()
 	}

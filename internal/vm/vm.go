@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"flint"
 )
@@ -71,13 +70,7 @@ type Metrics interface {
 }
 
 // Counters are what a VMM counted from its start to the newest report.
-type Counters struct {
-	Boot       time.Duration `json:"boot"` // from the start of the VMM's process to the guest's first instruction
-	NetRx      flint.Bytes   `json:"net_rx"`
-	NetTx      flint.Bytes   `json:"net_tx"`
-	BlockRead  flint.Bytes   `json:"block_read"`
-	BlockWrite flint.Bytes   `json:"block_write"`
-}
+type Counters = flint.Counters
 
 // Listener is implemented by machines whose guests can open connections to the host.
 type Listener interface {
