@@ -244,7 +244,7 @@ func TestWithoutSerial(t *testing.T) {
 	if err := m.Wait(patiently(t)); err != nil {
 		t.Errorf("wait: %v", err)
 	}
-	if c := string(m.Console()); !strings.Contains(c, "Running Firecracker v1.16.1") && !strings.Contains(c, "exiting successfully") {
+	if c := string(m.Console()); !strings.Contains(c, "exiting successfully") {
 		t.Errorf("the console is not Firecracker's log: %q", c)
 	}
 	if strings.Contains(string(m.out.Bytes()), "Linux version") {
@@ -468,9 +468,6 @@ func TestAdopt(t *testing.T) {
 			}
 			if err := m.Wait(patiently(t)); err != nil {
 				t.Errorf("wait: %v", err)
-			}
-			if _, err := os.Stat(fmt.Sprintf("/proc/%d/root/bin", b.PID)); err == nil {
-				t.Error("the VMM is left")
 			}
 			if got := m.(vm.Metrics).Metrics(); got.BlockRead != 8<<20 {
 				t.Errorf("counters %+v", got)

@@ -38,7 +38,7 @@ func (v Version) supported(path string) error {
 	}
 }
 
-// versionText finds a version in what a program or the API says: "Firecracker v1.16.1", "1.16.0-dev".
+// parseVersion finds a version in what a program or the API says: "Firecracker v1.16.1", "1.16.0-dev".
 func parseVersion(text string) (Version, bool) {
 	m := regexp.MustCompile(`\bv?([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})\b`).FindStringSubmatch(text)
 	if m == nil {
