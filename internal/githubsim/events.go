@@ -37,13 +37,14 @@ const (
 	RunnerRegistered                 //
 	RunnerOnline                     // it has a session
 	RunnerRemoved                    //
+	JobUnserved                      // it waits, and will for ever: no scale set has all its labels
 )
 
 // String returns the kind in lower case.
 func (k Kind) String() string {
 	names := [...]string{
 		"", "job queued", "job assigned", "job started", "step started", "step completed", "log line", "job completed", "job skipped",
-		"run completed", "runner registered", "runner online", "runner removed",
+		"run completed", "runner registered", "runner online", "runner removed", "job unserved",
 	}
 	if k < 1 || int(k) >= len(names) {
 		return fmt.Sprintf("kind(%d)", int(k))
@@ -64,6 +65,7 @@ type Event struct {
 	Runner     string // name
 	Line       string // of the log, without its newline
 	Conclusion Conclusion
+	Labels     []string // with JobUnserved: what its runs-on: asks for
 }
 
 // Bounds on what an observer may fall behind; beyond them, log lines are dropped and counted.

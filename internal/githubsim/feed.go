@@ -11,7 +11,10 @@ import (
 
 // The live log: a runner sends its lines over a WebSocket, one JSON message per batch. The server only listens.
 
-const maxFeedMessage = 4 << 20 // bytes
+const (
+	maxFeedMessage = 4 << 20 // bytes
+	maxFeeds       = 4       // of one job at a time; a runner opens one, and another when it has lost that
+)
 
 // feeds are the open live logs, so that Close can end them: a hijacked connection is nobody else's.
 type feeds struct {
@@ -19,32 +22,40 @@ type feeds struct {
 	closed bool
 	nextID int
 	cancel map[int]context.CancelFunc
+	jobs   map[string]int // how many are open, by job
 	open   sync.WaitGroup
 }
 
-// begin returns a context that ends with the feed's request or with close, and what to call at the end. ok is false
-// when it is too late.
-func (f *feeds) begin(ctx context.Context) (_ context.Context, end func(), ok bool) {
+// begin returns a context that ends with the feed's request or with close, and what to call at the end. It refuses when it is
+// too late, and when the job has enough.
+func (f *feeds) begin(ctx context.Context, jobID string) (_ context.Context, end func(), err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.closed {
-		return nil, nil, false
+	switch {
+	case f.closed:
+		return nil, nil, errClosed()
+	case f.jobs[jobID] >= maxFeeds:
+		return nil, nil, &apiError{http.StatusTooManyRequests, "TooManyRequestsException", "the job has too many live logs"}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	if f.cancel == nil {
-		f.cancel = map[int]context.CancelFunc{}
+		f.cancel, f.jobs = map[int]context.CancelFunc{}, map[string]int{}
 	}
 	f.nextID++
 	id := f.nextID
 	f.cancel[id] = cancel
+	f.jobs[jobID]++
 	f.open.Add(1)
 	return ctx, func() {
 		f.mu.Lock()
 		delete(f.cancel, id)
+		if f.jobs[jobID]--; f.jobs[jobID] == 0 {
+			delete(f.jobs, jobID)
+		}
 		f.mu.Unlock()
 		cancel()
 		f.open.Done()
-	}, true
+	}, nil
 }
 
 // close ends all feeds and waits for them.
@@ -71,9 +82,9 @@ func (s *Server) serveFeed(w http.ResponseWriter, r *http.Request) {
 		writeError(w, errUnauthorized())
 		return
 	}
-	ctx, end, ok := s.feeds.begin(r.Context())
-	if !ok {
-		writeError(w, errNotFound("the simulated GitHub is closed"))
+	ctx, end, err := s.feeds.begin(r.Context(), jobID)
+	if err != nil {
+		writeError(w, err)
 		return
 	}
 	defer end()

@@ -35,6 +35,7 @@ type Config struct {
 	Poll        time.Duration // how long an empty long poll lasts; 50 s when zero. Runners give up after 100 s
 	Lease       time.Duration // a job whose runner has not renewed it for this long has failed; 10 min when zero. Runners renew every 60 s
 	QueueToken  time.Duration // life of a message queue token, after which a session must be refreshed; 1 h when zero
+	Unserved    time.Duration // how long a job is queued, with no scale set that has its labels, until JobUnserved says so; 10 s when zero
 	SessionIdle time.Duration // a scale set session without a poll for this long gives way to a new one; 1 min when zero
 	// Acquire makes the coordinator acquire each job (JobAvailable, then acquirejobs), as GitHub Enterprise Server does.
 	// Otherwise jobs are assigned without asking, as on github.com.
@@ -106,6 +107,7 @@ func (c *Config) complete() error {
 		{&c.Lease, 10 * time.Minute},
 		{&c.QueueToken, time.Hour},
 		{&c.SessionIdle, time.Minute},
+		{&c.Unserved, 10 * time.Second},
 	} {
 		if *d.v <= 0 {
 			*d.v = d.def

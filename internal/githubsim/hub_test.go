@@ -2,6 +2,8 @@ package githubsim
 
 import (
 	"crypto/rsa"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -165,6 +167,54 @@ func TestScaleSetDeletedUnderItsJobs(t *testing.T) {
 	})
 }
 
+func TestJobNobodyServesSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScript(t, Config{})
+		defer s.Close()
+		s.submit("on: push\njobs:\n  served:\n    runs-on: flint\n    steps:\n      - run: 'true'\n" +
+			"  lost:\n    runs-on: [flint, gpu]\n    steps:\n      - run: 'true'\n" +
+			"  late:\n    runs-on: late\n    steps:\n      - run: 'true'\n" +
+			"  never:\n    needs: served\n    if: failure()\n    runs-on: nowhere\n    steps:\n      - run: 'true'\n")
+		said := func() (jobs []string) {
+			for _, e := range s.events {
+				if e.Kind == JobUnserved {
+					jobs = append(jobs, e.Job+" "+strings.Join(e.Labels, ","))
+				}
+			}
+			return jobs
+		}
+		time.Sleep(9 * time.Second)
+		synctest.Wait()
+		if got := said(); len(got) != 0 {
+			t.Errorf("too early: %q", got)
+		}
+		late, err := s.hub.createSet("late", nil, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if got, want := said(), []string{"lost flint,gpu"}; !slices.Equal(got, want) {
+			t.Errorf("said of %q, want %q, once", got, want)
+		}
+		session, err := s.hub.openSession(late.id, "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.hub.nextMessage(t.Context(), late.id, session, 1); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.hub.deleteSet(late.id); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if got, want := said(), []string{"lost flint,gpu", "late late"}; !slices.Equal(got, want) {
+			t.Errorf("said of %q, want %q: its scale set was deleted", got, want)
+		}
+	})
+}
+
 func TestNewestPollWins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newScript(t, Config{Poll: time.Hour})
@@ -263,12 +313,12 @@ func TestCredentialsExpire(t *testing.T) {
 		if _, ok := c.check(credJob, token); ok {
 			t.Error("it outlives its life")
 		}
-		for range 1000 {
-			c.issue(credJob, "j", time.Minute)
+		for i := range 1000 {
+			c.issue(credJob, fmt.Sprint(i), time.Minute)
 			time.Sleep(time.Second)
 		}
-		if n := len(c.known); n > 512 {
-			t.Errorf("%d tokens kept, most of them expired", n)
+		if n := len(c.known); n > 512 || len(c.held) != n {
+			t.Errorf("%d tokens kept of %d subjects, most of them expired", n, len(c.held))
 		}
 	})
 }

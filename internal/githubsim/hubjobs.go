@@ -3,6 +3,7 @@ package githubsim
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -175,6 +176,7 @@ func (h *hub) decide(j *job) {
 	case run:
 		j.state, j.queued = jobQueued, h.now()
 		h.emitJob(JobQueued, j, Event{})
+		h.watch(j)
 	case j.run.cancelled:
 		h.finish(j, Cancelled)
 	default:
@@ -189,6 +191,24 @@ func (h *hub) requeue(j *job) {
 		x.job = nil
 	}
 	j.state, j.set, j.runner = jobQueued, nil, nil
+	h.watch(j)
+}
+
+// watch sees to it that a queued job which no scale set has the labels for does not wait in silence. A coordinator may make its
+// scale sets after the job, so they have a while. The caller holds the lock.
+func (h *hub) watch(j *job) {
+	if j.unserved != nil {
+		j.unserved.Stop()
+	}
+	j.unserved = time.AfterFunc(h.cfg.Unserved, func() {
+		h.change(func() {
+			if h.isClosed() || j.state != jobQueued || slices.ContainsFunc(h.sets, func(s *scaleSet) bool { return s.serves(j.labels) }) {
+				return
+			}
+			h.cfg.Log.Warn("job waits: no scale set has its labels", "job", j.name, "labels", j.labels)
+			h.emitJob(JobUnserved, j, Event{Labels: slices.Clone(j.labels)})
+		})
+	})
 }
 
 // cancelJob ends a job no runner has begun, and orders the cancellation of one that runs. The caller holds the lock,

@@ -86,6 +86,7 @@ type job struct {
 	lockedUntil                         time.Time
 	lease                               *time.Timer // ends it when it is not renewed
 	deadline                            *time.Timer // its timeout-minutes
+	unserved                            *time.Timer // says that nobody serves it
 
 	steps    []*step
 	blobs    []*blob
@@ -95,7 +96,7 @@ type job struct {
 }
 
 func (j *job) stopTimers() {
-	for _, t := range []*time.Timer{j.lease, j.deadline} {
+	for _, t := range []*time.Timer{j.lease, j.deadline, j.unserved} {
 		if t != nil {
 			t.Stop()
 		}
