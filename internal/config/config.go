@@ -78,6 +78,7 @@ type Pool struct {
 	Max    int               `yaml:"max"`
 	Group  string            `yaml:"group"`
 	Limits Limits            `yaml:"limits"`
+	Public bool              `yaml:"public"` // the pool serves public repositories, so strangers can start jobs in it
 }
 
 // Limits hold each VM of a pool to rates, each per second; 0 does not limit. Firecracker enforces them, QEMU does not.
@@ -121,6 +122,7 @@ type Firecracker struct {
 	UIDCount     uint32 `yaml:"uid_count"`
 	ParentCgroup string `yaml:"parent_cgroup"` // relative to the root of cgroup v2
 	Serial       bool   `yaml:"serial"`        // a serial console for the guest: tells panics apart, costs boot time
+	Jail         bool   `yaml:"jail"`          // false runs Firecracker without its jailer: for trusted jobs only
 }
 
 // Network says which addresses the VMs get.
@@ -163,7 +165,7 @@ func Default() Config {
 		LogLevel:      "info",
 		GitHub:        GitHub{URL: "https://github.com"},
 		VM:            VM{Driver: "auto", Accel: "auto", BootTimeout: Duration(time.Minute), JobTimeout: Duration(6 * time.Hour)},
-		Firecracker:   Firecracker{UIDFirst: 1900000000, UIDCount: 1000, ParentCgroup: "flint"},
+		Firecracker:   Firecracker{UIDFirst: 1900000000, UIDCount: 1000, ParentCgroup: "flint", Jail: true},
 		Network: Network{
 			Bridge: "flint0",
 			IPv4:   netip.MustParsePrefix("10.213.0.0/20"),
@@ -277,6 +279,9 @@ func (c *Config) validatePools() (errs []error) {
 		}
 		if p.VM.Disk < 64*flint.MiB {
 			bad("vm.disk", "%s is less than 64MiB", p.VM.Disk)
+		}
+		if p.Public && !c.Firecracker.Jail {
+			bad("public", "strangers' jobs need the jail: remove firecracker.jail: false")
 		}
 		if l := p.Limits; l.DiskBandwidth < 0 || l.DiskOps < 0 || l.NetworkIn < 0 || l.NetworkOut < 0 {
 			bad("limits", "a rate is below zero")

@@ -43,6 +43,7 @@ func TestBadFilesSayWhereAndWhat(t *testing.T) {
 		"not a number":        {"github: {app_id: twelve}\n", "line 1, column 18: github.app_id: cannot unmarshal"},
 		"max zero":            {"pools: [{name: a, image: b, max: 0}]\n", "pools[0].max: 0 is less than 1"},
 		"list for a map":      {"github: [1]\n", "line 1, column 9: github: cannot unmarshal"},
+		"strangers unjailed":  {"firecracker: {jail: false}\npools: [{name: a, image: b, public: true}]\n", "strangers' jobs need the jail"},
 		"unknown driver":      {"vm: {driver: xen}\n", `vm.driver: "xen" is none of auto, firecracker, qemu`},
 		"system users":        {"firecracker: {uid_first: 0}\n", "name no range of users above 999"},
 		"future version":      {"schema_version: 2\n", "schema_version: 2 is not a version this flint reads"},
