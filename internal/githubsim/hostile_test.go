@@ -244,7 +244,7 @@ func TestFeedThatEndsMakesRoom(t *testing.T) {
 		ends = append(ends, end)
 	}
 	if _, _, err := f.begin(t.Context(), "a"); err == nil {
-		t.Error("one too many was let in")
+		t.Fatal("one too many was let in")
 	}
 	_, end, err := f.begin(t.Context(), "b")
 	if err != nil {
