@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -152,42 +151,35 @@ func testNIC(t testing.TB) *vm.NIC {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: a network namespace and a tap")
 	}
-	type made struct {
-		ns, tap *os.File
-		err     error
-	}
-	result := make(chan made)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread is thrown away with its namespace
-		var m made
-		defer func() { result <- m }()
-		if m.err = unix.Unshare(unix.CLONE_NEWNET); m.err != nil {
-			return
+	var ns, tap *os.File
+	err := vm.Apart(func() (err error) {
+		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
 		}
-		if m.ns, m.err = os.Open("/proc/thread-self/ns/net"); m.err != nil {
-			return
+		if ns, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+			return err
 		}
-		if m.tap, m.err = os.OpenFile("/dev/net/tun", os.O_RDWR, 0); m.err != nil {
-			return
+		if tap, err = os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err != nil {
+			return err
 		}
-		var req *unix.Ifreq
-		if req, m.err = unix.NewIfreq("tap0"); m.err != nil {
-			return
+		req, err := unix.NewIfreq("tap0")
+		if err != nil {
+			return err
 		}
 		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-		if m.err = unix.IoctlIfreq(int(m.tap.Fd()), unix.TUNSETIFF, req); m.err == nil {
-			m.err = unix.IoctlSetInt(int(m.tap.Fd()), unix.TUNSETPERSIST, 1)
+		if err := unix.IoctlIfreq(int(tap.Fd()), unix.TUNSETIFF, req); err != nil {
+			return err
 		}
-	}()
-	m := <-result
-	t.Cleanup(func() {
-		m.ns.Close()
-		m.tap.Close()
+		return unix.IoctlSetInt(int(tap.Fd()), unix.TUNSETPERSIST, 1)
 	})
-	if m.err != nil {
-		t.Skipf("needs network namespaces and taps: %v", m.err)
+	t.Cleanup(func() {
+		ns.Close()
+		tap.Close()
+	})
+	if err != nil {
+		t.Skipf("needs network namespaces and taps: %v", err)
 	}
-	return &vm.NIC{Tap: m.tap, Name: "tap0", Namespace: m.ns, MAC: net.HardwareAddr{2, 0xf1, 0, 0, 0, 7}, MTU: 1400}
+	return &vm.NIC{Tap: tap, Name: "tap0", Namespace: ns, MAC: net.HardwareAddr{2, 0xf1, 0, 0, 0, 7}, MTU: 1400}
 }
 
 func TestNIC(t *testing.T) {

@@ -5,7 +5,6 @@ import (
 	"math"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"syscall"
 	"time"
@@ -67,28 +66,23 @@ func (d *Driver) launch(s vm.Spec, m *machine, v view) error {
 	if err := startApart(cmd, s.NIC); err != nil {
 		return fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
-	blocking := unix.SetNonblock(fd, true) // os/exec made it block
-	m.watch(&process{pid: cmd.Process.Pid, start: startTicks(cmd.Process.Pid), cmd: cmd})
+	blocking := unix.SetNonblock(fd, true)       // os/exec made it block
+	start, _ := vm.ProcessStart(cmd.Process.Pid) // cannot be gone: nobody has waited for it yet
+	m.watch(&process{pid: cmd.Process.Pid, start: start, cmd: cmd})
 	return blocking
 }
 
-// startApart starts cmd from a thread that has moved into the NIC's network namespace and is thrown away afterwards.
-// The jailer's own --netns is of no use: the namespace has no name but /proc/PID/fd/N, a link, and Firecracker 1.16.0
-// refuses links there.
+// startApart starts cmd in the NIC's network namespace, and stays outside itself. The jailer's own --netns is of no use:
+// the namespace has no name but /proc/PID/fd/N, a link, and Firecracker 1.16.0 refuses links there.
 func startApart(cmd *exec.Cmd, nic *vm.NIC) error {
-	started := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
-		started <- func() error {
-			// What this process got from its parent without close-on-exec is not for the VMM. Kernels before 5.11 refuse.
-			_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
-			if nic != nil && nic.Namespace != nil {
-				if err := unix.Setns(int(nic.Namespace.Fd()), unix.CLONE_NEWNET); err != nil {
-					return fmt.Errorf("enter network namespace: %w", err)
-				}
+	return vm.Apart(func() error {
+		// What this process got from its parent without close-on-exec is not for the VMM. Kernels before 5.11 refuse.
+		_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
+		if nic != nil && nic.Namespace != nil {
+			if err := unix.Setns(int(nic.Namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+				return fmt.Errorf("enter network namespace: %w", err)
 			}
-			return cmd.Start()
-		}()
-	}()
-	return <-started
+		}
+		return cmd.Start()
+	})
 }

@@ -432,10 +432,14 @@ func TestAdopt(t *testing.T) {
 			if err := os.Remove(s.Drives[1].Path); err != nil { // as the host does
 				t.Fatal(err)
 			}
+			mine, err := vm.ProcessStart(os.Getpid())
+			if err != nil {
+				t.Fatal(err)
+			}
 			d := r.driver()
 			for name, wrong := range map[string]booted{
 				"another start": {b.PID, b.Start + 1}, "no process": {1<<22 - 1, b.Start}, "no number": {0, 0},
-				"another program": {os.Getpid(), startTicks(os.Getpid())},
+				"another program": {os.Getpid(), mine},
 			} {
 				if m, err := d.Adopt(t.Context(), s, wrong.PID, wrong.Start); !errors.Is(err, flint.ErrNotFound) {
 					t.Errorf("%s: adopted %v, %v", name, m, err)

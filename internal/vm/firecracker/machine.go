@@ -40,8 +40,8 @@ type machine struct {
 	dir     place    // where its sockets and pipes are
 	groups  *cgroups // nil: no group
 	pipes   []*pipe  // log, metrics, out
-	out     *tail
-	fclog   *tail
+	out     *vm.Ring
+	fclog   *vm.Ring
 	meter   *meter
 	api     *api
 	version Version
@@ -71,7 +71,7 @@ var (
 
 func newMachine(id string, log *slog.Logger, serial bool) *machine {
 	m := &machine{
-		id: id, log: log, serial: serial, uid: -1, out: newTail(outKept), fclog: newTail(logKept), meter: &meter{}, done: make(chan struct{}),
+		id: id, log: log, serial: serial, uid: -1, out: vm.NewRing(outKept), fclog: vm.NewRing(logKept), meter: &meter{}, done: make(chan struct{}),
 	}
 	m.api = newAPI(func(ctx context.Context) (net.Conn, error) { return m.connect(ctx, apiSocket) })
 	m.undo.Push("close API connection", func(context.Context) error { m.api.close(); return nil })

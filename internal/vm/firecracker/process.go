@@ -1,7 +1,6 @@
 package firecracker
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flint"
+	"flint/internal/vm"
 )
 
 // process is a VMM: a child of this process, or of an earlier one that we adopted.
@@ -36,7 +36,8 @@ func adopt(pid int, start uint64) (*process, error) {
 		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
 	p := &process{pid: pid, start: start, fd: os.NewFile(uintptr(fd), "pidfd")}
-	if startTicks(pid) != start { // asked after opening, so the descriptor is that process's
+	// Asked after opening, so the descriptor is that process's.
+	if began, err := vm.ProcessStart(pid); err != nil || began != start {
 		p.close()
 		return nil, fmt.Errorf("find process %d that began at %d: %w", pid, start, flint.ErrNotFound)
 	}
@@ -105,19 +106,4 @@ func residentPeak(pid int) flint.Bytes {
 		}
 	}
 	return 0
-}
-
-// startTicks returns field 22 of /proc/pid/stat, or 0 if the process is gone.
-func startTicks(pid int) uint64 {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	// The second field is the program's name in parentheses, which may hold anything; the third is right behind.
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	if len(fields) < 20 {
-		return 0
-	}
-	ticks, _ := strconv.ParseUint(fields[19], 10, 64)
-	return ticks
 }

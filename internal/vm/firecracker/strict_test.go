@@ -294,21 +294,6 @@ func TestHandshake(t *testing.T) {
 	}
 }
 
-func TestTail(t *testing.T) {
-	for _, parts := range [][]string{{"abc"}, {"abcdefgh"}, {"abcdefghij"}, {"abc", "defghij", "k"}, {strings.Repeat("x", 100), "yz"}} {
-		tl := newTail(8)
-		for _, p := range parts {
-			if n, err := tl.Write([]byte(p)); n != len(p) || err != nil {
-				t.Errorf("write: %d, %v", n, err)
-			}
-		}
-		all := strings.Join(parts, "")
-		if got, want := string(tl.Bytes()), all[max(0, len(all)-8):]; got != want {
-			t.Errorf("%q: kept %q; want %q", parts, got, want)
-		}
-	}
-}
-
 func TestParseVersion(t *testing.T) {
 	for text, want := range map[string]string{
 		"Firecracker v1.16.1\n\n2026-01-01 [x] exiting": "1.16.1", "Jailer v1.13.0": "1.13.0", "1.17.0-dev": "1.17.0", "v1.2": "", "": "", "1.2.3.4": "1.2.3",

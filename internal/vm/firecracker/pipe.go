@@ -4,42 +4,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
-
-// tail is a writer that keeps the last bytes written to it. It is safe for concurrent use.
-type tail struct {
-	mu    sync.Mutex
-	limit int
-	buf   []byte // a ring once it is full
-	next  int    // where the ring's oldest byte is
-}
-
-func newTail(limit int) *tail { return &tail{limit: limit} }
-
-// Write implements io.Writer. It never fails.
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	written := len(p)
-	p = p[max(0, written-t.limit):]
-	fill := min(len(p), t.limit-len(t.buf))
-	t.buf, p = append(t.buf, p[:fill]...), p[fill:]
-	for len(p) > 0 {
-		n := copy(t.buf[t.next:], p)
-		t.next, p = (t.next+n)%t.limit, p[n:]
-	}
-	return written, nil
-}
-
-// Bytes returns a copy of what is kept, oldest first.
-func (t *tail) Bytes() []byte {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return append(append(make([]byte, 0, len(t.buf)), t.buf[t.next:]...), t.buf[:t.next]...)
-}
 
 // pipe is the reading end of a named pipe that others write to. It does not end while nobody does, until finish.
 type pipe struct {
