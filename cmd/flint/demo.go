@@ -222,6 +222,9 @@ func (d *demo) work(ctx context.Context, w *githubsim.Workflow, fail bool) (gith
 	if err != nil {
 		return "", err
 	}
+	d.show.mu.Lock()
+	d.show.giveUp = run.ForceCancel
+	d.show.mu.Unlock()
 	// Whatever the runners do when they are stopped, GitHub must not think that they still have a job.
 	defer context.AfterFunc(ctx, run.ForceCancel)()
 	var conclusion githubsim.Conclusion

@@ -20,6 +20,7 @@ type transcript struct {
 	verbose bool // the runner's own lines too
 
 	mu      sync.Mutex
+	giveUp  func()   // ends the run, when a job would wait for ever
 	order   []string // jobs, in the order they were queued
 	jobs    map[string]*jobStory
 	results map[string]flint.Result // by runner
@@ -53,6 +54,11 @@ func (t *transcript) event(e githubsim.Event) {
 	case githubsim.JobStarted:
 		j.started, j.runner = e.At, e.Runner
 		t.say(e.Job, "", dim, "runs on "+e.Runner)
+	case githubsim.JobUnserved:
+		t.say(e.Job, "", red, fmt.Sprintf("no pool serves runs-on: %s; the demo's is named flint", printable(strings.Join(e.Labels, ", "))))
+		if t.giveUp != nil {
+			t.giveUp()
+		}
 	case githubsim.JobSkipped:
 		j.conclusion = githubsim.Skipped
 		t.say(e.Job, "", dim, "skipped")

@@ -475,7 +475,12 @@ func TestSweepUndoesADeadDaemonsRunners(t *testing.T) {
 	started := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))[19]
 	w.github.registered["flint-a"], w.github.registered["flint-torn"] = 5, 6
 	// A VMM whose daemon died before it wrote the pid down: only its command line names it.
-	nameless := exec.Command("sh", "-c", "sleep 1000; :", "-name", "flint-nameless")
+	nameless := exec.Command("sh", "-c", "read line", "sh", "-name", "flint-nameless")
+	stdin, err := nameless.StdinPipe() // never written to
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
 	if err := nameless.Start(); err != nil {
 		t.Fatal(err)
 	}
