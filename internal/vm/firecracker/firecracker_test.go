@@ -19,16 +19,22 @@ func owner(t testing.TB, path string) int {
 	return int(st.Sys().(*syscall.Stat_t).Uid)
 }
 
+// Forget lets go of the VMM as the end of this process would: see vmtest.
+func (m *machine) Forget() {
+	m.api.close()
+	for _, p := range m.pipes {
+		p.close()
+	}
+}
+
 func TestConformanceJailed(t *testing.T) {
 	r := newRig(t, fctest.Options{})
-	d := r.driver()
-	vmtest.Run(t, func(*testing.T) (vm.Driver, vm.Spec) { return d, r.spec() })
+	vmtest.Run(t, func(*testing.T) (vm.Driver, vm.Spec) { return r.driver(), r.spec() })
 	r.clean()
 }
 
 func TestConformanceBare(t *testing.T) {
 	r := newBareRig(t, fctest.Options{})
-	d := r.driver()
-	vmtest.Run(t, func(*testing.T) (vm.Driver, vm.Spec) { return d, r.spec() })
+	vmtest.Run(t, func(*testing.T) (vm.Driver, vm.Spec) { return r.driver(), r.spec() })
 	r.clean()
 }

@@ -95,6 +95,27 @@ func fakeQEMU(id string, args []string) int {
 	if id == "outlives" {
 		return outlive(chardev["agent"], console)
 	}
+	if then, ok := strings.CutPrefix(id, "later-"); ok {
+		return later(then, options, chardev)
+	}
+	return fakeGuest(id, options, console, monitor, monitored)
+}
+
+// later acts out what follows when somebody else has come for the console and the monitor.
+func later(id string, options map[string][]string, chardev map[string]net.Listener) int {
+	signal.Ignore(syscall.SIGPIPE) // as QEMU does
+	console, err := chardev["console"].Accept()
+	if err != nil {
+		return 1
+	}
+	monitor, err := chardev["monitor"].Accept()
+	if err != nil {
+		return 1
+	}
+	io.WriteString(monitor, `{"QMP": {"version": {}, "capabilities": ["oob"]}}`+"\r\n")
+	monitored := bufio.NewScanner(monitor)
+	monitored.Scan()
+	io.WriteString(monitor, `{"return": {}}`+"\r\n")
 	return fakeGuest(id, options, console, monitor, monitored)
 }
 

@@ -51,7 +51,7 @@ func (i *inheritance) close() {
 func (d *Driver) start(ctx context.Context, s vm.Spec) (_ *machine, err error) {
 	in := &inheritance{}
 	defer in.close()
-	m := &machine{id: s.ID, dir: s.Dir, console: vm.NewRing(consoleKept), stderr: vm.NewRing(stderrKept), done: make(chan struct{})}
+	m := newMachine(s)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.release())
@@ -61,15 +61,9 @@ func (d *Driver) start(ctx context.Context, s vm.Spec) (_ *machine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// Connecting works from now on, whether QEMU runs yet or not; so nothing of its output is missed.
-	if m.consoleConn, err = dial(ctx, s.Dir, consoleSocket); err != nil {
+	if err = m.connect(ctx); err != nil { // before it runs, so nothing of its output is missed
 		return nil, err
 	}
-	monitor, err := dial(ctx, s.Dir, monitorSocket)
-	if err != nil {
-		return nil, err
-	}
-	m.qmp = newQMP(monitor)
 	var root *privateRoot
 	if d.isolate {
 		if root, err = d.privateRoot(s.Kernel, s.Initrd); err != nil {
@@ -85,15 +79,16 @@ func (d *Driver) start(ctx context.Context, s vm.Spec) (_ *machine, err error) {
 		return nil, err
 	}
 	defer null.Close()
-	m.cmd = d.command(args, in.files)
-	m.cmd.Stdin, m.cmd.Stdout, m.cmd.Stderr = null, null, m.stderr
+	cmd := d.command(args, in.files)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = null, null, m.stderr
 	m.spawned = time.Now()
-	if err = startApart(m.cmd, s.NIC, root); err != nil {
+	if err = startApart(cmd, s.NIC, root); err != nil {
 		return nil, err
 	}
-	limit(m.cmd.Process.Pid)
+	limit(cmd.Process.Pid)
 	in.close() // before anybody waits for the sockets to close
-	m.started()
+	m.proc = child(cmd)
+	m.watch()
 	return m, nil
 }
 

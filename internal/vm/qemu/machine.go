@@ -9,12 +9,9 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"flint"
@@ -32,10 +29,9 @@ const panicMark = "Kernel panic - not syncing"
 // machine is one QEMU process. It implements vm.Machine, vm.Console, vm.Usage and vm.Process.
 type machine struct {
 	id, dir     string
-	sockets     []string // those made in dir
-	cmd         *exec.Cmd
+	sockets     []string  // those in dir to remove
 	spawned     time.Time // just before the process was made
-	startTicks  uint64
+	proc        *process
 	console     *vm.Ring
 	stderr      *vm.Ring
 	consoleConn net.Conn
@@ -47,7 +43,8 @@ type machine struct {
 
 	mu      sync.Mutex
 	closing bool
-	agent   net.Conn // the newest stream to the agent
+	seen    flint.Bytes // the most memory sample has found
+	agent   net.Conn    // the newest stream to the agent
 }
 
 var (
@@ -56,9 +53,26 @@ var (
 	_ vm.Process = (*machine)(nil)
 )
 
-// started begins to watch the process that now runs.
-func (m *machine) started() {
-	m.startTicks, _ = vm.ProcessStart(m.cmd.Process.Pid) // cannot be gone: nobody has waited for it yet
+func newMachine(s vm.Spec) *machine {
+	return &machine{id: s.ID, dir: s.Dir, console: vm.NewRing(consoleKept), stderr: vm.NewRing(stderrKept), done: make(chan struct{})}
+}
+
+// connect connects to console and monitor. Once the sockets are there it works, whether QEMU runs yet or not.
+func (m *machine) connect(ctx context.Context) error {
+	var err error
+	if m.consoleConn, err = dial(ctx, m.dir, consoleSocket); err != nil {
+		return err
+	}
+	monitor, err := dial(ctx, m.dir, monitorSocket)
+	if err != nil {
+		return err
+	}
+	m.qmp = newQMP(monitor)
+	return nil
+}
+
+// watch begins to watch the process, which runs.
+func (m *machine) watch() {
 	var readers sync.WaitGroup
 	var monitor error
 	readers.Go(func() { _, _ = io.Copy(m.console, m.consoleConn) })
@@ -68,7 +82,7 @@ func (m *machine) started() {
 		_, _ = io.Copy(io.Discard, m.qmp.conn)
 	})
 	go func() {
-		ended := m.cmd.Wait()
+		ended := m.proc.wait()
 		readers.Wait() // QEMU's ends of the sockets are closed now
 		m.finish(ended, monitor)
 	}()
@@ -76,11 +90,10 @@ func (m *machine) started() {
 
 // finish records how the process ended and lets everybody who waits know.
 func (m *machine) finish(ended, monitor error) {
-	if usage, ok := m.cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		m.peak = flint.Bytes(usage.Maxrss) * flint.KiB
-	}
+	m.proc.close()
 	m.mu.Lock()
 	closing := m.closing
+	m.peak = max(m.seen, m.proc.peak())
 	m.mu.Unlock()
 	if !closing {
 		if err := m.verdict(ended); err != nil {
@@ -102,6 +115,8 @@ func (m *machine) verdict(ended error) error {
 		return fmt.Errorf("QEMU died: %w%s", ended, m.complaint())
 	case reason == "guest-reset" || reason == "guest-shutdown":
 		return nil
+	case reason == "" && m.proc.adopted() && !m.qmp.answered():
+		return errors.New("QEMU, which was adopted, ended; how cannot be told, as its monitor never answered")
 	case reason == "":
 		return fmt.Errorf("QEMU ended without giving a reason%s", m.complaint())
 	}
@@ -160,7 +175,9 @@ func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	return conn, nil
 }
 
-// Wait implements vm.Machine.
+// Wait implements vm.Machine. Of a machine that was adopted only the monitor can tell how it ended. So a QEMU that
+// crashes after it has said that the guest rebooted goes for a reboot; and if the monitor never answered there is an
+// error that says so.
 func (m *machine) Wait(ctx context.Context) error {
 	select {
 	case <-m.done:
@@ -193,6 +210,7 @@ func (m *machine) end(ctx context.Context) error {
 		return nil
 	default:
 	}
+	m.sample()
 	grace := time.NewTimer(quitGrace)
 	defer grace.Stop()
 	if err := m.qmp.send("quit"); err == nil {
@@ -203,7 +221,7 @@ func (m *machine) end(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
-	if err := m.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := m.proc.kill(); err != nil {
 		return fmt.Errorf("kill it: %w", err)
 	}
 	stuck := time.NewTimer(killGrace)
@@ -212,12 +230,12 @@ func (m *machine) end(ctx context.Context) error {
 	case <-m.done:
 		return nil
 	case <-stuck.C:
-		return fmt.Errorf("process %d is still there %s after it was killed", m.cmd.Process.Pid, killGrace)
+		return fmt.Errorf("process %d is still there %s after it was killed", m.proc.pid, killGrace)
 	}
 }
 
-// release closes and removes what the process leaves. It may be called more than once.
-func (m *machine) release() error {
+// disconnect closes our ends of the sockets. It may be called more than once.
+func (m *machine) disconnect() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.agent != nil {
@@ -230,6 +248,13 @@ func (m *machine) release() error {
 	if m.qmp != nil {
 		m.qmp.conn.Close()
 	}
+}
+
+// release closes and removes what the process leaves. It may be called more than once.
+func (m *machine) release() error {
+	m.disconnect()
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	var errs []error
 	for _, name := range m.sockets {
 		if err := os.Remove(filepath.Join(m.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -243,25 +268,25 @@ func (m *machine) release() error {
 // Console implements vm.Console.
 func (m *machine) Console() []byte { return m.console.Bytes() }
 
-// PeakMemory implements vm.Usage. It is 0 if it cannot be told.
+// PeakMemory implements vm.Usage. It is 0 if it cannot be told. Of an adopted machine that has ended it is the most that
+// was found while it ran: at the adoption, when asked, and at the guest's request to end or ours.
 func (m *machine) PeakMemory() flint.Bytes {
 	select {
 	case <-m.done:
 		return m.peak
 	default:
+		return m.sample()
 	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", m.cmd.Process.Pid))
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(status)) {
-		if f := strings.Fields(line); len(f) == 3 && f[0] == "VmHWM:" {
-			kib, _ := strconv.ParseInt(f[1], 10, 64)
-			return flint.Bytes(kib) * flint.KiB
-		}
-	}
-	return 0
+}
+
+// sample looks how much memory the process, which must not be known to be gone, has had at once.
+func (m *machine) sample() flint.Bytes {
+	now := vm.ResidentPeak(m.proc.pid)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.seen = max(m.seen, now)
+	return m.seen
 }
 
 // Process implements vm.Process.
-func (m *machine) Process() (pid int, start uint64) { return m.cmd.Process.Pid, m.startTicks }
+func (m *machine) Process() (pid int, start uint64) { return m.proc.pid, m.proc.start }

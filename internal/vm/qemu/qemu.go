@@ -46,7 +46,7 @@ type Config struct {
 
 const nobody = 65534
 
-// Driver implements vm.Driver. Its machines implement vm.Console, vm.Usage and vm.Process.
+// Driver implements vm.Driver and vm.Adopter. Its machines implement vm.Console, vm.Usage and vm.Process.
 type Driver struct {
 	target   target
 	binary   string
@@ -60,7 +60,10 @@ type Driver struct {
 	log      *slog.Logger
 }
 
-var _ vm.Driver = (*Driver)(nil)
+var (
+	_ vm.Driver  = (*Driver)(nil)
+	_ vm.Adopter = (*Driver)(nil)
+)
 
 // New finds QEMU and decides how to run it. It takes up to a second where KVM must be probed and does not work, less if
 // ctx ends. Its errors are faults: qemu.arch, qemu.missing, qemu.kvm, qemu.accel.
@@ -193,7 +196,7 @@ func (d *Driver) Boot(ctx context.Context, s vm.Spec) (vm.Machine, error) {
 	}
 	select {
 	case <-m.qmp.ready:
-		d.log.Debug("QEMU runs", "vm", s.ID, "pid", m.cmd.Process.Pid, "prepared", m.spawned.Sub(asked), "answered", time.Since(m.spawned))
+		d.log.Debug("QEMU runs", "vm", s.ID, "pid", m.proc.pid, "prepared", m.spawned.Sub(asked), "answered", time.Since(m.spawned))
 		return m, nil
 	case <-m.done:
 		err = d.diagnose(m)

@@ -18,6 +18,8 @@ const qmpLine = 64 << 10
 type qmp struct {
 	conn  net.Conn
 	ready chan struct{} // closed when QEMU has answered: its machine is set up and its main loop runs
+	// ending is called when QEMU says that it is about to end; nil: nothing is.
+	ending func()
 
 	mu       sync.Mutex
 	reason   string // of the last SHUTDOWN event; empty: none came
@@ -42,7 +44,6 @@ func newQMP(conn net.Conn) *qmp { return &qmp{conn: conn, ready: make(chan struc
 func (q *qmp) listen() error {
 	lines := bufio.NewScanner(q.conn)
 	lines.Buffer(make([]byte, 0, 4096), qmpLine)
-	answered := false
 	for lines.Scan() {
 		var m qmpMessage
 		if err := json.Unmarshal(lines.Bytes(), &m); err != nil {
@@ -55,11 +56,13 @@ func (q *qmp) listen() error {
 			}
 		case m.Error != nil:
 			return fmt.Errorf("talk to monitor: %q", m.Error.Desc)
-		case m.Return != nil && !answered:
-			answered = true
+		case m.Return != nil && !q.answered():
 			close(q.ready)
 		case m.Event != "":
 			q.note(m)
+			if m.Event == "SHUTDOWN" && q.ending != nil {
+				q.ending()
+			}
 		}
 	}
 	// Reset is what a QEMU leaves that dies before it has taken the connection.
@@ -85,6 +88,16 @@ func (q *qmp) ended() (reason string, panicked bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.reason, q.panicked
+}
+
+// answered tells whether QEMU has.
+func (q *qmp) answered() bool {
+	select {
+	case <-q.ready:
+		return true
+	default:
+		return false
+	}
 }
 
 // send writes a command without arguments. It does not wait for the answer.

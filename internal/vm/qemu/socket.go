@@ -18,6 +18,8 @@ const (
 	consoleSocket = "console.sock"
 )
 
+func socketNames() []string { return []string{agentSocket, monitorSocket, consoleSocket} }
+
 // listen makes a listening unix socket at dir/name (mode 0600) that is not accepted from here.
 func listen(dir, name string) (_ *os.File, err error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

@@ -24,7 +24,8 @@ const patience = 2 * time.Minute
 
 // Run holds a driver to the contract of vm.Driver and vm.Machine. Each call of make returns a driver (it may be the same) and a
 // bootable spec whose Dir, and writable drives, nothing else uses. The guest must have the agent and a shell with the usual programs;
-// its machines are thrown away. Abilities beyond the contract (vm.Console, vm.Usage, vm.Process) are tested where a machine has them.
+// its machines are thrown away. Abilities beyond the contract (vm.Console, vm.Usage, vm.Process, vm.Adopter) are tested where a
+// machine or a driver has them; an Adopter must be a new one each time, as if each were another process's.
 func Run(t *testing.T, make func(t *testing.T) (vm.Driver, vm.Spec)) {
 	s := suite{make}
 	t.Run("Life", s.life)
@@ -35,6 +36,7 @@ func Run(t *testing.T, make func(t *testing.T) (vm.Driver, vm.Spec)) {
 	t.Run("GuestPanics", s.guestPanics)
 	t.Run("VMMKilled", s.vmmKilled)
 	t.Run("TwoAtOnce", s.twoAtOnce)
+	t.Run("Adopt", s.adopt)
 }
 
 type suite struct {
