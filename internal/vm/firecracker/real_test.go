@@ -26,18 +26,21 @@ func TestRealVM(t *testing.T) {
 		t.Skipf("needs KVM: %s", s)
 	}
 	// The jails are on the file system of the assets: TMPDIR must be, as hard links do not leave theirs.
-	d, err := New(t.Context(), Config{
+	c := Config{
 		Firecracker: filepath.Join(programs, "firecracker"), Jailer: filepath.Join(programs, "jailer"), Serial: true,
 		ChrootBase: filepath.Join(t.TempDir(), "jail"), UIDs: testUIDs, ParentCgroup: fmt.Sprintf("flint-real-%d", os.Getpid()),
 		Log: slog.New(slog.NewTextHandler(testLog{t}, nil)),
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
-	t.Logf("Firecracker %s", d.Version())
 	n := 0
 	vmtest.Run(t, func(t *testing.T) (vm.Driver, vm.Spec) {
 		n++
+		d, err := New(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == 1 {
+			c.Log.Info("found Firecracker", "version", d.Version())
+		}
 		dir := t.TempDir()
 		scratch := filepath.Join(dir, "scratch.ext4")
 		if out, err := exec.Command("cp", "--sparse=always", filepath.Join(assets, "scratch.ext4"), scratch).CombinedOutput(); err != nil {
