@@ -29,6 +29,7 @@ const (
 	exitConfig     = 3
 	exitNotFound   = 5
 	exitPermission = 6
+	exitChecks     = 7
 	exitConflict   = 8
 	exitTimeout    = 124
 	// exitInterrupted is what a shell says of a program that Ctrl-C ended.
@@ -90,7 +91,7 @@ func newRoot() *cobra.Command {
 	}
 	root.PersistentFlags().String("log-level", "", "debug, info, warn or error (overrides the configuration)")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, err) })
-	root.AddCommand(newDemo(), newRun(), newServe(), newConfig(), newVersion())
+	root.AddCommand(newDemo(), newRun(), newServe(), newDoctor(), newConfig(), newVersion())
 	return root
 }
 

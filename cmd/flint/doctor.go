@@ -1,0 +1,118 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"flint"
+	"flint/internal/app"
+	"flint/internal/config"
+	"flint/internal/doctor"
+)
+
+func newDoctor() *cobra.Command {
+	c := &cobra.Command{
+		Use: "doctor", Short: "Check whether this machine is fit to run VMs, and say how to make it so", Args: noArgs,
+		Long: "Doctor checks this machine against the configuration, or against the defaults where there is no file. It changes\n" +
+			"nothing. Run it as the user that runs flint: root. Its exit code is 7 if a check failed, else 0.",
+	}
+	file := c.Flags().StringP("config", "c", defaultConfig, "configuration file")
+	asJSON := c.Flags().Bool("json", false, "print an array of {id, verdict, text, fix}")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cfg, source, err := doctorConfig(*file, c.Flags().Changed("config"))
+		if err != nil {
+			return err
+		}
+		found, err := doctor.Run(c.Context(), examined(cfg), doctor.Here())
+		if err != nil {
+			return exitError(exitInterrupted)
+		}
+		if *asJSON {
+			enc := json.NewEncoder(c.OutOrStdout())
+			enc.SetIndent("", "  ")
+			err = enc.Encode(found)
+		} else {
+			showFindings(c.OutOrStdout(), source, found)
+		}
+		if err == nil && doctor.Failed(found) {
+			return exitError(exitChecks)
+		}
+		return err
+	}
+	return c
+}
+
+// doctorConfig reads the configuration and says where it is from. Where nobody named a file and there is none, it is the
+// defaults with the environment above them.
+func doctorConfig(file string, named bool) (cfg config.Config, source string, err error) {
+	cfg, err = config.Load(file, os.Environ())
+	if errors.Is(err, flint.ErrNotFound) && !named {
+		cfg, err = config.FromEnvironment(os.Environ())
+		return cfg, "the defaults: there is no " + file, err
+	}
+	return cfg, file, err
+}
+
+// examined is what the checks need to know of the configuration.
+func examined(cfg config.Config) doctor.Config {
+	f, room := cfg.Firecracker, app.CapacityOf(cfg)
+	d := doctor.Config{
+		StateDir: cfg.StateDir, Driver: cfg.VM.Driver, Accel: cfg.VM.Accel, QEMU: cfg.VM.QEMU,
+		Firecracker: f.Binary, Jailer: f.Jailer, Serial: f.Serial, ChrootBase: f.ChrootBase,
+		UIDFirst: f.UIDFirst, UIDCount: f.UIDCount, ParentCgroup: f.ParentCgroup,
+		Memory: room.Memory, QEMUOverhead: room.QEMU, FirecrackerOverhead: room.Firecracker,
+		Pools: cfg.FlintPools(), IPv6: cfg.Network.IPv6.IsValid(),
+	}
+	if d.ChrootBase == "" {
+		d.ChrootBase = filepath.Join(cfg.StateDir, "jail")
+	}
+	for _, p := range cfg.Pools {
+		d.Dockerfile = d.Dockerfile || isDockerfile(p.Image)
+	}
+	return d
+}
+
+// isDockerfile reports whether an image is one to be built.
+func isDockerfile(image string) bool {
+	for _, name := range []string{"Dockerfile", "Containerfile"} {
+		if filepath.Base(image) == name {
+			return true
+		}
+		if _, err := os.Stat(filepath.Join(image, name)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// showFindings writes a line for each finding, and its fix below it.
+func showFindings(w io.Writer, source string, found []doctor.Finding) {
+	s := styleOf(w)
+	colors := map[doctor.Verdict]string{doctor.Pass: green, doctor.Warn: yellow, doctor.Fail: red, doctor.Skip: dim}
+	width := 0
+	for _, f := range found {
+		width = max(width, len(f.ID))
+	}
+	fmt.Fprintln(w, s.paint(dim, "this machine against "+source))
+	count := map[doctor.Verdict]int{}
+	for _, f := range found {
+		count[f.Verdict]++
+		fmt.Fprintf(w, "%s %s  %s\n", s.paint(colors[f.Verdict], string(f.Verdict)), pad(f.ID, width), oneLine(f.Text))
+		if f.Fix != "" {
+			fmt.Fprintf(w, "%s  fix: %s\n", strings.Repeat(" ", len(f.Verdict)+1+width), s.paint(bold, oneLine(f.Fix)))
+		}
+	}
+	fmt.Fprintln(w, s.paint(dim, fmt.Sprintf("%d passed, %d to look at, %d failed, %d skipped",
+		count[doctor.Pass], count[doctor.Warn], count[doctor.Fail], count[doctor.Skip])))
+}
+
+func oneLine(text string) string {
+	return strings.Join(strings.Fields(printable(text)), " ")
+}

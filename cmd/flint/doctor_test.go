@@ -1,0 +1,104 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"flint/internal/config"
+	"flint/internal/doctor"
+)
+
+// doctorFile writes a configuration that no machine is fit for.
+func doctorFile(t *testing.T) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "flint.yaml")
+	content := "vm: {driver: firecracker}\nfirecracker: {binary: ./nowhere/firecracker, jailer: ./nowhere/jailer}\n" +
+		"pools: [{name: a, image: ./image, vm: {memory: 1GiB}}]\n"
+	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func TestDoctorFails(t *testing.T) {
+	file := doctorFile(t)
+	code, stdout, stderr := flintCommand("doctor", "-c", file)
+	if code != exitChecks || stderr != "" {
+		t.Errorf("exit %d, want %d; stderr %q", code, exitChecks, stderr)
+	}
+	if !strings.Contains(stdout, "FAIL firecracker.binary   "+filepath.Dir(file)+"/nowhere/firecracker") || !strings.Contains(stdout, "\n"+strings.Repeat(" ", 26)+"fix: install firecracker") {
+		t.Errorf("printed:\n%s", stdout)
+	}
+
+	code, stdout, _ = flintCommand("doctor", "--json", "-c", file)
+	var found []doctor.Finding
+	dec := json.NewDecoder(strings.NewReader(stdout))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&found); err != nil {
+		t.Fatalf("%v in\n%s", err, stdout)
+	}
+	if len(found) != len(doctor.IDs()) || code != exitChecks {
+		t.Errorf("exit %d and %d findings, want %d and %d", code, len(found), exitChecks, len(doctor.IDs()))
+	}
+}
+
+func TestDoctorReadsTheConfiguration(t *testing.T) {
+	if code, stdout, stderr := flintCommand("doctor", "-c", filepath.Join(t.TempDir(), "none.yaml")); code != exitNotFound || stdout != "" {
+		t.Errorf("a file that is named and missing: exit %d, %s%s", code, stdout, stderr)
+	}
+	missing := filepath.Join(t.TempDir(), "flint.yaml")
+	if _, source, err := doctorConfig(missing, false); err != nil || source != "the defaults: there is no "+missing {
+		t.Errorf("no file at the default path: %q, %v", source, err)
+	}
+	file := doctorFile(t)
+	cfg, _, err := doctorConfig(file, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := examined(cfg)
+	if d.Dockerfile {
+		t.Error("there is no Dockerfile yet")
+	}
+	if err := os.MkdirAll(filepath.Join(filepath.Dir(file), "image"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(filepath.Dir(file), "image", "Dockerfile"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d = examined(cfg)
+	if !d.Dockerfile || d.ChrootBase != config.Default().StateDir+"/jail" || d.Memory == 0 || d.QEMUOverhead == 0 || d.FirecrackerOverhead == 0 || len(d.Pools) != 1 {
+		t.Errorf("examined %+v", d)
+	}
+}
+
+func TestFindingsAreAlignedAndPrintable(t *testing.T) {
+	var b bytes.Buffer
+	showFindings(&b, "f.yaml", []doctor.Finding{
+		{ID: "smt", Verdict: doctor.Pass, Text: "off"},
+		{ID: "a.longer.id", Verdict: doctor.Fail, Text: "it says\n\x1b[31mred", Fix: "mend it"},
+	})
+	want := "this machine against f.yaml\n" +
+		"PASS smt          off\n" +
+		"FAIL a.longer.id  it says [31mred\n" +
+		"                  fix: mend it\n" +
+		"1 passed, 0 to look at, 1 failed, 0 skipped\n"
+	if b.String() != want {
+		t.Errorf("printed:\n%swant:\n%s", b.String(), want)
+	}
+}
+
+func TestTheReferenceListsEveryCheck(t *testing.T) {
+	page, err := os.ReadFile("../../docs/reference.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range doctor.IDs() {
+		if !strings.Contains(string(page), "| `"+id+"` |") {
+			t.Errorf("docs/reference.md lacks %s", id)
+		}
+	}
+}

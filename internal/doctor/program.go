@@ -1,0 +1,279 @@
+package doctor
+
+import (
+	"context"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// program is what there is to know of an executable.
+type program struct {
+	name    string // what was looked for
+	path    string // the real one; empty if there is none
+	missing error  // why there is none
+	exposed bool   // everyone can replace or change it; then it has not been run
+	release release
+	unknown error // why the release is not known
+	static  bool
+	elf     error // why that is not known
+}
+
+func (p program) found() bool { return p.path != "" }
+
+// absence says why a program was not found.
+func (p program) absence() string {
+	if errors.Is(p.missing, exec.ErrNotFound) {
+		return "there is no " + p.name + " in PATH"
+	}
+	return p.name + " cannot be used: " + p.missing.Error()
+}
+
+// release is a version of Firecracker or QEMU.
+type release struct{ major, minor, patch int }
+
+func (r release) String() string { return fmt.Sprintf("%d.%d.%d", r.major, r.minor, r.patch) }
+
+func (r release) before(major, minor int) bool {
+	return r.major < major || r.major == major && r.minor < minor
+}
+
+// parseRelease finds the first version in what a program says: "Firecracker v1.16.1", "QEMU emulator version 7.2.22 (…)".
+func parseRelease(text string) (release, bool) {
+	m := regexp.MustCompile(`\bv?([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})\b`).FindStringSubmatch(text)
+	if m == nil {
+		return release{}, false
+	}
+	var n [3]int
+	for i := range n {
+		n[i], _ = strconv.Atoi(m[i+1]) // four digits fit
+	}
+	return release{n[0], n[1], n[2]}, true
+}
+
+// find looks a program up and asks it what it is. Path may be empty.
+func (e *exam) find(ctx context.Context, path, name string) program {
+	if path != "" {
+		name = path
+	}
+	p := program{name: name}
+	found, err := e.LookPath(name)
+	if err == nil {
+		found, err = e.Real(found)
+	}
+	if err != nil {
+		p.missing = err
+		return p
+	}
+	p.path = found
+	if p.exposed = e.exposed(found); p.exposed {
+		return p
+	}
+	p.static, p.elf = e.static(found)
+	text, err := e.Version(ctx, found)
+	if err != nil {
+		p.unknown = err
+		return p
+	}
+	var ok bool
+	if p.release, ok = parseRelease(text); !ok {
+		p.unknown = errors.New(found + " does not say its version")
+	}
+	return p
+}
+
+// exposed reports whether everyone may write the file or its directory. A directory with the sticky bit keeps others from
+// replacing what is in it.
+func (s System) exposed(file string) bool {
+	const others = 0o002
+	if info, err := s.stat(file); err == nil && info.Mode().Perm()&others != 0 {
+		return true
+	}
+	info, err := s.stat(filepath.Dir(file))
+	return err == nil && info.Mode().Perm()&others != 0 && info.Mode()&fs.ModeSticky == 0
+}
+
+// static reports whether an executable is complete in itself: it names no interpreter to load libraries with.
+func (s System) static(file string) (bool, error) {
+	f, err := s.open(file)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	at, ok := f.(io.ReaderAt)
+	if !ok {
+		return false, errors.New("it cannot be read at will")
+	}
+	x, err := elf.NewFile(at)
+	if err != nil {
+		return false, fmt.Errorf("read it as a program: %w", err)
+	}
+	for _, p := range x.Progs {
+		if p.Type == elf.PT_INTERP {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// Releases of Firecracker: the oldest flint drives, and the one to install.
+const (
+	oldestMinor = 13
+	recommended = "1.16.1"
+)
+
+const installFirecracker = "install firecracker and jailer " + recommended + " from one release archive of github.com/firecracker-microvm/firecracker"
+
+func (e *exam) noFirecracker() Finding {
+	switch {
+	case e.Driver == "qemu":
+		return skip("VMs run under QEMU: vm.driver is qemu")
+	case e.Accel == "tcg":
+		return skip("VMs run under QEMU: vm.accel is tcg")
+	}
+	return skip("VMs run under QEMU: Firecracker is not installed")
+}
+
+func (e *exam) firecrackerBinary(context.Context) Finding {
+	if e.firecracker == unused {
+		return e.noFirecracker()
+	}
+	return e.judgeFirecracker().of(e.firecracker)
+}
+
+func (e *exam) judgeFirecracker() Finding {
+	p := e.fcProgram
+	f := e.examine(p, "firecracker.binary")
+	switch {
+	case f.Verdict != Pass:
+		return f
+	case p.release.before(1, oldestMinor):
+		return fail(installFirecracker, "%s is %s; flint needs 1.%d or newer", p.path, p.release, oldestMinor)
+	case !e.NoJail && !strings.Contains(filepath.Base(p.path), "firecracker"):
+		return fail("rename it to firecracker", "the jailer refuses %s: its name lacks the word firecracker", p.path)
+	case !e.NoJail && p.elf == nil && !p.static:
+		return fail(installFirecracker, "%s needs shared libraries, which there are none of in its jail", p.path)
+	case p.elf != nil:
+		return warn(installFirecracker, "%s is %s, but no program of the usual kind: %v", p.path, p.release, p.elf)
+	case p.release.before(1, 16):
+		return pass("%s is %s; %s is recommended", p.path, p.release, recommended)
+	}
+	return pass("%s is %s", p.path, p.release)
+}
+
+// examine finds what would keep any of the two programs from being used.
+func (e *exam) examine(p program, key string) Finding {
+	switch {
+	case !p.found():
+		return fail(installFirecracker+", or set "+key, "%s", p.absence())
+	case p.exposed:
+		return fail("have it and its directory belong to root, and chmod o-w both", "everyone can change %s, which root starts", p.path)
+	case p.unknown != nil:
+		return fail("install the release for this machine's architecture", "%s cannot be used: %v", p.path, p.unknown)
+	}
+	return pass("")
+}
+
+func (e *exam) firecrackerJailer(context.Context) Finding {
+	switch {
+	case e.firecracker == unused:
+		return e.noFirecracker()
+	case e.NoJail:
+		return warn("let firecracker.jailer name the jailer, and never run strangers' jobs before",
+			"off: a guest that breaks out of Firecracker has all that flint may do")
+	}
+	return e.judgeJailer().of(e.firecracker)
+}
+
+func (e *exam) judgeJailer() Finding {
+	p := e.fcJailer
+	f := e.examine(p, "firecracker.jailer")
+	switch {
+	case f.Verdict != Pass:
+		return f
+	case e.fcProgram.found() && e.fcProgram.unknown == nil && !e.fcProgram.exposed && p.release != e.fcProgram.release:
+		return fail("install both from one release archive", "%s is %s, but Firecracker is %s", p.path, p.release, e.fcProgram.release)
+	case p.elf == nil && !p.static:
+		return warn(installFirecracker, "%s is %s, but not a static program as releases are", p.path, p.release)
+	case p.elf != nil:
+		return warn(installFirecracker, "%s is %s, but no program of the usual kind: %v", p.path, p.release, p.elf)
+	}
+	return pass("%s is %s, as Firecracker is", p.path, p.release)
+}
+
+// qemuProgram returns QEMU's name for this architecture, and the Debian package that has it.
+func (e *exam) qemuProgram() (name, packaged string) {
+	if e.Arch == "arm64" {
+		return "qemu-system-aarch64", "qemu-system-arm"
+	}
+	return "qemu-system-x86_64", "qemu-system-x86"
+}
+
+func (e *exam) qemuBinary(ctx context.Context) Finding {
+	if e.qemu == unused {
+		return skip("VMs run under Firecracker")
+	}
+	name, packaged := e.qemuProgram()
+	fix := "apt-get install " + packaged
+	p := e.find(ctx, e.QEMU, name)
+	switch {
+	case !p.found():
+		if e.QEMU != "" {
+			fix += ", or mend vm.qemu"
+		}
+		return fail(fix, "%s", p.absence())
+	case p.exposed:
+		return fail("have it and its directory belong to root, and chmod o-w both",
+			"everyone can change %s, which root starts", p.path)
+	case p.unknown != nil:
+		return fail("apt-get install --reinstall "+packaged, "%s cannot be used: %v", p.path, p.unknown)
+	case p.release.before(5, 2): // the first whose microvm machine has ACPI
+		return fail("use a distribution with QEMU 5.2 or newer", "%s is %s; flint needs 5.2 or newer", p.path, p.release)
+	}
+	return pass("%s is %s", p.path, p.release)
+}
+
+func (e *exam) depmod(context.Context) Finding {
+	path, err := e.LookPath("depmod")
+	if err != nil {
+		return fail("apt-get install kmod", "depmod is not installed, which sorts the modules of the VMs' kernel")
+	}
+	return pass("%s", path)
+}
+
+// dockerSockets are where docker's daemon listens unless told otherwise.
+var dockerSockets = [...]string{"/run/docker.sock", "/var/run/docker.sock"}
+
+func (e *exam) builder(context.Context) Finding {
+	var have []string
+	deaf := false
+	for _, name := range []string{"docker", "podman", "buildah"} {
+		if _, err := e.LookPath(name); err != nil {
+			continue
+		}
+		if name == "docker" && !e.exists(dockerSockets[0]) && !e.exists(dockerSockets[1]) {
+			deaf = true
+			continue
+		}
+		have = append(have, name)
+	}
+	const fix = "apt-get install buildah"
+	need := possible
+	if e.Dockerfile {
+		need = required
+	}
+	switch {
+	case len(have) > 0:
+		return pass("%s", strings.Join(have, ", "))
+	case deaf:
+		return warn("start docker's daemon, or "+fix, "docker is installed, but its daemon does not listen at %s; images cannot be built from Dockerfiles", dockerSockets[0])
+	}
+	return fail(fix, "none of docker, podman, buildah is installed; images cannot be built from Dockerfiles").of(need)
+}
