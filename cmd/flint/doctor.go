@@ -39,6 +39,9 @@ func newDoctor() *cobra.Command {
 			enc.SetIndent("", "  ")
 			err = enc.Encode(found)
 		} else {
+			if os.Geteuid() != 0 {
+				source += ", and with what an ordinary user may see; flint runs as root"
+			}
 			showFindings(c.OutOrStdout(), source, found)
 		}
 		if err == nil && doctor.Failed(found) {
@@ -55,7 +58,7 @@ func doctorConfig(file string, named bool) (cfg config.Config, source string, er
 	cfg, err = config.Load(file, os.Environ())
 	if errors.Is(err, flint.ErrNotFound) && !named {
 		cfg, err = config.FromEnvironment(os.Environ())
-		return cfg, "the defaults: there is no " + file, err
+		return cfg, "the defaults, as there is no " + file, err
 	}
 	return cfg, file, err
 }

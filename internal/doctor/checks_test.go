@@ -313,6 +313,10 @@ func TestNetwork(t *testing.T) {
 			"container", all(file("/proc/self/mountinfo", mountinfo+"50 22 0:21 /sys /proc/sys ro,relatime - proc proc rw\n"), file("/proc/sys/net/ipv4/x", "")),
 			"net.forwarding", Fail, "/proc/sys is mounted read-only", "",
 		},
+		{
+			"deepest mount", file("/proc/self/mountinfo", strings.Replace(mountinfo, "/proc rw", "/proc ro", 1)),
+			"net.forwarding", Fail, "/proc is mounted read-only", "",
+		},
 		{"no IPv6", file("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1\n"), "net.forwarding", Warn, "IPv6 is off", "disable_ipv6=0"},
 		{"no IPv6 in the kernel", gone("/proc/sys/net/ipv6"), "net.forwarding", Warn, "IPv6 is off", ""},
 		{"no IPv6 wanted", func(h *host) { h.remove("/proc/sys/net/ipv6"); h.IPv6 = false }, "net.forwarding", Pass, "", ""},
@@ -323,7 +327,7 @@ func TestNetwork(t *testing.T) {
 		{"IPv6", file("/proc/net/route", header4+"\n"), "net.uplink", Warn, "IPv6 only", ""},
 		{"none", all(file("/proc/net/route", header4+"\n"), gone("/proc/net/ipv6_route")), "net.uplink", Warn, "no default route", "default route"},
 		{
-			"unreachable", all(file("/proc/net/route", header4+"\n*\t00000000\t00000000\t0200\t0\t0\t0\t00000000\t0\t0\t0\n"), gone("/proc/net/ipv6_route")),
+			"unreachable", all(file("/proc/net/route", header4+"\n*\t00000000\t00000000\t0201\t0\t0\t0\t00000000\t0\t0\t0\n"), gone("/proc/net/ipv6_route")),
 			"net.uplink", Warn, "no default route", "",
 		},
 

@@ -176,7 +176,7 @@ func (e *exam) examine(p program, key string) Finding {
 	case p.exposed:
 		return fail("have it and its directory belong to root, and chmod o-w both", "everyone can change %s, which root starts", p.path)
 	case p.unknown != nil:
-		return fail("install the release for this machine's architecture", "%s cannot be used: %v", p.path, p.unknown)
+		return fail("install a release for this machine's architecture", "%s cannot be used: %v", p.path, p.unknown)
 	}
 	return pass("")
 }

@@ -145,7 +145,7 @@ func (s System) absent(name string) bool {
 
 // nearest returns the real path of what exists of path: itself, or the closest directory above it.
 func (s System) nearest(name string) string {
-	for name = path.Clean(name); name != "/" && !s.exists(name); {
+	for name = path.Clean("/" + name); name != "/" && !s.exists(name); {
 		name = path.Dir(name)
 	}
 	if resolved, err := s.Real(name); err == nil {
