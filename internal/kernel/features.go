@@ -23,12 +23,13 @@ VIRTIO_MMIO VIRTIO_BLK VIRTIO_NET VIRTIO_CONSOLE VIRTIO_VSOCKETS HW_RANDOM_VIRTI
 MODULES MODULE_UNLOAD BPF_SYSCALL ACPI|OF SERIAL_8250_CONSOLE|SERIAL_AMBA_PL011_CONSOLE
 `
 
-// missingOptions names what of the wanted a kernel configuration does not have, as it calls it less the CONFIG_.
-func missingOptions(config []byte) []string {
-	have := map[string]bool{}
+// missingOptions names what of the wanted a kernel configuration does not have, as it calls it less the CONFIG_. Of a
+// monolithic kernel only what is built in counts, and it need not be able to load modules.
+func missingOptions(config []byte, monolithic bool) []string {
+	have := map[string]bool{"MODULES": monolithic, "MODULE_UNLOAD": monolithic}
 	for line := range strings.Lines(string(config)) {
 		name, value, ok := strings.Cut(strings.TrimSpace(line), "=")
-		if name, is := strings.CutPrefix(name, "CONFIG_"); ok && is && (value == "y" || value == "m") {
+		if name, is := strings.CutPrefix(name, "CONFIG_"); ok && is && (value == "y" || value == "m" && !monolithic) {
 			have[name] = true
 		}
 	}

@@ -2,7 +2,7 @@
 //
 // A pack is an uncompressed kernel, an initramfs with flint-agent as /init and the modules needed to boot, and a
 // read-only image of all the other modules. It is made from a distribution's kernel package (fetched and verified by
-// apt), from given .deb files, or from a given kernel and module tree, without root, and kept in a cache under a key of
+// apt), from given .deb files, or from a given kernel with or without a module tree, without root, and kept in a cache under a key of
 // its content. What is unpacked is bounded and parsed strictly. The package must not start a VM, know which VMM will
 // boot the pack, or change the host it runs on beyond its cache directory.
 package kernel
@@ -26,19 +26,22 @@ type Pack struct {
 	Arch    string // GOARCH of kernel and agent
 	Kernel  string // absolute path: an ELF vmlinux (amd64) or an Image (arm64)
 	Initrd  string // absolute path: uncompressed cpio
-	Modules string // absolute path: read-only ext4; its root is the content of /lib/modules/<Version>
+	Modules string // absolute path: read-only ext4; its root is the content of /lib/modules/<Version>. Empty: there are none
 	// Missing names the kernel options that docker, nftables or bridged networks want and the kernel lacks. Empty is
 	// good, and also what a kernel without a known configuration gets (a warning is logged then).
 	Missing []string
 }
 
-// Source says where the kernel comes from. At most one of Package, Debs, and Vmlinuz with ModuleTree may be given; the
-// zero value means the distribution's own kernel for clouds.
+// Source says where the kernel comes from. At most one of Package, Debs, and Vmlinuz may be given; the zero value means
+// the distribution's own kernel for clouds.
+//
+// Vmlinuz without ModuleTree is a monolithic kernel, used as it is: whatever a guest needs to boot counts as built in,
+// which nobody checks. One that lacks, say, virtio_blk does not find its drives, and says so on the console.
 type Source struct {
 	Package    string   // a kernel package or metapackage of the host's distribution
 	Debs       []string // .deb files that together hold a kernel and its modules; the caller vouches for them
 	Vmlinuz    string   // a kernel: bzImage, ELF vmlinux, arm64 Image, or one of them compressed
-	ModuleTree string   // its modules: a directory …/lib/modules/<version>
+	ModuleTree string   // its modules: a directory …/lib/modules/<version>; empty: it has none
 }
 
 // Config says where packs are kept and what goes into them.
@@ -62,7 +65,7 @@ func (s Source) validate() error {
 	bad := func(format string, args ...any) error {
 		return &flint.Fault{
 			Code: "kernel.source", What: "choose a kernel", Kind: flint.ErrUsage, Err: fmt.Errorf(format, args...),
-			Fix: "name a package, .deb files, or a kernel together with its module tree; nothing at all means the distribution's kernel for clouds",
+			Fix: "name a package, .deb files, or a kernel, with its module tree if it has one; nothing at all means the distribution's kernel for clouds",
 		}
 	}
 	switch {
@@ -70,8 +73,8 @@ func (s Source) validate() error {
 		return bad("more than one source of the kernel is given")
 	case s.Package != "" && !packageName.MatchString(s.Package):
 		return bad("%q is not the name of a package", s.Package)
-	case (s.Vmlinuz == "") != (s.ModuleTree == ""):
-		return bad("a kernel needs its module tree, and a module tree its kernel")
+	case s.Vmlinuz == "" && s.ModuleTree != "":
+		return bad("a module tree needs its kernel")
 	}
 	return nil
 }
@@ -126,10 +129,11 @@ func (p *preparer) prepare(ctx context.Context, s Source) (Pack, error) {
 	if err != nil {
 		return Pack{}, err
 	}
-	return Pack{
-		Version: e.Version, Arch: e.Arch, Missing: e.Missing,
-		Kernel: filepath.Join(e.dir, kernelFile), Initrd: initrd, Modules: filepath.Join(e.dir, modulesFile),
-	}, nil
+	pack := Pack{Version: e.Version, Arch: e.Arch, Missing: e.Missing, Kernel: filepath.Join(e.dir, kernelFile), Initrd: initrd}
+	if !e.Monolithic {
+		pack.Modules = filepath.Join(e.dir, modulesFile)
+	}
+	return pack, nil
 }
 
 // kernel returns the cached part of the pack that does not depend on the agent.
@@ -137,6 +141,12 @@ func (p *preparer) kernel(ctx context.Context, s Source) (entry, error) {
 	switch {
 	case len(s.Debs) > 0:
 		o, err := debsOrigin(s.Debs)
+		if err != nil {
+			return entry{}, err
+		}
+		return p.ensure(ctx, o)
+	case s.Vmlinuz != "" && s.ModuleTree == "":
+		o, err := monolithicOrigin(s.Vmlinuz)
 		if err != nil {
 			return entry{}, err
 		}

@@ -5,9 +5,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // origin is where a kernel's files come from.
@@ -15,6 +17,8 @@ type origin struct {
 	name   string // for a person
 	key    string // names the content: equal keys, equal packs
 	unpack func(ctx context.Context, u *unpacked) error
+	// monolithic says that there are no modules: unpack leaves a kernel, and perhaps its configuration.
+	monolithic bool
 }
 
 // debsOrigin takes given .deb files.
@@ -50,6 +54,51 @@ func addDebFile(ctx context.Context, u *unpacked, deb string) error {
 	return u.addDeb(ctx, f)
 }
 
+// monolithicOrigin takes a given kernel that has no modules.
+func monolithicOrigin(vmlinuz string) (origin, error) {
+	name := filepath.Base(vmlinuz)
+	_, version, _ := strings.Cut(name, "-") // if it is called vmlinux-<version>
+	from := map[string]string{"boot/vmlinuz-given": vmlinuz}
+	config := present(vmlinuz+".config", filepath.Join(filepath.Dir(vmlinuz), "config-"+version))
+	if config != "" {
+		from["boot/config-given"] = config
+	}
+	sum := sha256.New()
+	fmt.Fprintln(sum, "monolithic")
+	if err := hashInto(sum, vmlinuz, config); err != nil {
+		return origin{}, err
+	}
+	return origin{
+		name: vmlinuz, key: hex.EncodeToString(sum.Sum(nil)), monolithic: true,
+		unpack: func(ctx context.Context, u *unpacked) error { return u.copyFiles(ctx, from) },
+	}, nil
+}
+
+// present returns the first of the files that is there, or "".
+func present(files ...string) string {
+	for _, f := range files {
+		if _, err := os.Stat(f); err == nil {
+			return f
+		}
+	}
+	return ""
+}
+
+// hashInto adds the contents of files to a key; an empty name adds nothing.
+func hashInto(sum hash.Hash, files ...string) error {
+	for _, f := range files {
+		if f == "" {
+			continue
+		}
+		h, err := hashFile(f)
+		if err != nil {
+			return unpackFault(f, err)
+		}
+		fmt.Fprintf(sum, "file %s\n", h)
+	}
+	return nil
+}
+
 // filesOrigin takes a given kernel and module tree, such as the host's own.
 func filesOrigin(vmlinuz, tree string) (origin, error) {
 	real, err := filepath.EvalSymlinks(tree)
@@ -57,23 +106,10 @@ func filesOrigin(vmlinuz, tree string) (origin, error) {
 		return origin{}, unpackFault(tree, err)
 	}
 	version := filepath.Base(real)
-	config := ""
-	for _, c := range []string{filepath.Join(filepath.Dir(vmlinuz), "config-"+version), filepath.Join(real, "config")} {
-		if _, err := os.Stat(c); err == nil {
-			config = c
-			break
-		}
-	}
+	config := present(filepath.Join(filepath.Dir(vmlinuz), "config-"+version), filepath.Join(real, "config"))
 	sum := sha256.New()
-	for _, f := range []string{vmlinuz, config} {
-		if f == "" {
-			continue
-		}
-		h, err := hashFile(f)
-		if err != nil {
-			return origin{}, unpackFault(f, err)
-		}
-		fmt.Fprintf(sum, "file %s\n", h)
+	if err := hashInto(sum, vmlinuz, config); err != nil {
+		return origin{}, err
 	}
 	var files []string
 	err = filepath.WalkDir(real, func(p string, d os.DirEntry, err error) error {

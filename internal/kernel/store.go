@@ -36,8 +36,18 @@ type entry struct {
 	Missing []string         `json:"missing,omitempty"`
 	From    string           `json:"from"`  // for a person who looks into the cache
 	Sizes   map[string]int64 `json:"sizes"` // bytes of each file, to notice damage
+	// Monolithic says that there is no modules image.
+	Monolithic bool `json:"monolithic,omitempty"`
 
 	dir string
+}
+
+// files lists what must be there for the entry to be whole.
+func (e *entry) files() []string {
+	if e.Monolithic {
+		return []string{kernelFile, bootDir + "/" + orderFile}
+	}
+	return []string{kernelFile, modulesFile, bootDir + "/" + orderFile}
 }
 
 // load returns the cached kernel in dir, and whether it is there and whole.
@@ -47,7 +57,7 @@ func load(dir string) (entry, bool) {
 	if err != nil || json.Unmarshal(b, &e) != nil || e.Version == "" {
 		return entry{}, false
 	}
-	for _, f := range []string{kernelFile, modulesFile, bootDir + "/" + orderFile} {
+	for _, f := range e.files() {
 		info, err := os.Stat(filepath.Join(dir, f))
 		if err != nil || info.Size() != e.Sizes[f] {
 			return entry{}, false
@@ -91,8 +101,10 @@ func (p *preparer) ensure(ctx context.Context, o origin) (entry, error) {
 
 // build makes the kernel in a directory beside its place and moves it there. The lock is held.
 func (p *preparer) build(ctx context.Context, o origin, dir string) (entry, error) {
-	if err := p.needDepmod(ctx); err != nil {
-		return entry{}, err
+	if !o.monolithic {
+		if err := p.needDepmod(ctx); err != nil {
+			return entry{}, err
+		}
 	}
 	work, done := dir+".work", dir+".new"
 	for _, d := range []string{work, done, dir} { // left by one who died, or damaged
@@ -128,50 +140,69 @@ func (p *preparer) assemble(ctx context.Context, o origin, root *os.Root, to str
 	if err := o.unpack(ctx, u); err != nil {
 		return entry{}, err
 	}
-	if !u.kernel || u.version == "" {
+	if !u.kernel || u.version == "" && !o.monolithic {
 		return entry{}, unpackFault(o.name, errors.New("it holds no kernel, or no modules"))
 	}
-	kernel, err := p.saveKernel(u, to)
+	kernel, err := p.saveKernel(u, o.name, to)
 	if err != nil {
 		return entry{}, err
 	}
-	e := entry{Version: u.version, Arch: kernel.arch, From: o.name, Missing: p.missing(u, kernel)}
-	order, err := p.indexModules(ctx, u)
-	if err != nil {
-		return entry{}, err
+	e := entry{Version: u.version, Arch: kernel.arch, From: o.name, Monolithic: o.monolithic}
+	if o.monolithic {
+		e.Version = kernel.release
 	}
-	tree := workTree + "/" + u.version
+	e.Missing = p.missing(u, kernel, e)
 	out, err := os.OpenRoot(to)
 	if err != nil {
 		return entry{}, storeFault(err)
 	}
 	defer out.Close()
-	if err := saveBootModules(root, tree, out, order); err != nil {
-		return entry{}, unpackFault(o.name, err)
-	}
-	modules, err := root.OpenRoot(tree)
-	if err != nil {
-		return entry{}, storeFault(err)
-	}
-	defer modules.Close()
-	if err := saveModulesImage(ctx, out, modules.FS()); err != nil {
+	if err := p.saveModules(ctx, o, u, out); err != nil {
 		return entry{}, err
 	}
 	return e, e.save(out)
 }
 
+// saveModules makes the boot modules and the modules image. A monolithic kernel has none of the former, and no image.
+func (p *preparer) saveModules(ctx context.Context, o origin, u *unpacked, out *os.Root) error {
+	tree := workTree + "/" + u.version
+	var order []bootModule
+	var err error
+	if !o.monolithic {
+		if order, err = p.indexModules(ctx, u); err != nil {
+			return err
+		}
+	}
+	if err := saveBootModules(u.root, tree, out, order); err != nil {
+		return unpackFault(o.name, err)
+	}
+	if o.monolithic {
+		return nil
+	}
+	modules, err := u.root.OpenRoot(tree)
+	if err != nil {
+		return storeFault(err)
+	}
+	defer modules.Close()
+	return saveModulesImage(ctx, out, modules.FS())
+}
+
 // saveKernel unpacks the kernel and checks that it and the modules belong together.
-func (p *preparer) saveKernel(u *unpacked, to string) (image, error) {
-	name := "of version " + u.version
+func (p *preparer) saveKernel(u *unpacked, name, to string) (image, error) {
+	if u.version != "" {
+		name = "of version " + u.version
+	}
 	file, err := u.root.ReadFile(workKernel)
 	if err != nil {
 		return image{}, storeFault(err)
 	}
 	kernel, err := unpackKernel(file)
-	if err != nil {
+	switch {
+	case err != nil:
 		return image{}, formatFault(name, err)
-	}
-	if kernel.release != "" && kernel.release != u.version {
+	case u.version == "" && kernel.release == "":
+		return image{}, formatFault(name, errors.New("it does not say its version, as every Linux kernel does"))
+	case u.version != "" && kernel.release != "" && kernel.release != u.version:
 		return image{}, formatFault(name, fmt.Errorf("it calls itself %s: its modules would not fit", kernel.release))
 	}
 	if err := os.WriteFile(filepath.Join(to, kernelFile), kernel.data, 0o644); err != nil {
@@ -181,18 +212,18 @@ func (p *preparer) saveKernel(u *unpacked, to string) (image, error) {
 }
 
 // missing names what the kernel lacks.
-func (p *preparer) missing(u *unpacked, kernel image) []string {
+func (p *preparer) missing(u *unpacked, kernel image, e entry) []string {
 	var missing []string
 	if config, err := u.root.ReadFile(workConfig); err == nil {
-		missing = missingOptions(config)
+		missing = missingOptions(config, e.Monolithic)
 	} else {
-		p.Log.Warn("kernel configuration not found: cannot tell what docker or nftables would miss", "kernel", u.version)
+		p.Log.Warn("kernel configuration not found: cannot tell what docker or nftables would miss", "kernel", e.Version)
 	}
 	if !kernel.pvh {
 		missing = append(missing, "PVH")
 	}
 	if len(missing) > 0 {
-		p.Log.Warn("kernel lacks options that jobs may want", "kernel", u.version, "missing", missing)
+		p.Log.Warn("kernel lacks options that jobs may want", "kernel", e.Version, "missing", missing)
 	}
 	return missing
 }
@@ -239,7 +270,7 @@ func saveModulesImage(ctx context.Context, out *os.Root, tree fs.FS) error {
 // save records the entry, its files' sizes with it.
 func (e *entry) save(out *os.Root) error {
 	e.Sizes = map[string]int64{}
-	for _, f := range []string{kernelFile, modulesFile, bootDir + "/" + orderFile} {
+	for _, f := range e.files() {
 		info, err := out.Stat(f)
 		if err != nil {
 			return storeFault(err)
