@@ -136,7 +136,7 @@ type Network struct {
 type Kernel struct {
 	Package string `yaml:"package"`
 	Vmlinuz string `yaml:"vmlinuz"`
-	Modules string `yaml:"modules"` // …/lib/modules/<version>
+	Modules string `yaml:"modules"` // …/lib/modules/<version>; empty with Vmlinuz given: that kernel has all built in
 }
 
 // Runner says which runner software the VMs run.
@@ -248,8 +248,8 @@ func (c *Config) Validate() error {
 	if p := c.Network.IPv6; p.IsValid() && (!p.Addr().Is6() || p.Bits() > 120) {
 		bad("network.ipv6", "%s is not an IPv6 prefix of at most /120", p)
 	}
-	if (c.Kernel.Vmlinuz == "") != (c.Kernel.Modules == "") {
-		bad("kernel", "vmlinuz and modules go together: give both or neither")
+	if c.Kernel.Modules != "" && c.Kernel.Vmlinuz == "" {
+		bad("kernel.modules", "modules need their kernel: give kernel.vmlinuz too")
 	}
 	errs = append(errs, c.validatePools()...)
 	return errors.Join(errs...)

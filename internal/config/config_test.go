@@ -51,7 +51,7 @@ func TestBadFilesSayWhereAndWhat(t *testing.T) {
 		"no image":            {"pools: [{name: a}]\n", "pools[0].image: is missing"},
 		"bad name":            {"pools: [{name: a b, image: c}]\n", "pools[0].name"},
 		"max below one":       {"pools: [{name: a, image: c, max: -1}]\n", "pools[0].max: -1 is less than 1"},
-		"half a kernel":       {"kernel: {vmlinuz: /boot/vmlinuz}\n", "give both or neither"},
+		"half a kernel":       {"kernel: {modules: /lib/modules/6.1}\n", "kernel.modules: modules need their kernel"},
 		"wide subnet":         {"network: {ipv4: 10.0.0.0/31}\n", "between /8 and /29"},
 		"not yaml":            {"a: [", "yaml:"},
 	} {
@@ -68,6 +68,13 @@ func TestBadFilesSayWhereAndWhat(t *testing.T) {
 				t.Fatalf("error %v has no fix", err)
 			}
 		})
+	}
+}
+
+func TestKernelWithoutModules(t *testing.T) {
+	c, err := config.Parse("/etc/flint/flint.yaml", []byte("kernel: {vmlinuz: vmlinux}\n"), nil)
+	if err != nil || c.Kernel != (config.Kernel{Vmlinuz: "/etc/flint/vmlinux"}) {
+		t.Fatalf("kernel is %+v, %v", c.Kernel, err)
 	}
 }
 

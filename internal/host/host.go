@@ -57,7 +57,7 @@ type Supply struct {
 	Shape   flint.Shape
 	Kernel  string // paths of the kernel pack
 	Initrd  string
-	Modules string
+	Modules string // empty where the kernel has none
 	Base    string // path of the base image
 	Runner  string // path of the runner drive; empty for VMs that run no runner
 	Env     []string

@@ -181,8 +181,10 @@ func (l *life) boot(ctx context.Context) error {
 		Drives: []vm.Drive{
 			{ID: "base", Path: l.supply.Base, ReadOnly: true},
 			{ID: "scratch", Path: l.scratch()},
-			{ID: "modules", Path: l.supply.Modules, ReadOnly: true},
 		},
+	}
+	if l.supply.Modules != "" {
+		s.Drives = append(s.Drives, vm.Drive{ID: "modules", Path: l.supply.Modules, ReadOnly: true})
 	}
 	if l.supply.Runner != "" {
 		s.Drives = append(s.Drives, vm.Drive{ID: "runner", Path: l.supply.Runner, ReadOnly: true})
