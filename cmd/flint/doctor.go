@@ -68,10 +68,10 @@ func examined(cfg config.Config) doctor.Config {
 	f, room := cfg.Firecracker, app.CapacityOf(cfg)
 	d := doctor.Config{
 		StateDir: cfg.StateDir, Driver: cfg.VM.Driver, Accel: cfg.VM.Accel, QEMU: cfg.VM.QEMU,
-		Firecracker: f.Binary, Jailer: f.Jailer, Serial: f.Serial, ChrootBase: f.ChrootBase,
+		Firecracker: f.Binary, Jailer: f.Jailer, NoJail: !f.Jail, Serial: f.Serial, ChrootBase: f.ChrootBase,
 		UIDFirst: f.UIDFirst, UIDCount: f.UIDCount, ParentCgroup: f.ParentCgroup,
 		Memory: room.Memory, QEMUOverhead: room.QEMU, FirecrackerOverhead: room.Firecracker,
-		Pools: cfg.FlintPools(), IPv6: cfg.Network.IPv6.IsValid(),
+		Pools: cfg.FlintPools(), Monolithic: cfg.Kernel.Vmlinuz != "" && cfg.Kernel.Modules == "", IPv6: cfg.Network.IPv6.IsValid(),
 	}
 	if d.ChrootBase == "" {
 		d.ChrootBase = filepath.Join(cfg.StateDir, "jail")

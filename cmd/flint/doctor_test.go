@@ -16,7 +16,7 @@ import (
 func doctorFile(t *testing.T) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "flint.yaml")
-	content := "vm: {driver: firecracker}\nfirecracker: {binary: ./nowhere/firecracker, jailer: ./nowhere/jailer}\n" +
+	content := "vm: {driver: firecracker}\nfirecracker: {binary: ./nowhere/firecracker, jailer: ./nowhere/jailer, jail: false}\n" +
 		"pools: [{name: a, image: ./image, vm: {memory: 1GiB}}]\n"
 	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
@@ -70,7 +70,7 @@ func TestDoctorReadsTheConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	d = examined(cfg)
-	if !d.Dockerfile || d.ChrootBase != config.Default().StateDir+"/jail" || d.Memory == 0 || d.QEMUOverhead == 0 || d.FirecrackerOverhead == 0 || len(d.Pools) != 1 {
+	if !d.Dockerfile || !d.NoJail || d.Monolithic || d.ChrootBase != config.Default().StateDir+"/jail" || d.Memory == 0 || d.QEMUOverhead == 0 || d.FirecrackerOverhead == 0 || len(d.Pools) != 1 {
 		t.Errorf("examined %+v", d)
 	}
 }

@@ -214,6 +214,7 @@ func TestPrograms(t *testing.T) {
 		{"broken", func(h *host) { noFirecracker(h); delete(h.versions, qemu) }, "qemu.binary", Fail, "exec format error", "reinstall"},
 
 		{"missing", func(h *host) { delete(h.programs, "depmod") }, "depmod", Fail, "not installed", "kmod"},
+		{"not needed", func(h *host) { delete(h.programs, "depmod"); h.Monolithic = true }, "depmod", Skip, "no modules", ""},
 
 		{"none", func(h *host) { delete(h.programs, "podman") }, "builder", Warn, "none of", "buildah"},
 		{"none for a Dockerfile", func(h *host) { delete(h.programs, "podman"); h.Dockerfile = true }, "builder", Fail, "none of", "buildah"},

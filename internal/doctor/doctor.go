@@ -51,6 +51,7 @@ type Config struct {
 	QEMUOverhead, FirecrackerOverhead flint.Bytes // what a VMM needs beyond its guest's memory
 	Pools                             []flint.Pool
 	Dockerfile                        bool // some pool's image is built from a Dockerfile
+	Monolithic                        bool // the VMs' kernel has no modules
 	IPv6                              bool // VMs get IPv6 addresses
 }
 

@@ -186,7 +186,7 @@ func (e *exam) firecrackerJailer(context.Context) Finding {
 	case e.firecracker == unused:
 		return e.noFirecracker()
 	case e.NoJail:
-		return warn("let firecracker.jailer name the jailer, and never run strangers' jobs before",
+		return warn("remove firecracker.jail: false; run no strangers' jobs until then",
 			"off: a guest that breaks out of Firecracker has all that flint may do")
 	}
 	return e.judgeJailer().of(e.firecracker)
@@ -241,6 +241,9 @@ func (e *exam) qemuBinary(ctx context.Context) Finding {
 }
 
 func (e *exam) depmod(context.Context) Finding {
+	if e.Monolithic {
+		return skip("the VMs' kernel has no modules to sort")
+	}
 	path, err := e.LookPath("depmod")
 	if err != nil {
 		return fail("apt-get install kmod", "depmod is not installed, which sorts the modules of the VMs' kernel")
