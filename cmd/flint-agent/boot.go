@@ -164,10 +164,26 @@ func keep(service bool, modules []module) error {
 		errs = append(errs, copyFile(atRoot+"/proc/self/exe", dir+"/flint-agent", 0o700))
 		if helper {
 			errs = append(errs, os.Symlink("flint-agent", dir+"/modprobe"),
-				os.WriteFile(atRoot+"/proc/sys/kernel/modprobe", []byte(runDir+"/modprobe"), 0))
+				nameHelper(atRoot+"/proc/sys/kernel/modprobe", runDir+"/modprobe"))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// nameHelper tells the kernel whom to ask for modules, by its setting. A kernel that loads none has no such setting.
+func nameHelper(setting, helper string) error {
+	f, err := os.OpenFile(setting, os.O_WRONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		_, err = f.WriteString(helper)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("name modprobe: %w", err)
+	}
+	return nil
 }
 
 func copyFile(from, to string, mode os.FileMode) error {

@@ -98,6 +98,9 @@ func modprobe(args []string) int {
 		return 1
 	}
 	dir := filepath.Join("/lib/modules", unix.ByteSliceToString(u.Release[:]))
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return 1 // the kernel asks all the same, and often
+	}
 	if err := probeModule(dir, name, insertModule); err != nil {
 		complain(err)
 		return 1

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -48,6 +49,32 @@ func TestModuleOrder(t *testing.T) {
 		if _, err := parseOrder([]byte(bad)); err == nil {
 			t.Errorf("%q was accepted", bad)
 		}
+	}
+}
+
+// TestKernelWithoutModules has an initramfs without anything to load, and a kernel that would load nothing.
+func TestKernelWithoutModules(t *testing.T) {
+	dir := t.TempDir()
+	if ms, err := loadBootModules(dir, "serial"); len(ms) != 0 || err != nil {
+		t.Errorf("without a list: %v, %v", ms, err)
+	}
+	write(t, dir, "order", "")
+	if ms, err := loadBootModules(dir, "serial"); len(ms) != 0 || err != nil {
+		t.Errorf("empty list: %v, %v", ms, err)
+	}
+	setting := filepath.Join(dir, "modprobe")
+	if err := nameHelper(setting, "/run/helper"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(setting); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a setting that was not there is: %v", err)
+	}
+	write(t, dir, "modprobe", "")
+	if err := nameHelper(setting, "/run/helper"); err != nil {
+		t.Error(err)
+	}
+	if b, err := os.ReadFile(setting); string(b) != "/run/helper" {
+		t.Errorf("setting %q, %v", b, err)
 	}
 }
 
