@@ -170,6 +170,25 @@ func runner(t *testing.T, work func(ctx context.Context, out io.Writer) guest.Ex
 	}}
 }
 
+func TestRunWithoutModules(t *testing.T) {
+	var h *host.Host
+	w := newWorld(t, runner(t, func(context.Context, io.Writer) guest.Exit {
+		ev := flint.JobEvent{Kind: flint.JobCompleted, Runner: h.State().Runners[0].ID, Conclusion: "succeeded"}
+		if err := h.Note(t.Context(), ev); err != nil {
+			t.Error(err)
+		}
+		return guest.Exit{}
+	}))
+	supply, _ := w.config.Supply(t.Context(), "")
+	supply.Modules = ""
+	w.config.Supply = func(context.Context, string) (host.Supply, error) { return supply, nil }
+	h = w.host()
+	if res, err := h.Run(t.Context(), flint.Runner{ID: host.NewID("pool"), Pool: "pool"}); err != nil || res.Conclusion != "succeeded" {
+		t.Errorf("got %+v, %v", res, err)
+	}
+	w.nothingLeft()
+}
+
 func TestRunGoesThroughEveryPhase(t *testing.T) {
 	var h *host.Host
 	var w *world
