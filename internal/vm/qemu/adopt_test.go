@@ -67,6 +67,27 @@ func TestAdoptedEnds(t *testing.T) {
 	}
 }
 
+// TestAdoptOrphan adopts from a process that really died, whose child is nobody's by then.
+func TestAdoptOrphan(t *testing.T) {
+	const id = "later-quits"
+	dir, pid, start := orphan(t, id)
+	d, _ := fakeDriver(t, id)
+	m, err := d.Adopt(patiently(t), vm.Spec{ID: id, Dir: dir}, pid, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Close(t.Context()); err != nil {
+		t.Errorf("close: %v", err)
+	}
+	if err := m.Wait(t.Context()); err != nil {
+		t.Errorf("wait: %v", err)
+	}
+	if p, err := vm.OpenProcess(pid, start); !errors.Is(err, flint.ErrNotFound) {
+		t.Errorf("process %d: %v, %v", pid, p, err)
+	}
+	empty(t, dir)
+}
+
 func TestAdoptedIsClosed(t *testing.T) {
 	for _, id := range []string{"quits", "stubborn"} {
 		t.Run(id, func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"os"
@@ -260,28 +261,16 @@ func TestSocketsOfAnotherStay(t *testing.T) {
 // TestOutlivesUs lets a process that booted a VM die, and talks to the VM afterwards.
 func TestOutlivesUs(t *testing.T) {
 	if dir := os.Getenv("FLINT_TEST_DIES"); dir != "" {
-		d, s := fakeDriver(t, "outlives")
+		d, s := fakeDriver(t, os.Getenv("FLINT_TEST_ORPHAN"))
 		s.Dir = dir
-		if _, err := d.Boot(patiently(t), s); err != nil {
+		m, err := d.Boot(patiently(t), s)
+		if err != nil {
 			t.Fatal(err)
 		}
+		fmt.Println(m.(vm.Process).Process())
 		syscall.Exit(7) // no clean-up of any kind
 	}
-	tmp, err := os.MkdirTemp("", "flint-outlives")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(tmp)
-	if err := os.Chmod(tmp, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	dies := exec.CommandContext(patiently(t), os.Args[0], "-test.run=^TestOutlivesUs$")
-	dies.Env = append(os.Environ(), "FLINT_TEST_DIES="+dir, "TMPDIR="+tmp)
-	out, err := dies.CombinedOutput()
-	if dies.ProcessState.ExitCode() != 7 {
-		t.Fatalf("%v: %s", err, out)
-	}
+	dir, _, _ := orphan(t, "outlives")
 	conn, err := dial(patiently(t), dir, agentSocket)
 	if err != nil {
 		t.Fatal(err)
@@ -292,6 +281,30 @@ func TestOutlivesUs(t *testing.T) {
 	if line, err := bufio.NewReader(conn).ReadString('\n'); !strings.HasPrefix(line, "alive ") {
 		t.Errorf("the VM says %q, %v", line, err)
 	}
+}
+
+// orphan boots a fake QEMU by a process that dies at once.
+func orphan(t *testing.T, id string) (dir string, pid int, start uint64) {
+	t.Helper()
+	tmp, err := os.MkdirTemp("", "flint-outlives")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(tmp) })
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir = t.TempDir()
+	dies := exec.CommandContext(patiently(t), os.Args[0], "-test.run=^TestOutlivesUs$")
+	dies.Env = append(os.Environ(), "FLINT_TEST_DIES="+dir, "FLINT_TEST_ORPHAN="+id, "TMPDIR="+tmp)
+	out, err := dies.Output()
+	if dies.ProcessState.ExitCode() != 7 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if _, err := fmt.Sscan(string(out), &pid, &start); err != nil {
+		t.Fatalf("%v in %s", err, out)
+	}
+	return dir, pid, start
 }
 
 func TestLongDirectory(t *testing.T) {
