@@ -330,7 +330,7 @@ func (m *machine) PeakMemory() flint.Bytes {
 	case <-m.done:
 		return m.peak
 	default:
-		return residentPeak(m.proc.pid)
+		return vm.ResidentPeak(m.proc.pid)
 	}
 }
 
