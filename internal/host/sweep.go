@@ -11,8 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"flint"
 	"flint/internal/vm"
 )
 
@@ -159,33 +158,22 @@ func backoff(ctx context.Context, limit time.Duration) func(func(func()) bool) {
 // endProcess kills the process and waits until it is gone. Its start time makes sure that it is the one we mean: a
 // process that is gone, or whose pid is another's by now, is no error.
 func endProcess(ctx context.Context, pid int, start uint64) error {
-	if pid <= 1 {
-		return nil
-	}
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
+	p, err := vm.OpenProcess(pid, start)
+	if errors.Is(err, flint.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("open process %d: %w", pid, err)
+		return err
 	}
-	defer unix.Close(fd)
-	if s, err := vm.ProcessStart(pid); err != nil || s != start {
-		return nil
+	defer p.Close()
+	if err := p.Kill(); err != nil {
+		return err
 	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("kill process %d: %w", pid, err)
+	defer context.AfterFunc(ctx, func() { p.Close() })() // ends the wait
+	if err := p.Wait(); err != nil {
+		return fmt.Errorf("wait for process %d: %w", pid, errors.Join(ctx.Err(), err))
 	}
-	for ctx.Err() == nil {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
-		if n > 0 {
-			return nil
-		}
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("wait for process %d: %w", pid, err)
-		}
-	}
-	return fmt.Errorf("wait for process %d: %w", pid, ctx.Err())
+	return nil
 }
 
 // Leftovers lists what of past and present runners is still on this machine: their directories, and the VMMs their
