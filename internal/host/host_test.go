@@ -593,3 +593,31 @@ func TestIDsAreSafeNames(t *testing.T) {
 		seen[id] = true
 	}
 }
+
+// TestWordOfTheJobWhileTheRecordGoes lets GitHub speak at every moment of a runner's end.
+func TestWordOfTheJobWhileTheRecordGoes(t *testing.T) {
+	w := newWorld(t, runner(t, func(context.Context, io.Writer) guest.Exit { return guest.Exit{} }))
+	h := w.host()
+	id := host.NewID("pool")
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				if err := h.Note(t.Context(), flint.JobEvent{Kind: flint.JobStarted, Runner: id}); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	}()
+	if _, err := h.Run(t.Context(), flint.Runner{ID: id, Pool: "pool"}); err != nil {
+		t.Error(err)
+	}
+	close(stop)
+	<-done
+	w.nothingLeft()
+}

@@ -51,6 +51,7 @@ type life struct {
 	mu         sync.Mutex
 	rec        record
 	conclusion string
+	erased     bool        // the record is gone, and stays so
 	overdue    *time.Timer // from the job's end, for a program that does not end with it
 }
 
@@ -77,6 +78,9 @@ func (l *life) update(durable bool, change func(*record)) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	change(&l.rec)
+	if l.erased { // what the record was for is gone
+		return nil
+	}
 	return l.rec.write(l.dir, durable)
 }
 
@@ -113,15 +117,6 @@ func (l *life) note(ev flint.JobEvent) error {
 			close(l.concluded)
 			l.overdue = time.AfterFunc(l.h.c.Deadlines.Finish, l.outstayed)
 		}
-	}
-	l.h.mu.Lock()
-	released := l.released
-	l.h.mu.Unlock()
-	if released { // its record is gone, and so is what the record was for
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		change(&l.rec)
-		return nil
 	}
 	return l.update(true, change)
 }
@@ -457,6 +452,9 @@ func (l *life) release(ctx context.Context) error {
 	if !l.recorded {
 		return nil
 	}
+	l.mu.Lock() // nobody writes the record meanwhile
+	defer l.mu.Unlock()
+	l.erased = true
 	return os.RemoveAll(l.dir)
 }
 
