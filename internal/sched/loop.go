@@ -301,7 +301,7 @@ func (l *Loop) ended(ctx context.Context, e exit) {
 	}
 	log := l.cfg.Log.With("runner", e.id, "pool", f.runner.Pool, "host", f.runner.Host)
 	if f.stopped || ctx.Err() != nil {
-		log.Info("runner ended early", "reason", why)
+		log.Info("runner ended early", "err", e.err)
 		return
 	}
 	st := l.state(f.runner.Pool)
