@@ -27,7 +27,7 @@ var mayImport = map[string][]string{
 	},
 	"flint/internal/image":          {"flint", "flint/internal/tool", "flint/internal/ext4"},
 	"flint/internal/kernel":         {"flint", "flint/internal/tool", "flint/internal/ext4"},
-	"flint/test/bench":              {"flint", "flint/internal/app", "flint/internal/config"},
+	"flint/test/bench":              {"flint", "flint/internal/app", "flint/internal/config", "flint/internal/githubsim"},
 	"flint/test/assets":             {"flint", "flint/internal/app", "flint/internal/config"},
 	"flint/internal/network":        {"flint", "flint/internal/undo"},
 	"flint/internal/vm/qemu":        {"flint", "flint/internal/vm", "flint/internal/undo"},

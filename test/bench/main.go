@@ -85,7 +85,10 @@ func (b *bench) run(ctx context.Context) error {
 			return err
 		}
 	}
-	return b.memory(ctx, a)
+	if err := b.memory(ctx, a); err != nil {
+		return err
+	}
+	return b.jobs(ctx, cfg)
 }
 
 // lives boots VMs one after the other and prints the medians of their parts.
