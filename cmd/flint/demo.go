@@ -10,12 +10,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"flint"
 	"flint/internal/app"
@@ -159,14 +157,7 @@ const demoOwner, demoRepo = "acme", "hello"
 
 // serveGitHub starts the simulated GitHub on the address the bridge is going to have.
 func (d *demo) serveGitHub(ctx context.Context, gateway netip.Addr) (netip.AddrPort, error) {
-	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		var serr error
-		err := raw.Control(func(fd uintptr) {
-			serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1)
-		})
-		return errors.Join(err, serr)
-	}}
-	l, err := lc.Listen(ctx, "tcp4", netip.AddrPortFrom(gateway, 0).String())
+	l, err := app.ListenAhead(ctx, netip.AddrPortFrom(gateway, 0))
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("listen for the simulated GitHub: %w", err)
 	}

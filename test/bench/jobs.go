@@ -10,11 +10,9 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"flint"
 	"flint/internal/app"
@@ -30,7 +28,7 @@ func (b *bench) jobs(ctx context.Context, cfg config.Config) error {
 	cfg.Network.IPv6 = netip.MustParsePrefix("fd4f:6c69:6e74:80::/64")
 	cfg.Pools = cfg.Pools[:1]
 	cfg.Pools[0].Name, cfg.Pools[0].Max = "flint", 2 // so that no job waits for the VM before it to go
-	l, err := listenFree(ctx, netip.AddrPortFrom(cfg.Network.IPv4.Masked().Addr().Next(), 0))
+	l, err := app.ListenAhead(ctx, netip.AddrPortFrom(cfg.Network.IPv4.Masked().Addr().Next(), 0))
 	if err != nil {
 		return err
 	}
@@ -125,14 +123,4 @@ func (b *bench) serveJobs(ctx context.Context, a *app.App, sim *githubsim.Server
 	_, err = run.Wait(ctx)
 	stop()
 	return errors.Join(err, tasks.Wait())
-}
-
-// listenFree listens on an address that a bridge is going to have.
-func listenFree(ctx context.Context, at netip.AddrPort) (net.Listener, error) {
-	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		var serr error
-		err := raw.Control(func(fd uintptr) { serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_FREEBIND, 1) })
-		return errors.Join(err, serr)
-	}}
-	return lc.Listen(ctx, "tcp4", at.String())
 }
