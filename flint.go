@@ -8,18 +8,37 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
 // Pool is one kind of runner.
 type Pool struct {
-	Name    string // what `runs-on:` says, and the name of the scale set
+	Name string
+	// Labels are what runs-on: may ask for. A scale set has one, which is its name; a pool fed by webhooks has all that its
+	// runners are registered with, self-hosted included.
+	Labels  []string
 	Image   string // a Dockerfile's directory, an OCI layout directory, or an OCI reference
 	Shape   Shape  // what each of its VMs gets
 	MinIdle int    // runners kept above what the jobs need
 	Max     int    // runners at the same time, on all hosts
-	Scope   string // URL of the organisation or repository on the GitHub server
+	Account string // name of the configured GitHub account it serves; empty: the one that has no name
+	Scope   string // URL of the organisation, repository or enterprise on the GitHub server
 	Group   string // runner group; "default" when empty
+	Held    Reason // non-zero: no runner is started, and why
+}
+
+// Misses returns those of a job's labels that the pool does not have. GitHub gives a job to runners that have them all,
+// without regard to case.
+func (p Pool) Misses(labels []string) []string {
+	var missing []string
+	for _, want := range labels {
+		if !slices.ContainsFunc(p.Labels, func(have string) bool { return strings.EqualFold(have, want) }) {
+			missing = append(missing, want)
+		}
+	}
+	return missing
 }
 
 // Shape is the size of one VM.
@@ -46,6 +65,19 @@ type Job struct {
 	Name       string `json:"name"`       // display name
 	Repository string `json:"repository"` // owner/name
 	RunID      int64  `json:"run_id"`
+}
+
+// JobStatus is what GitHub knows of one job, whoever runs it.
+type JobStatus struct {
+	Job
+	State      string    `json:"state"`                // queued, waiting, in_progress, completed
+	Conclusion string    `json:"conclusion,omitempty"` // of a completed one: success, failure, cancelled, ...
+	Labels     []string  `json:"labels"`               // what its runs-on: asks for
+	Runner     string    `json:"runner,omitempty"`     // name of the runner that has it
+	Public     bool      `json:"public"`               // its repository is public
+	Queued     time.Time `json:"queued"`
+	Account    string    `json:"account,omitempty"` // name of the configured account that sees it
+	URL        string    `json:"url,omitempty"`     // of its page
 }
 
 // JobEvent is what GitHub says of a job that met one of our runners.
@@ -123,8 +155,16 @@ type Timeline map[Phase]time.Time
 // Registration is a runner GitHub knows, and the secret that lets a guest be it.
 type Registration struct {
 	Runner   string // Runner.ID
-	GitHubID int64
-	JIT      Secret // the encoded JIT configuration; it holds a private key
+	GitHubID int64  // 0 where the guest registers itself: GitHub gives it one later
+	// Credential is the line the runner program reads from its standard input: the encoded JIT configuration, which holds a
+	// private key; or, for servers without that, a JSON object with which it registers itself (docs/reference.md).
+	Credential Secret
+}
+
+// RunnerStatus is what GitHub says of a registration.
+type RunnerStatus struct {
+	Online bool // its runner program has a session
+	Busy   bool // it has a job
 }
 
 // Result is how a runner ended.
@@ -136,6 +176,7 @@ type Result struct {
 	Unstarted   string   `json:"unstarted,omitempty"`  // why the program could not be started, with exit code 126 or 127
 	OOM         bool     `json:"oom,omitempty"`        // the guest's kernel killed something for memory
 	DiskFull    bool     `json:"disk_full,omitempty"`  // the scratch disk was full at the end
+	Lost        bool     `json:"lost,omitempty"`       // its VM ended under a job that GitHub had not concluded
 	PeakMemory  Bytes    `json:"peak_memory"`          // peak resident memory of the VMM process
 	GuestMemory Bytes    `json:"guest_memory"`         // peak memory in use inside the guest
 	VMM         Counters `json:"vmm"`                  // zero where the VMM does not count

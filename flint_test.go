@@ -50,14 +50,14 @@ func FuzzBytes(f *testing.F) {
 }
 
 func TestSecretShowsItselfNowhere(t *testing.T) {
-	reg := flint.Registration{Runner: "r", JIT: "hunter2"}
+	reg := flint.Registration{Runner: "r", Credential: "hunter2"}
 	var log strings.Builder
-	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "reg", reg, "jit", reg.JIT)
+	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "reg", reg, "jit", reg.Credential)
 	encoded, err := json.Marshal(reg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, shown := range []string{log.String(), string(encoded), fmt.Sprintf("%v %+v %#v %s %q", reg, reg, reg, reg.JIT, reg.JIT)} {
+	for _, shown := range []string{log.String(), string(encoded), fmt.Sprintf("%v %+v %#v %s %q", reg, reg, reg, reg.Credential, reg.Credential)} {
 		if strings.Contains(shown, "hunter2") || !strings.Contains(shown, "[secret]") {
 			t.Errorf("secret or no placeholder in %s", shown)
 		}

@@ -24,7 +24,7 @@ func TestRegisterAndRemove(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if reg.Runner != "flint-1" || reg.GitHubID != 101 || string(reg.JIT) != secretJIT {
+	if reg.Runner != "flint-1" || reg.GitHubID != 101 || string(reg.Credential) != secretJIT {
 		t.Errorf("registration %+v", reg)
 	}
 	if d.far.agents[101].name != "flint-1" {

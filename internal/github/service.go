@@ -158,7 +158,7 @@ func (s *service) jit(ctx context.Context, set int, name string) (flint.Registra
 	if err != nil {
 		return flint.Registration{}, err
 	}
-	return flint.Registration{Runner: name, GitHubID: int64(conf.Runner.ID), JIT: flint.Secret(conf.EncodedJITConfig)}, nil
+	return flint.Registration{Runner: name, GitHubID: int64(conf.Runner.ID), Credential: flint.Secret(conf.EncodedJITConfig)}, nil
 }
 
 // maxJIT bounds a JIT configuration; GitHub's have about 4 KiB.

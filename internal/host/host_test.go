@@ -129,7 +129,7 @@ func (g *fakeGitHub) Register(_ context.Context, r flint.Runner) (flint.Registra
 	}
 	g.next++
 	g.registered[r.ID] = g.next
-	return flint.Registration{Runner: r.ID, GitHubID: g.next, JIT: testJIT}, nil
+	return flint.Registration{Runner: r.ID, GitHubID: g.next, Credential: testJIT}, nil
 }
 
 func (g *fakeGitHub) Remove(_ context.Context, runner string, _ int64) error {

@@ -296,7 +296,7 @@ func (l *life) job(ctx context.Context, agent *guest.Session) error {
 	// The contract of the runner drive, see docs/reference.md: one line on standard input, nothing secret elsewhere.
 	return l.execute(ctx, agent, guest.Command{
 		Args: []string{"/opt/flint/runner/start"}, User: "runner", Dir: "/work", Env: l.supply.Env,
-	}, guest.IO{Stdin: strings.NewReader(string(reg.JIT) + "\n"), Stdout: l.output, Stderr: l.output})
+	}, guest.IO{Stdin: strings.NewReader(string(reg.Credential) + "\n"), Stdout: l.output, Stderr: l.output})
 }
 
 // unregister makes GitHub forget the runner, if it may know it. After a job it has done so by itself.
