@@ -44,19 +44,29 @@ func (d *Driver) rejoin(s vm.Spec, m *machine, p *process) (home string, err err
 	defer func() {
 		if err != nil {
 			p.close()
+			if m.user != nil {
+				err = errors.Join(err, m.user.forget())
+			}
 		}
 	}()
 	dir, link := s.Dir, "cwd"
+	var uid uint32
+	var holder string
 	if !d.c.NoJail {
-		uid, holder, err := d.reservation(s.ID)
-		if err != nil {
+		if uid, holder, err = d.reserved(s.ID); err != nil {
 			return "", err
 		}
-		m.uid, home = int(uid), filepath.Join(d.c.ChrootBase, holder)
+		home = filepath.Join(d.c.ChrootBase, holder)
 		dir, link = filepath.Join(home, "root"), "root"
 	}
 	if err := sameFile(dir, fmt.Sprintf("/proc/%d/%s/.", p.pid, link)); err != nil {
 		return "", err
+	}
+	if !d.c.NoJail {
+		if m.user, err = d.uids.hold(uid, holder); err != nil {
+			return "", err
+		}
+		m.uid = int(uid)
 	}
 	if err := m.open(dir); err != nil {
 		return "", err
@@ -64,8 +74,8 @@ func (d *Driver) rejoin(s vm.Spec, m *machine, p *process) (home string, err err
 	return home, m.openPipes()
 }
 
-// reservation finds the user reserved for a VM.
-func (d *Driver) reservation(id string) (uid uint32, holder string, err error) {
+// reserved finds the user reserved for a VM.
+func (d *Driver) reserved(id string) (uid uint32, holder string, err error) {
 	reserved, err := d.uids.reservations()
 	if err != nil {
 		return 0, "", err
@@ -92,9 +102,8 @@ func (d *Driver) ownLeftovers(s vm.Spec, m *machine, home string) {
 		})
 		return
 	}
-	uid := uint32(m.uid)
 	m.groups = d.groups
-	m.undo.Push("give user back", func(context.Context) error { return d.uids.give(uid) })
+	m.undo.Push("give user back", func(context.Context) error { return m.user.give() })
 	m.undo.Push("remove jail", func(context.Context) error { return os.RemoveAll(home) })
 	m.undo.Push("remove cgroup", func(ctx context.Context) error { return d.groups.remove(ctx, s.ID) })
 }
@@ -132,28 +141,39 @@ func (d *Driver) Sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// sweep removes what is left of one reservation, if nobody has it: neither a process of ours, which may be booting the
+// VM or ending it, nor the VMM itself.
 func (d *Driver) sweep(ctx context.Context, uid uint32, holder string) error {
-	if holder == "" || !filepath.IsLocal(holder) || filepath.Dir(holder) == "." {
-		return d.sweepUser(uid) // a crash came between the making of the file and its writing
+	user, err := d.uids.hold(uid, holder)
+	if errors.Is(err, flint.ErrConflict) || errors.Is(err, flint.ErrNotFound) {
+		return nil
 	}
-	id := filepath.Base(holder)
-	if d.claim(id) != nil {
-		return nil // it is one of this driver's machines
+	if err != nil {
+		return err
 	}
-	defer d.disclaim(id)
 	if busy, err := runs(uid); busy || err != nil {
-		return err
+		return errors.Join(err, user.forget())
 	}
-	if err := errors.Join(d.groups.remove(ctx, id), os.RemoveAll(filepath.Join(d.c.ChrootBase, holder))); err != nil {
-		return err
+	if holder == "" || !filepath.IsLocal(holder) || filepath.Dir(holder) == "." {
+		return user.give() // a crash came between the making of the file and its writing
 	}
-	d.log.Info("removed what an earlier VM left", "vm", id, "uid", uid)
-	return d.uids.give(uid)
+	if err := d.sweepJail(ctx, holder, uid); err != nil {
+		return errors.Join(err, user.forget())
+	}
+	d.log.Info("removed what an earlier VM left", "vm", filepath.Base(holder), "uid", uid)
+	return user.give()
 }
 
-func (d *Driver) sweepUser(uid uint32) error {
-	if busy, err := runs(uid); busy || err != nil {
+// sweepJail removes a jail that user had, unless a later VM of the same name has it now.
+func (d *Driver) sweepJail(ctx context.Context, holder string, user uint32) error {
+	reserved, err := d.uids.reservations()
+	if err != nil {
 		return err
 	}
-	return d.uids.give(uid)
+	for uid, other := range reserved {
+		if other == holder && uid != user {
+			return nil // the last of its reservations to be swept takes it along
+		}
+	}
+	return errors.Join(d.groups.remove(ctx, filepath.Base(holder)), os.RemoveAll(filepath.Join(d.c.ChrootBase, holder)))
 }

@@ -25,6 +25,9 @@ func (m *machine) Forget() {
 	for _, p := range m.pipes {
 		p.close()
 	}
+	if m.user != nil {
+		_ = m.user.forget()
+	}
 }
 
 func TestConformanceJailed(t *testing.T) {

@@ -79,14 +79,14 @@ func (d *Driver) furnish(ctx context.Context, s vm.Spec, m *machine) (view, erro
 	if d.c.NoJail {
 		return d.furnishBare(s, m)
 	}
-	uid, err := d.uids.take(d.holder(s.ID))
+	user, err := d.uids.take(d.holder(s.ID))
 	if err != nil {
 		return view{}, err
 	}
-	m.uid = int(uid)
-	m.undo.Push("give user back", func(context.Context) error { return d.uids.give(uid) })
+	m.user, m.uid = user, int(user.uid)
+	m.undo.Push("give user back", func(context.Context) error { return user.give() })
 	home := filepath.Join(d.base, s.ID)
-	if err := d.makeHome(ctx, s.ID, home); err != nil {
+	if err := d.makeHome(ctx, s.ID, home, user.uid); err != nil {
 		return view{}, err
 	}
 	m.undo.Push("remove jail", func(context.Context) error { return os.RemoveAll(home) })
@@ -113,36 +113,47 @@ func (d *Driver) furnish(ctx context.Context, s vm.Spec, m *machine) (view, erro
 func (d *Driver) holder(id string) string { return filepath.Join(filepath.Base(d.base), id) }
 
 // makeHome makes a VM's directory. What a crash left of an earlier VM of the same name goes first.
-func (d *Driver) makeHome(ctx context.Context, id, home string) error {
-	err := os.Mkdir(home, 0o700)
-	if !errors.Is(err, fs.ErrExist) {
+func (d *Driver) makeHome(ctx context.Context, id, home string, own uint32) (err error) {
+	if err = os.Mkdir(home, 0o700); !errors.Is(err, fs.ErrExist) {
 		return err
+	}
+	busy := func(err error, fix string) error {
+		return &flint.Fault{Code: "firecracker.busy", What: "boot VM " + id, Kind: flint.ErrConflict, Err: err, Fix: fix}
 	}
 	reserved, err := d.uids.reservations()
 	if err != nil {
 		return err
 	}
-	ours := 0
+	delete(reserved, own)
+	var stale []*reservation
+	defer func() {
+		for _, user := range stale {
+			err = errors.Join(err, user.forget())
+		}
+	}()
 	for uid, holder := range reserved {
 		if holder != d.holder(id) {
 			continue
 		}
-		ours++
-		if busy, err := runs(uid); busy || err != nil {
-			return &flint.Fault{
-				Code: "firecracker.busy", What: "boot VM " + id, Kind: flint.ErrConflict,
-				Err: errors.Join(fmt.Errorf("a process runs in its jail %s, as user %d", home, uid), err), Fix: "end that process, or choose another name",
-			}
+		user, err := d.uids.hold(uid, holder)
+		if err != nil {
+			return busy(fmt.Errorf("its jail %s is in use: %w", home, err), "wait until that VM has ended, or choose another name")
+		}
+		stale = append(stale, user)
+		if runs, err := runs(uid); runs || err != nil {
+			return busy(errors.Join(fmt.Errorf("a process runs in its jail %s, as user %d", home, uid), err), "end that process, or choose another name")
 		}
 	}
-	if ours < 2 { // one is the reservation just made
-		return &flint.Fault{
-			Code: "firecracker.busy", What: "boot VM " + id, Kind: flint.ErrConflict,
-			Err: fmt.Errorf("its jail %s exists, and flint did not make it", home), Fix: "remove that directory, or choose another chroot base",
-		}
+	if len(stale) == 0 {
+		return busy(fmt.Errorf("its jail %s exists, and flint did not make it", home), "remove that directory, or choose another chroot base")
 	}
 	if err := errors.Join(d.groups.remove(ctx, id), os.RemoveAll(home)); err != nil {
 		return fmt.Errorf("remove what an earlier VM %s left: %w", id, err)
+	}
+	for _, user := range stale {
+		if err := user.give(); err != nil {
+			return fmt.Errorf("free the user of an earlier VM %s: %w", id, err)
+		}
 	}
 	return os.Mkdir(home, 0o700)
 }

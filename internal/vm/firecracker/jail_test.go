@@ -3,6 +3,7 @@ package firecracker
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -272,11 +273,11 @@ func TestManyAtOnce(t *testing.T) {
 
 func TestUnused(t *testing.T) {
 	dir := t.TempDir()
-	passwd, subuid := filepath.Join(dir, "passwd"), filepath.Join(dir, "subuid")
-	for path, content := range map[string]string{
-		passwd: "root:x:0:0::/root:/bin/sh\nodd\nme:x:5000:5000::/:/bin/sh\n", subuid: "me:100000:65536\nyou:x:y\n",
+	for name, content := range map[string]string{
+		"passwd": "root:x:0:0::/root:/bin/sh\nodd\nme:x:5000:5100::/:/bin/sh\n", "subuid": "me:100000:65536\nyou:x:y\n",
+		"group": "root:x:0:\ncrowd:x:5200:" + strings.Repeat("member,", 20_000) + "me\n", "subgid": "me:300000:10\n",
 	} {
-		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -287,12 +288,17 @@ func TestUnused(t *testing.T) {
 		{Range{4000, 1000}, true},
 		{Range{4001, 1000}, false},
 		{Range{5000, 1}, false},
-		{Range{5001, 94999}, true},
-		{Range{5001, 95000}, false},
+		{Range{5001, 99}, true},
+		{Range{5100, 1}, false}, // the account's group
+		{Range{5200, 1}, false}, // a group
+		{Range{5201, 94799}, true},
+		{Range{5201, 94800}, false},
 		{Range{165535, 1}, false},
 		{Range{165536, 10}, true},
+		{Range{300009, 1}, false}, // a subordinate group
+		{Range{300010, 1}, true},
 	} {
-		if err := unused(c.r, passwd, subuid); (err == nil) != c.free {
+		if err := unused(c.r, dir); (err == nil) != c.free {
 			t.Errorf("%+v: %v", c.r, err)
 		}
 	}
@@ -300,11 +306,14 @@ func TestUnused(t *testing.T) {
 		_, err := newUIDPool(r, dir)
 		faultCode(t, err, "firecracker.uids")
 	}
-	if err := unused(Range{1, 1}, dir, subuid); err == nil {
-		t.Error("a file that cannot be read is taken for one without accounts")
-	}
 	if p, err := newUIDPool(Range{7000, 3}, filepath.Join(dir, "missing", uidDir)); err != nil || p.first != 7000 {
 		t.Errorf("%+v, %v", p, err)
+	}
+	if err := errors.Join(os.Remove(filepath.Join(dir, "group")), os.Mkdir(filepath.Join(dir, "group"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	if err := unused(Range{1, 1}, dir); err == nil {
+		t.Error("a file that cannot be read is taken for one without accounts")
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -311,17 +312,30 @@ func TestCrash(t *testing.T) {
 	if m.Wait(patiently(t)) == nil {
 		t.Error("it was killed, and Wait does not say so")
 	}
-	// The VMM is gone, and everything of it is there yet.
+	// The VMM is gone, and everything of it is there yet. As long as who booted it lives, it is theirs to remove.
+	if err := after.Sweep(t.Context()); err != nil {
+		t.Errorf("sweep beside another flint: %v", err)
+	}
+	_, err = after.Boot(patiently(t), s)
+	faultCode(t, err, "firecracker.busy")
+	if _, err := os.Stat(filepath.Join(after.base, s.ID, "root")); err != nil {
+		t.Errorf("a sweep took away what another flint has: %v", err)
+	}
+	m.Forget()
 	again, err := after.Boot(patiently(t), s)
 	if err != nil {
 		t.Fatalf("boot over what a crash left: %v", err)
 	}
 	output(t, attach(t, again), "true")
+	if reserved, err := after.uids.reservations(); err != nil || len(reserved) != 1 {
+		t.Errorf("users %v are reserved, %v; want that of the new VM", reserved, err)
+	}
 	pid, _ = again.(*machine).Process()
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	_ = again.Wait(patiently(t))
+	again.(*machine).Forget()
 	last := r.driver()
 	if err := last.Sweep(t.Context()); err != nil {
 		t.Errorf("sweep: %v", err)
@@ -333,6 +347,59 @@ func TestCrash(t *testing.T) {
 	r.clean()
 	if err := errors.Join(m.Close(t.Context()), again.Close(t.Context())); err != nil {
 		t.Errorf("close what was swept: %v", err)
+	}
+}
+
+// TestSweepSparesNamesake has a reservation left of a VM whose name a running one has.
+func TestSweepSparesNamesake(t *testing.T) {
+	r := newRig(t, fctest.Options{})
+	d, s := r.driver(), r.spec()
+	m := r.boot(d, s)
+	stale := d.uids.file(testUIDs.First + testUIDs.Count - 1)
+	if err := os.WriteFile(stale, []byte(d.holder(s.ID)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.driver().Sweep(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(stale); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the old reservation is there yet: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(d.base, s.ID, "root")); err != nil {
+		t.Errorf("the running VM lost its jail: %v", err)
+	}
+	output(t, attach(t, m), "true")
+	if err := m.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	r.clean()
+}
+
+// TestExitNames are Firecracker's own numbers (FcExitCode).
+func TestExitNames(t *testing.T) {
+	for code, word := range map[int]string{148: "system call", 149: "SIGBUS", 150: "SIGSEGV", 151: "SIGXFSZ", 154: "SIGXCPU", 155: "SIGPIPE", 156: "SIGHUP", 157: "SIGILL"} {
+		if !strings.Contains(exitNames[code], word) {
+			t.Errorf("code %d is called %q; want %s", code, exitNames[code], word)
+		}
+	}
+}
+
+// TestPeakMemory holds what a VMM is said to have used to the VMM, and not to the process that forked it.
+func TestPeakMemory(t *testing.T) {
+	r := newRig(t, fctest.Options{})
+	if r.fs.mounts == "/proc/self/mounts" {
+		t.Skip("the cgroups are real, and their counters not for tests to write")
+	}
+	s := r.spec()
+	m := r.boot(r.driver(), s)
+	if err := os.WriteFile(filepath.Join(r.groups, r.config.ParentCgroup, s.ID, "memory.peak"), []byte("1052672\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if got := m.PeakMemory(); got != 1052672 {
+		t.Errorf("peak memory %d; want the group's", got)
 	}
 }
 

@@ -36,10 +36,11 @@ type machine struct {
 	id      string
 	log     *slog.Logger
 	serial  bool
-	uid     int      // the VM's user and group; -1: none of its own
-	dir     place    // where its sockets and pipes are
-	groups  *cgroups // nil: no group
-	pipes   []*pipe  // log, metrics, out
+	uid     int          // the VM's user and group; -1: none of its own
+	user    *reservation // of uid
+	dir     place        // where its sockets and pipes are
+	groups  *cgroups     // nil: no group
+	pipes   []*pipe      // log, metrics, out
 	out     *vm.Ring
 	fclog   *vm.Ring
 	meter   *meter
@@ -133,7 +134,9 @@ func (m *machine) finish(ended error) {
 	var oom bool
 	if m.groups != nil {
 		var peak flint.Bytes
-		if peak, oom = m.groups.usage(m.id); m.peak == 0 {
+		// A child's count includes what this process had before the child became another program, and the group's the cache
+		// of its disks: the lower of them is the nearer.
+		if peak, oom = m.groups.usage(m.id); m.peak == 0 || peak > 0 && peak < m.peak {
 			m.peak = peak
 		}
 	}
@@ -150,7 +153,7 @@ func (m *machine) finish(ended error) {
 var exitNames = map[int]string{
 	148: "it made a system call its filter forbids", 149: "bus error (SIGBUS)", 150: "memory fault (SIGSEGV)",
 	151: "it wrote beyond its file size limit (SIGXFSZ)", 152: "bad configuration", 153: "bad arguments",
-	154: "processor time limit (SIGXCPU)", 155: "hangup (SIGHUP)", 156: "illegal instruction (SIGILL)",
+	154: "processor time limit (SIGXCPU)", 155: "broken pipe (SIGPIPE)", 156: "hangup (SIGHUP)", 157: "illegal instruction (SIGILL)",
 }
 
 // verdict tells an end the guest asked for (nil) from all others.
