@@ -6,15 +6,13 @@
 package config
 
 import (
-	"crypto/rsa"
-	"crypto/x509"
 	_ "embed"
-	"encoding/pem"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
-	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -39,6 +37,9 @@ type Config struct {
 	StateDir      string      `yaml:"state_dir"` // records, images, kernels; private to flint
 	LogLevel      string      `yaml:"log_level"` // debug, info, warn, error
 	GitHub        GitHub      `yaml:"github"`
+	Accounts      []GitHub    `yaml:"accounts"` // more of them, each with a name
+	Webhook       Webhook     `yaml:"webhook"`
+	API           API         `yaml:"api"`
 	Pools         []Pool      `yaml:"pools"`
 	Host          Host        `yaml:"host"`
 	VM            VM          `yaml:"vm"`
@@ -46,27 +47,6 @@ type Config struct {
 	Network       Network     `yaml:"network"`
 	Kernel        Kernel      `yaml:"kernel"`
 	Runner        Runner      `yaml:"runner"`
-}
-
-// GitHub says whose jobs are run and how flint proves who it is.
-type GitHub struct {
-	URL            string `yaml:"url"`             // of the server; https://github.com unless it is GHES or *.ghe.com
-	Organization   string `yaml:"organization"`    // exactly one of organization and repository
-	Repository     string `yaml:"repository"`      // owner/name
-	AppID          int64  `yaml:"app_id"`          // of the GitHub App
-	InstallationID int64  `yaml:"installation_id"` // looked up when 0
-	PrivateKeyFile string `yaml:"private_key_file"`
-	// PrivateKey is read from PrivateKeyFile; the file format has no key for it, so it cannot end in a file others read.
-	PrivateKey flint.Secret `yaml:"-"`
-}
-
-// Scope is the URL GitHub knows the organisation or repository by.
-func (g GitHub) Scope() string {
-	path := g.Organization
-	if g.Repository != "" {
-		path = g.Repository
-	}
-	return strings.TrimSuffix(g.URL, "/") + "/" + path
 }
 
 // Pool is one kind of runner.
@@ -79,6 +59,21 @@ type Pool struct {
 	Group  string            `yaml:"group"`
 	Limits Limits            `yaml:"limits"`
 	Public bool              `yaml:"public"` // the pool serves public repositories, so strangers can start jobs in it
+
+	Account   string   `yaml:"account"`    // name of the account it serves; the one under github when empty
+	Labels    []string `yaml:"labels"`     // what runs-on says; the pool's name when empty
+	RerunLost bool     `yaml:"rerun_lost"` // a job whose VM died is run again, once
+}
+
+// Webhook says where GitHub's webhooks arrive. Nothing listens unless an account's mode is webhooks.
+type Webhook struct {
+	Listen string `yaml:"listen"` // host:port, by plain HTTP: put a proxy with TLS in front of it
+	Path   string `yaml:"path"`
+}
+
+// API says where the commands that ask a running flint find it.
+type API struct {
+	Socket string `yaml:"socket"` // path of a unix socket; serve/api.sock in state_dir when empty
 }
 
 // Limits hold each VM of a pool to rates, each per second; 0 does not limit. Firecracker enforces them, QEMU does not.
@@ -142,6 +137,8 @@ type Kernel struct {
 // Runner says which runner software the VMs run.
 type Runner struct {
 	Dir string `yaml:"dir"` // a directory with an executable `start`, see docs/reference.md
+	// InImage is where the images themselves hold GitHub's runner software, instead of Dir: an absolute path, or auto.
+	InImage string `yaml:"in_image"`
 }
 
 // Duration is a time span with units in its text form: 90s, 6h.
@@ -163,7 +160,8 @@ func Default() Config {
 		SchemaVersion: SchemaVersion,
 		StateDir:      "/var/lib/flint",
 		LogLevel:      "info",
-		GitHub:        GitHub{URL: "https://github.com"},
+		GitHub:        NewGitHub(),
+		Webhook:       Webhook{Listen: ":8080", Path: "/webhook"},
 		VM:            VM{Driver: "auto", Accel: "auto", BootTimeout: Duration(time.Minute), JobTimeout: Duration(6 * time.Hour)},
 		Firecracker:   Firecracker{UIDFirst: 1900000000, UIDCount: 1000, ParentCgroup: "flint", Jail: true},
 		Network: Network{
@@ -197,10 +195,22 @@ func (c *Config) complete(dir string) {
 			p.Image = filepath.Join(dir, p.Image)
 		}
 	}
-	for _, path := range []*string{&c.StateDir, &c.GitHub.PrivateKeyFile, &c.Runner.Dir, &c.Kernel.Vmlinuz, &c.Kernel.Modules, &c.VM.QEMU, &c.VM.Agent, &c.Firecracker.Binary, &c.Firecracker.Jailer, &c.Firecracker.ChrootBase} {
+	paths := []*string{
+		&c.StateDir, &c.Runner.Dir, &c.Kernel.Vmlinuz, &c.Kernel.Modules, &c.VM.QEMU, &c.VM.Agent,
+		&c.Firecracker.Binary, &c.Firecracker.Jailer, &c.Firecracker.ChrootBase, &c.API.Socket,
+	}
+	for _, g := range c.All() {
+		for _, s := range g.secrets() {
+			paths = append(paths, s.file)
+		}
+	}
+	for _, path := range paths {
 		if *path != "" && !filepath.IsAbs(*path) {
 			*path = filepath.Join(dir, *path)
 		}
+	}
+	if c.API.Socket == "" {
+		c.API.Socket = filepath.Join(c.StateDir, "serve", "api.sock")
 	}
 	if c.Host.Name == "" {
 		if name, err := os.Hostname(); err == nil {
@@ -280,6 +290,11 @@ func (c *Config) validatePools() (errs []error) {
 		if p.VM.Disk < 64*flint.MiB {
 			bad("vm.disk", "%s is less than 64MiB", p.VM.Disk)
 		}
+		for _, l := range p.Labels {
+			if !poolName.MatchString(l) {
+				bad("labels", "%q must be 1 to 64 letters, digits, dots, dashes or underscores and start with a letter or digit", l)
+			}
+		}
 		if p.Public && !c.Firecracker.Jail {
 			bad("public", "strangers' jobs need the jail: remove firecracker.jail: false")
 		}
@@ -299,24 +314,20 @@ func (c *Config) ValidateServe() error {
 	if len(c.Pools) == 0 {
 		errs = append(errs, errors.New("pools: at least one is needed"))
 	}
-	g := c.GitHub
-	if (g.Organization == "") == (g.Repository == "") {
-		errs = append(errs, errors.New("github: give organization or repository, and not both"))
-	}
-	if g.Repository != "" && strings.Count(g.Repository, "/") != 1 {
-		errs = append(errs, fmt.Errorf("github.repository: %q is not owner/name", g.Repository))
-	}
-	if u, err := url.Parse(g.URL); err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") {
-		errs = append(errs, fmt.Errorf("github.url: %q is not an http(s) URL", g.URL))
-	}
-	if g.AppID == 0 {
-		errs = append(errs, errors.New("github.app_id: is missing; it stands on the App's settings page"))
-	}
-	if g.PrivateKey == "" && g.PrivateKeyFile == "" {
-		errs = append(errs, errors.New("github.private_key_file: is missing; generate a key on the App's settings page"))
-	}
-	if c.Runner.Dir == "" {
+	errs = append(errs, c.validateAccounts(), c.validateServing())
+	switch in := c.Runner.InImage; {
+	case c.Runner.Dir == "" && in == "":
 		errs = append(errs, errors.New("runner.dir: is missing; it names the directory of the runner software"))
+	case c.Runner.Dir != "" && in != "":
+		errs = append(errs, errors.New("runner.in_image: give runner.dir or runner.in_image, and not both"))
+	case in != "" && in != "auto" && !path.IsAbs(in):
+		errs = append(errs, fmt.Errorf("runner.in_image: %q is neither an absolute path nor auto", in))
+	}
+	if host, port, err := net.SplitHostPort(c.Webhook.Listen); c.Webhooks() && (err != nil || port == "") {
+		errs = append(errs, fmt.Errorf("webhook.listen: %q is not host:port, such as :8080 (host %q)", c.Webhook.Listen, host))
+	}
+	if c.Webhooks() && !strings.HasPrefix(c.Webhook.Path, "/") {
+		errs = append(errs, fmt.Errorf("webhook.path: %q does not start with a slash", c.Webhook.Path))
 	}
 	return errors.Join(errs...)
 }
@@ -324,10 +335,8 @@ func (c *Config) ValidateServe() error {
 // CheckFiles returns what is wrong with the files a valid configuration names, as far as looking at them tells.
 func (c *Config) CheckFiles() error {
 	var errs []error
-	if err := c.ReadKey(); err != nil {
+	if err := c.ReadSecrets(); err != nil {
 		errs = append(errs, err)
-	} else if err := checkKey(c.GitHub.PrivateKey); err != nil {
-		errs = append(errs, fmt.Errorf("github.private_key_file: %w", err))
 	}
 	if dir := c.Runner.Dir; dir != "" {
 		if info, err := os.Stat(filepath.Join(dir, "start")); err != nil {
@@ -344,30 +353,16 @@ func (c *Config) CheckFiles() error {
 	return errors.Join(errs...)
 }
 
-// checkKey reports whether the key is an RSA private key in PEM form, as GitHub hands them out.
-func checkKey(key flint.Secret) error {
-	block, _ := pem.Decode([]byte(key))
-	if block == nil {
-		return errors.New("the file holds no key in PEM form")
-	}
-	if _, err := x509.ParsePKCS1PrivateKey(block.Bytes); err == nil {
-		return nil
-	}
-	if k, err := x509.ParsePKCS8PrivateKey(block.Bytes); err == nil {
-		if _, ok := k.(*rsa.PrivateKey); ok {
-			return nil
-		}
-	}
-	return errors.New("the file holds no RSA private key")
-}
-
 // FlintPools returns the pools as the rest of flint knows them.
 func (c *Config) FlintPools() []flint.Pool {
 	pools := make([]flint.Pool, len(c.Pools))
 	for i, p := range c.Pools {
 		pools[i] = flint.Pool{
-			Name: p.Name, Image: p.Image, Shape: flint.Shape(p.VM),
-			Max: p.Max, Scope: c.GitHub.Scope(), Group: p.Group,
+			Name: p.Name, Image: p.Image, Shape: flint.Shape(p.VM), Max: p.Max, Group: p.Group,
+			Account: p.Account, Labels: c.labels(p),
+		}
+		if g := c.account(p.Account); g != nil {
+			pools[i].Scope = g.Scope()
 		}
 	}
 	return pools

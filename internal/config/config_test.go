@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -23,10 +24,10 @@ func TestExampleIsValid(t *testing.T) {
 		t.Fatalf("files that are not there: %v", err)
 	}
 	want := flint.Pool{
-		Name: "flint", Image: "/etc/flint/images/demo", Max: 4, Scope: "https://github.com/acme",
+		Name: "flint", Image: "/etc/flint/images/demo", Max: 4, Labels: []string{"flint"}, Scope: "https://github.com/acme",
 		Shape: flint.Shape{CPUs: 4, Memory: 8 * flint.GiB, Disk: 40 * flint.GiB},
 	}
-	if got := c.FlintPools(); len(got) != 1 || got[0] != want {
+	if got := c.FlintPools(); len(got) != 1 || !reflect.DeepEqual(got[0], want) {
 		t.Fatalf("pools are %+v, want %+v", got, want)
 	}
 }
@@ -95,21 +96,22 @@ func TestEnvironmentOverridesTheFile(t *testing.T) {
 
 func TestKeyFileMustBePrivate(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "app.pem")
-	if err := os.WriteFile(path, []byte("key"), 0o644); err != nil {
+	key := testKey(t)
+	if err := os.WriteFile(path, []byte(key), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	c := config.Default()
 	c.GitHub.PrivateKeyFile = path
-	if err := c.ReadKey(); err == nil || !strings.Contains(err.Error(), "other users can read it") {
+	if err := c.ReadSecrets(); err == nil || !strings.Contains(err.Error(), "other users can read it") {
 		t.Fatalf("a world-readable key gives %v", err)
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.ReadKey(); err != nil {
+	if err := c.ReadSecrets(); err != nil {
 		t.Fatal(err)
 	}
-	if string(c.GitHub.PrivateKey) != "key" || strings.Contains(c.GitHub.PrivateKey.String(), "key") {
+	if string(c.GitHub.PrivateKey) != strings.TrimSpace(key) || strings.Contains(c.GitHub.PrivateKey.String(), "KEY") {
 		t.Fatal("the key was not read, or shows itself")
 	}
 }

@@ -57,10 +57,21 @@ func Parse(path string, src []byte, environ []string) (Config, error) {
 		return Config{}, Invalid(path, err)
 	}
 	c.complete(dir)
+	c.findCredentials(lookup(environ, "CREDENTIALS_DIRECTORY"))
 	if err := c.Validate(); err != nil {
 		return Config{}, Invalid(path, err)
 	}
 	return c, nil
+}
+
+// lookup finds a variable in an environment; the last one counts.
+func lookup(environ []string, name string) (value string) {
+	for _, kv := range environ {
+		if v, ok := strings.CutPrefix(kv, name+"="); ok {
+			value = v
+		}
+	}
+	return value
 }
 
 // FromEnvironment is Load without a file: the defaults, and the environment above them.
@@ -70,33 +81,6 @@ func FromEnvironment(environ []string) (Config, error) {
 		return Config{}, Invalid("of the environment", err)
 	}
 	return c, c.Complete()
-}
-
-// ReadKey reads the App's private key. It refuses a file that others may read.
-func (c *Config) ReadKey() error {
-	if c.GitHub.PrivateKey != "" || c.GitHub.PrivateKeyFile == "" {
-		return nil
-	}
-	path := c.GitHub.PrivateKeyFile
-	keyFault := func(err error, fix string) error {
-		return &flint.Fault{Code: "config.key", What: "read the App's private key " + path, Kind: flint.ErrConfig, Err: err, Fix: fix}
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return keyFault(err, "set github.private_key_file to the .pem file downloaded from the App's settings page")
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return keyFault(fmt.Errorf("mode is %#o, so other users can read it", info.Mode().Perm()), "chmod 600 "+path)
-	}
-	if info.Size() > maxFile {
-		return keyFault(fmt.Errorf("it has %d bytes, which is no key", info.Size()), "name the .pem file downloaded from the App's settings page")
-	}
-	key, err := os.ReadFile(path)
-	if err != nil {
-		return keyFault(err, "let the user flint runs as read it")
-	}
-	c.GitHub.PrivateKey = flint.Secret(key)
-	return nil
 }
 
 // Complete fills what a Config made by hand leaves out, relative paths from the working directory, and validates it.
