@@ -92,7 +92,7 @@ func New(ctx context.Context, cfg config.Config, opt Options) (_ *App, err error
 	if a.store, err = image.Open(filepath.Join(cfg.StateDir, "images"), a.log); err != nil {
 		return nil, err
 	}
-	if err := a.openDriver(ctx); err != nil {
+	if err := a.openDriver(ctx, vm.ProbeKVM); err != nil {
 		return nil, err
 	}
 	if err := a.openNetwork(ctx); err != nil {

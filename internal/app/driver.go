@@ -3,9 +3,11 @@ package app
 import (
 	"context"
 	"errors"
+	"os/exec"
 	"path/filepath"
 
 	"flint"
+	"flint/internal/config"
 	"flint/internal/vm"
 	"flint/internal/vm/firecracker"
 	"flint/internal/vm/qemu"
@@ -20,39 +22,60 @@ const (
 	firecrackerExtra = 128 * flint.MiB
 )
 
-// openDriver chooses what runs the VMs: as configured, or Firecracker where KVM works and its programs are there, else
-// QEMU.
-func (a *App) openDriver(ctx context.Context) error {
+// openDriver chooses what runs the VMs, and opens it.
+func (a *App) openDriver(ctx context.Context, kvm probe) error {
 	done := a.opt.Progress.Step("virtual machines")
-	detail, err := a.chooseDriver(ctx)
+	detail, err := a.chooseDriver(ctx, kvm)
 	done(detail, err)
 	return err
 }
 
-func (a *App) chooseDriver(ctx context.Context) (string, error) {
-	switch a.cfg.VM.Driver {
-	case "firecracker":
-		return a.openFirecracker(ctx)
-	case "qemu":
-		return a.openQEMU(ctx)
-	}
-	if a.cfg.VM.Accel == "tcg" {
-		return a.openQEMU(ctx)
-	}
-	if kvm := vm.ProbeKVM(ctx); kvm.State != vm.KVMWorks {
+// probe is vm.ProbeKVM, or a test's.
+type probe func(context.Context) vm.KVMStatus
+
+func (a *App) chooseDriver(ctx context.Context, kvm probe) (string, error) {
+	c := choose(ctx, a.cfg, kvm, exec.LookPath)
+	if !c.firecracker {
+		if c.why != "" {
+			a.log.Info("VMs run under QEMU", "why", c.why)
+		}
 		return a.openQEMU(ctx)
 	}
 	detail, err := a.openFirecracker(ctx)
-	if err == nil {
-		return detail, nil
-	}
 	var fault *flint.Fault
-	if errors.As(err, &fault) && fault.Code != "firecracker.missing" {
-		// It is installed, so it is meant to be used: QEMU in its place would hide what is wrong.
-		return "", err
+	if a.cfg.VM.Driver == "auto" && errors.As(err, &fault) {
+		other := *fault
+		other.Fix += "; or set vm.driver: qemu, to do without Firecracker"
+		return "", &other
 	}
-	a.log.Info("Firecracker is not installed: VMs run under QEMU")
-	return a.openQEMU(ctx)
+	return detail, err
+}
+
+// choice is what is to run the VMs.
+type choice struct {
+	firecracker bool   // else QEMU
+	why         string // it is QEMU although the configuration leaves it open
+}
+
+// choose decides what runs the VMs. Firecracker that is installed or named in the configuration is meant to be used: where
+// it could work it is chosen whatever may be wrong with it or its jailer, because QEMU in its place would hide that.
+// The doctor decides by the same rule; a test holds them together.
+func choose(ctx context.Context, c config.Config, kvm probe, look func(string) (string, error)) choice {
+	switch {
+	case c.VM.Driver == "firecracker":
+		return choice{firecracker: true}
+	case c.VM.Driver == "qemu" || c.VM.Accel == "tcg":
+		return choice{}
+	}
+	if c.Firecracker.Binary == "" && c.Firecracker.Jailer == "" {
+		if _, err := look("firecracker"); errors.Is(err, exec.ErrNotFound) {
+			return choice{why: "Firecracker is not installed"}
+		}
+	}
+	if s := kvm(ctx); s.State != vm.KVMWorks {
+		return choice{why: "Firecracker needs KVM: " + s.String()}
+	}
+	return choice{firecracker: true}
 }
 
 func (a *App) openFirecracker(ctx context.Context) (string, error) {

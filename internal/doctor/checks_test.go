@@ -156,6 +156,8 @@ func TestCgroups(t *testing.T) {
 		{"crowded parent", file(root+"/flint/cgroup.procs", "77\n"), "cgroup.v2", Fail, "1 processes are in /sys/fs/cgroup/flint", "parent_cgroup"},
 		{"no io", file(root+"/cgroup.controllers", "cpu memory pids\n"), "cgroup.v2", Warn, "lacks the controller io", "CONFIG_BLK_CGROUP"},
 		{"not to be read", gone(root + "/cgroup.controllers"), "cgroup.v2", Fail, "cannot be read", ""},
+		{"absolute parent", func(h *host) { h.ParentCgroup = "/flint" }, "cgroup.v2", Fail, `"/flint" is not a plain path`, "parent_cgroup"},
+		{"parent outside", func(h *host) { h.ParentCgroup = "../flint" }, "cgroup.v2", Fail, "not a plain path", ""},
 		{"would be used", all(kvm(vm.KVMAbsent, ""), file(root+"/cgroup.controllers", "rdma\n")), "cgroup.v2", Warn, "lacks", ""},
 		{"no jail", func(h *host) { h.NoJail = true }, "cgroup.v2", Skip, "", ""},
 	})
@@ -176,7 +178,18 @@ func TestPrograms(t *testing.T) {
 		{"QEMU", driver("qemu"), "firecracker.binary", Skip, "vm.driver is qemu", ""},
 		{"tcg", func(h *host) { h.Accel = "tcg" }, "firecracker.binary", Skip, "vm.accel is tcg", ""},
 		{"missing", all(noFirecracker, driver("firecracker")), "firecracker.binary", Fail, "no firecracker in PATH", "1.16.1"},
-		{"named and missing", func(h *host) { h.Firecracker = "/opt/firecracker" }, "firecracker.binary", Warn, "no /opt/firecracker", "firecracker.binary"},
+		{"named and missing", func(h *host) { h.Firecracker = "/opt/firecracker" }, "firecracker.binary", Fail, "no /opt/firecracker", "vm.driver: qemu"},
+		{"named and missing without KVM", all(kvm(vm.KVMAbsent, ""), func(h *host) { h.Firecracker = "/opt/firecracker" }), "firecracker.binary", Warn, "no /opt/firecracker", "firecracker.binary"},
+		{"only its jailer is named", all(noFirecracker, func(h *host) { h.Jailer = "/usr/local/bin/jailer" }), "firecracker.binary", Fail, "no firecracker in PATH", ""},
+		{"somebody's", func(h *host) { h.files[below(fc)].Sys = &syscall.Stat_t{Uid: 1000} }, "firecracker.binary", Warn, "user 1000 can change", "chown root: /usr/local/bin /usr/local/bin/firecracker"},
+		{"somebody's directory", func(h *host) {
+			h.files["usr/local/bin"] = &fstest.MapFile{Mode: fs.ModeDir | 0o755, Sys: &syscall.Stat_t{Uid: 7}}
+		}, "firecracker.jailer", Warn, "user 7 can change", "chown"},
+		{"this user's", func(h *host) { h.files[below(fc)].Sys, h.user = &syscall.Stat_t{Uid: 1000}, 1000 }, "firecracker.binary", Pass, "", ""},
+		{"somebody's and old", func(h *host) {
+			h.files[below(fc)].Sys = &syscall.Stat_t{Uid: 1000}
+			h.versions[fc] = "Firecracker v1.12.1"
+		}, "firecracker.binary", Fail, "1.12.1", ""},
 		{"old", func(h *host) { h.versions[fc], h.versions[jailer] = "Firecracker v1.12.1", "Jailer v1.12.1" }, "firecracker.binary", Fail, "1.12.1; flint needs 1.13", ""},
 		{"old enough", func(h *host) { h.versions[fc], h.versions[jailer] = "Firecracker v1.13.0", "Jailer v1.13.0" }, "firecracker.binary", Pass, "1.16.1 is recommended", ""},
 		{"old and idle", all(kvm(vm.KVMAbsent, ""), func(h *host) { h.versions[fc] = "Firecracker v1.12.1" }), "firecracker.binary", Warn, "1.12.1", ""},
@@ -190,7 +203,8 @@ func TestPrograms(t *testing.T) {
 		{"link", func(h *host) { h.programs["firecracker"], h.links["/bin/fc"] = "/bin/fc", fc }, "firecracker.binary", Pass, fc, ""},
 
 		{"none", noFirecracker, "firecracker.jailer", Skip, "not installed", ""},
-		{"only Firecracker", func(h *host) { delete(h.programs, "jailer") }, "firecracker.jailer", Warn, "no jailer in PATH", ""},
+		{"only Firecracker", func(h *host) { delete(h.programs, "jailer") }, "firecracker.jailer", Fail, "no jailer in PATH", "vm.driver: qemu"},
+		{"only Firecracker, and no KVM", all(kvm(vm.KVMAbsent, ""), func(h *host) { delete(h.programs, "jailer") }), "firecracker.jailer", Warn, "no jailer in PATH", ""},
 		{"only Firecracker, required", func(h *host) { delete(h.programs, "jailer"); h.Driver = "firecracker" }, "firecracker.jailer", Fail, "no jailer in PATH", ""},
 		{"other release", func(h *host) { h.versions[jailer] = "Jailer v1.15.0" }, "firecracker.jailer", Fail, "is 1.15.0, but Firecracker is 1.16.1", "one release"},
 		{"dynamic", func(h *host) { h.program(jailer, "Jailer v1.16.1", false) }, "firecracker.jailer", Warn, "not a static program", ""},
@@ -206,7 +220,8 @@ func TestPrograms(t *testing.T) {
 
 		{"used", noFirecracker, "qemu.binary", Pass, "7.2.22", ""},
 		{"unused", driver("firecracker"), "qemu.binary", Skip, "under Firecracker", ""},
-		{"only Firecracker without jailer", func(h *host) { delete(h.programs, "jailer") }, "qemu.binary", Pass, "7.2.22", ""},
+		{"not in place of Firecracker without jailer", func(h *host) { delete(h.programs, "jailer") }, "qemu.binary", Skip, "under Firecracker", ""},
+		{"where Firecracker has no KVM", kvm(vm.KVMAbsent, ""), "qemu.binary", Pass, "7.2.22", ""},
 		{"missing", func(h *host) { noFirecracker(h); delete(h.programs, "qemu-system-x86_64") }, "qemu.binary", Fail, "no qemu-system-x86_64 in PATH", "qemu-system-x86"},
 		{"missing on arm64", func(h *host) { noFirecracker(h); h.arch = "arm64" }, "qemu.binary", Fail, "no qemu-system-aarch64 in PATH", "qemu-system-arm"},
 		{"old", func(h *host) { noFirecracker(h); h.versions[qemu] = "QEMU emulator version 4.2.1" }, "qemu.binary", Fail, "5.2 or newer", ""},
@@ -263,6 +278,14 @@ func TestState(t *testing.T) {
 			h.files[below(path)] = &fstest.MapFile{Mode: fs.ModeDir | mode, Sys: &syscall.Stat_t{Dev: dev}}
 		}
 	}
+	ext4 := func(image string, mode fs.FileMode) func(*host) {
+		return func(h *host) {
+			content := make([]byte, 2048)
+			content[1080], content[1081] = 0x53, 0xef
+			h.files[below(image)] = &fstest.MapFile{Data: content, Mode: mode}
+			h.Pools[0].Image = image
+		}
+	}
 	qemu := driver("qemu")
 	runVerdicts(t, []verdict{
 		{"not made yet", at("/srv/flint", "/srv/flint/jail"), "state.filesystem", Pass, "ext4 at /", ""},
@@ -277,6 +300,14 @@ func TestState(t *testing.T) {
 		{"another volume", all(dir("/var/lib/flint", 0o755, 1), dir("/var/lib/flint/jail", 0o755, 2)), "state.filesystem", Fail, "cannot be linked", ""},
 		{"same volume", all(dir("/var/lib/flint", 0o755, 1), dir("/var/lib/flint/jail", 0o755, 1)), "state.filesystem", Pass, "", ""},
 		{"everyone's jail", dir("/var/lib/flint/jail", 0o777, 1), "state.filesystem", Fail, "others than root", "chmod"},
+		{"somebody's jail", func(h *host) {
+			h.files["var/lib/flint/jail"] = &fstest.MapFile{Mode: fs.ModeDir | 0o755, Sys: &syscall.Stat_t{Uid: 1000}}
+		}, "state.filesystem", Fail, "others than root", "chown"},
+		{"an image beside", ext4("/srv/rootfs.ext4", 0o644), "state.filesystem", Pass, "", ""},
+		{"an image elsewhere", ext4("/srv/big disk/rootfs.ext4", 0o644), "state.filesystem", Fail, "the image /srv/big disk/rootfs.ext4 of pool big cannot be linked", "copy it into /var/lib/flint"},
+		{"an image elsewhere, unjailed", all(qemu, ext4("/srv/big disk/rootfs.ext4", 0o644)), "state.filesystem", Pass, "", ""},
+		{"a private image", ext4("/srv/rootfs.ext4", 0o600), "state.filesystem", Fail, "cannot read the image", "chmod a+r"},
+		{"an archive elsewhere", all(ext4("/srv/big disk/rootfs.tar", 0o600), file("/srv/big disk/rootfs.tar", "ustar")), "state.filesystem", Pass, "", ""},
 		{"a link elsewhere", func(h *host) { h.links["/var/lib/flint"] = "/mnt/nas/flint" }, "state.filesystem", Fail, "nfs4", ""},
 		{"no mountinfo", gone("/proc/self/mountinfo"), "state.filesystem", Skip, "cannot be told", ""},
 

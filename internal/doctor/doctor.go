@@ -7,7 +7,9 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os/exec"
 	"slices"
 
 	"flint"
@@ -153,16 +155,23 @@ func newExam(ctx context.Context, c Config, s System) *exam {
 	if !c.NoJail {
 		e.fcJailer = e.find(ctx, c.Jailer, "jailer")
 	}
-	installed := e.fcProgram.found() && (c.NoJail || e.fcJailer.found())
 	switch {
-	case c.Driver == "firecracker", installed && e.kvm.State == vm.KVMWorks:
+	case c.Driver == "firecracker":
 		e.firecracker = required
-	case e.fcProgram.found(), c.Firecracker != "", c.Jailer != "":
-		e.qemu, e.firecracker = required, possible
-	default:
+	case !e.firecrackerMeant():
 		e.qemu = required
+	case e.kvm.State == vm.KVMWorks:
+		e.firecracker = required
+	default:
+		e.qemu, e.firecracker = required, possible
 	}
 	return e
+}
+
+// firecrackerMeant reports whether Firecracker is named or installed. Flint then uses it where KVM works, or says what is
+// wrong with it, and never takes QEMU in its place.
+func (e *exam) firecrackerMeant() bool {
+	return e.Firecracker != "" || e.Jailer != "" || !errors.Is(e.fcProgram.missing, exec.ErrNotFound)
 }
 
 // needsKVM says what KVM is to this configuration.

@@ -25,6 +25,7 @@ type host struct {
 	Config
 	files       fstest.MapFS
 	arch        string
+	user        int
 	kvm         vm.KVMStatus
 	free        flint.Bytes
 	programs    map[string]string // name → path
@@ -36,7 +37,7 @@ type host struct {
 
 func (h *host) system() System {
 	return System{
-		Files: h.files, Arch: h.arch,
+		Files: h.files, Arch: h.arch, User: h.user,
 		Real: func(p string) (string, error) {
 			if to, ok := h.links[p]; ok {
 				return to, nil

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,6 +32,10 @@ func (e *exam) cgroupV2(context.Context) Finding {
 }
 
 func (e *exam) judgeCgroups() Finding {
+	// As openCgroups of the driver has it.
+	if p := e.ParentCgroup; !filepath.IsLocal(p) || filepath.Clean(p) != p || p == "." {
+		return fail("set firecracker.parent_cgroup to something like flint", "%q is not a plain path below the root of cgroup v2", p)
+	}
 	root, writable, ok := e.findCgroups()
 	const fix = "boot with systemd.unified_cgroup_hierarchy=1"
 	if !ok {

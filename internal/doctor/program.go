@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // program is what there is to know of an executable.
@@ -20,6 +21,7 @@ type program struct {
 	path    string // the real one; empty if there is none
 	missing error  // why there is none
 	exposed bool   // everyone can replace or change it; then it has not been run
+	owner   uint32 // of it or else of its directory: a user other than root and this one, who can replace it; or 0
 	release release
 	unknown error // why the release is not known
 	static  bool
@@ -76,6 +78,7 @@ func (e *exam) find(ctx context.Context, path, name string) program {
 	if p.exposed = e.exposed(found); p.exposed {
 		return p
 	}
+	p.owner = e.owner(found)
 	p.static, p.elf = e.static(found)
 	text, err := e.Version(ctx, found)
 	if err != nil {
@@ -98,6 +101,18 @@ func (s System) exposed(file string) bool {
 	}
 	info, err := s.stat(filepath.Dir(file))
 	return err == nil && info.Mode().Perm()&others != 0 && info.Mode()&fs.ModeSticky == 0
+}
+
+// owner returns the user other than root and this one that a file or its directory belongs to, or 0.
+func (s System) owner(file string) uint32 {
+	for _, name := range []string{file, filepath.Dir(file)} {
+		if info, err := s.stat(name); err == nil {
+			if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 && int(st.Uid) != s.User {
+				return st.Uid
+			}
+		}
+	}
+	return 0
 }
 
 // static reports whether an executable is complete in itself: it names no interpreter to load libraries with.
@@ -152,7 +167,7 @@ func (e *exam) judgeFirecracker() Finding {
 	p := e.fcProgram
 	f := e.examine(p, "firecracker.binary")
 	switch {
-	case f.Verdict != Pass:
+	case f.Verdict == Fail:
 		return f
 	case p.release.before(1, oldestMinor):
 		return fail(installFirecracker, "%s is %s; flint needs 1.%d or newer", p.path, p.release, oldestMinor)
@@ -162,6 +177,8 @@ func (e *exam) judgeFirecracker() Finding {
 		return fail(installFirecracker, "%s needs shared libraries, which there are none of in its jail", p.path)
 	case p.elf != nil:
 		return warn(installFirecracker, "%s is %s, but no program of the usual kind: %v", p.path, p.release, p.elf)
+	case f.Verdict != Pass:
+		return f
 	case p.release.before(1, 16):
 		return pass("%s is %s; %s is recommended", p.path, p.release, recommended)
 	}
@@ -170,15 +187,21 @@ func (e *exam) judgeFirecracker() Finding {
 
 // examine finds what would keep any of the two programs from being used.
 func (e *exam) examine(p program, key string) Finding {
+	without := ""
+	if e.Driver == "auto" && e.firecracker == required {
+		without = "; or set vm.driver: qemu, to do without Firecracker"
+	}
 	switch {
 	case !p.found():
-		return fail(installFirecracker+", or set "+key, "%s", p.absence())
+		return fail(installFirecracker+", or set "+key+without, "%s", p.absence())
 	case p.exposed:
 		return fail("have it and its directory belong to root, and chmod o-w both", "everyone can change %s, which root starts", p.path)
 	case p.unknown != nil:
-		return fail("install a release for this machine's architecture", "%s cannot be used: %v", p.path, p.unknown)
+		return fail("install a release for this machine's architecture"+without, "%s cannot be used: %v", p.path, p.unknown)
+	case p.owner != 0:
+		return warn(fmt.Sprintf("chown root: %s %s", filepath.Dir(p.path), p.path), "user %d can change %s, which root starts", p.owner, p.path)
 	}
-	return pass("")
+	return pass("%s is %s", p.path, p.release)
 }
 
 func (e *exam) firecrackerJailer(context.Context) Finding {
@@ -196,7 +219,7 @@ func (e *exam) judgeJailer() Finding {
 	p := e.fcJailer
 	f := e.examine(p, "firecracker.jailer")
 	switch {
-	case f.Verdict != Pass:
+	case f.Verdict == Fail:
 		return f
 	case e.fcProgram.found() && e.fcProgram.unknown == nil && !e.fcProgram.exposed && p.release != e.fcProgram.release:
 		return fail("install both from one release archive", "%s is %s, but Firecracker is %s", p.path, p.release, e.fcProgram.release)
@@ -204,6 +227,9 @@ func (e *exam) judgeJailer() Finding {
 		return warn(installFirecracker, "%s is %s, but not a static program as releases are", p.path, p.release)
 	case p.elf != nil:
 		return warn(installFirecracker, "%s is %s, but no program of the usual kind: %v", p.path, p.release, p.elf)
+	}
+	if f.Verdict != Pass || !e.fcProgram.found() {
+		return f
 	}
 	return pass("%s is %s, as Firecracker is", p.path, p.release)
 }

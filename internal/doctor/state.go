@@ -2,6 +2,8 @@ package doctor
 
 import (
 	"context"
+	"io"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -57,11 +59,51 @@ func (e *exam) chrootFilesystem(state mount) Finding {
 		return fail("set firecracker.chroot_base to a directory within "+e.StateDir,
 			"images in %s cannot be linked into jails in %s: they are on different file systems or mounts", e.StateDir, e.ChrootBase)
 	}
-	info, err := e.stat(e.ChrootBase)
-	if err == nil && info.Mode().Perm()&0o022 != 0 {
-		return fail("chown root: "+e.ChrootBase+" && chmod 755 "+e.ChrootBase, "others than root can write to %s", e.ChrootBase)
+	if info, err := e.stat(e.ChrootBase); err == nil {
+		st, known := info.Sys().(*syscall.Stat_t)
+		if info.Mode().Perm()&0o022 != 0 || known && st.Uid != 0 {
+			return fail("chown root: "+e.ChrootBase+" && chmod 755 "+e.ChrootBase, "others than root can write to %s", e.ChrootBase)
+		}
+	}
+	for _, p := range e.Pools {
+		if f := e.linkable(p, jails); f.Verdict != Pass {
+			return f
+		}
 	}
 	return pass("")
+}
+
+// linkable looks at a pool's image that is a file system to be used as it is, wherever it lies; all other images end in the
+// state directory.
+func (e *exam) linkable(p flint.Pool, jails mount) Finding {
+	info, err := e.stat(p.Image)
+	if err != nil || !path.IsAbs(p.Image) || !info.Mode().IsRegular() || !e.isExt4(p.Image) {
+		return pass("")
+	}
+	if m, err := e.mountOf(p.Image); err == nil && m.id != jails.id || e.otherDevice(p.Image, e.ChrootBase) {
+		return fail("copy it into "+e.StateDir+", and name the copy in the pool",
+			"the image %s of pool %s cannot be linked into jails in %s: they are on different file systems or mounts", p.Image, p.Name, e.ChrootBase)
+	}
+	if info.Mode().Perm()&0o004 == 0 {
+		return fail("chmod a+r "+p.Image, "the users of VMs cannot read the image %s of pool %s", p.Image, p.Name)
+	}
+	return pass("")
+}
+
+// isExt4 looks for the magic number of ext4's superblock.
+func (e *exam) isExt4(file string) bool {
+	f, err := e.open(file)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	at, ok := f.(io.ReaderAt)
+	var magic [2]byte
+	if !ok {
+		return false
+	}
+	_, err = at.ReadAt(magic[:], 1024+56)
+	return err == nil && magic == [2]byte{0x53, 0xef}
 }
 
 // otherDevice reports whether two paths, or what there is of them, are known to be on different devices.

@@ -29,6 +29,7 @@ const maxRead = 1 << 20
 type System struct {
 	Files    fs.FS // everything below /
 	Arch     string
+	User     int                                                       // that runs the checks
 	Real     func(path string) (string, error)                         // follows symbolic links
 	Space    func(path string) (free, total flint.Bytes, err error)    // of the file system that holds path
 	LookPath func(name string) (string, error)                         // finds a program
@@ -39,7 +40,7 @@ type System struct {
 // Here returns the machine this process runs on.
 func Here() System {
 	return System{
-		Files: os.DirFS("/"), Arch: runtime.GOARCH, Real: filepath.EvalSymlinks, Space: space, LookPath: lookPath,
+		Files: os.DirFS("/"), Arch: runtime.GOARCH, User: os.Geteuid(), Real: filepath.EvalSymlinks, Space: space, LookPath: lookPath,
 		Version: version, KVM: vm.ProbeKVM,
 	}
 }
