@@ -75,7 +75,10 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args: func(c *cobra.Command, args []string) error {
-			if len(args) > 0 {
+			switch {
+			case len(args) > 0 && seedGiven(c.Flags()): // it may be a secret that lost its flag
+				return usage(c, errors.New("there is an argument that belongs to no flag"))
+			case len(args) > 0:
 				return usage(c, fmt.Errorf("unknown command %q", args[0]))
 			}
 			return nil
@@ -84,13 +87,13 @@ func newRoot() *cobra.Command {
 	var seed seedFlags
 	seed.register(root.Flags())
 	root.RunE = func(c *cobra.Command, _ []string) error {
-		if seed.given() {
+		if seedGiven(c.Flags()) {
 			return seed.run(c)
 		}
 		return c.Help()
 	}
 	root.PersistentFlags().String("log-level", "", "debug, info, warn or error (overrides the configuration)")
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, err) })
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, withoutValues(err)) })
 	root.AddCommand(newDemo(), newRun(), newServe(), newDoctor(), newConfig(), newVersion())
 	return root
 }

@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"flint"
+	"flint/internal/config"
 	"flint/internal/vm"
 )
 
@@ -49,8 +51,22 @@ func TestExitCodesAndErrors(t *testing.T) {
 		"everything at once": {[]string{"config", "check", "-c", garbage}, 3, []string{"no key in PEM form", "runner.dir: it has no program to start", "pools[0].image"}},
 		"level":              {[]string{"demo", "--log-level", "loud"}, 2, []string{`"loud" is none of debug`}},
 		"size":               {[]string{"run", "--memory", "512", "--", "true"}, 125, []string{"--memory", "is not a number with a unit"}},
-		"no image":           {[]string{"--kernel=/k", "--interactive"}, 3, []string{"--filesystem is missing"}},
-		"webhooks":           {[]string{"--filesystem=/f.ext4", "--webhookSecret=hunter2"}, 2, []string{"[seed.webhooks]", "flint serve"}},
+		"everything in a launch line": {
+			[]string{"--kernel=/nowhere/k", "--jailer=" + key, "--firecracker=" + dir, "--privateKey=MIIhunter2", "--webhookSecret=/hunter2", "--appID=-1", "--organization=a/b", "--interactive"},
+			3,
+			[]string{
+				"[config.invalid]", "--filesystem is missing", "--kernel: stat /nowhere/k", "--jailer: " + key + " is not executable", "--firecracker: " + dir + " is no file",
+				"--privateKey: it names no file", "--webhookSecret: it begins with /", "--appID: -1", `--organization: "a/b"`,
+			},
+		},
+		"no such image":     {[]string{"--filesystem=rootfs.ext4", "--interactive"}, 3, []string{"--filesystem: stat rootfs.ext4"}},
+		"empty launch line": {[]string{"--filesystem=", "--webhookSecret="}, 3, []string{"--filesystem is missing"}},
+		"one dash":          {[]string{"-webhookSecret=hunter2"}, 2, []string{"it has two dashes: --webhookSecret"}},
+		"one dash, unknown": {[]string{"-webSecret=hunter2"}, 2, []string{"unknown flag: -webSecret"}},
+		"a secret astray":   {[]string{"--filesystem=" + key, "--webhookSecret=", "hunter2"}, 2, []string{"belongs to no flag"}},
+		"webhooks":          {[]string{"--filesystem=" + key, "--webhookSecret=hunter2"}, 2, []string{"[seed.webhooks]", "flint serve", "the secret --webhookSecret is in the command line", "chmod 600"}},
+		"a key in the line": {[]string{"--filesystem=" + key, "--privateKey=-----BEGIN hunter2"}, 2, []string{"[seed.webhooks]", "the secret --privateKey is in the command line"}},
+		"no terminal":       {[]string{"--filesystem=" + key, "--interactive"}, 2, []string{"--interactive needs a terminal"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			code, _, stderr := flintCommand(tt.args...)
@@ -72,19 +88,67 @@ func TestExitCodesAndErrors(t *testing.T) {
 	}
 }
 
-func TestSeedLineMapsOntoTheConfiguration(t *testing.T) {
-	f := seedFlags{
-		jailer: "/opt/jailer", firecracker: "/opt/firecracker", kernel: "/opt/vmlinux", filesystem: "/opt/rootfs.ext4",
-		privateKey: "/etc/app.pem", webhookSecret: "hunter2", organization: "acme", appID: 7,
+// seedFiles makes files for all flags that name one.
+func seedFiles(t *testing.T) (dir string, f seedFlags) {
+	t.Helper()
+	dir = t.TempDir()
+	for _, name := range []string{"jailer", "firecracker", "vmlinux", "rootfs.ext4", "app.pem", "secret"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
-	cfg, err := f.config(nil)
+	return dir, seedFlags{
+		jailer: dir + "/jailer", firecracker: dir + "/firecracker", kernel: dir + "/vmlinux", filesystem: dir + "/rootfs.ext4",
+		privateKey: dir + "/app.pem", webhookSecret: dir + "/secret", organization: "acme", appID: 7,
+	}
+}
+
+func TestSeedLineMapsOntoTheConfiguration(t *testing.T) {
+	dir, f := seedFiles(t)
+	// What the line does not say, the environment may; what it says goes before.
+	environ := []string{"FLINT_KERNEL_PACKAGE=linux-image-other", "FLINT_GITHUB_REPOSITORY=a/b", "FLINT_GITHUB_URL=https://ghes.example", "FLINT_VM_DRIVER=qemu"}
+	cfg, err := f.config(environ)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cfg.VM.Driver != "firecracker" || cfg.Firecracker.Binary != "/opt/firecracker" || cfg.Firecracker.Jailer != "/opt/jailer" ||
-		cfg.Kernel.Vmlinuz != "/opt/vmlinux" || cfg.GitHub.Organization != "acme" || cfg.GitHub.AppID != 7 ||
-		cfg.GitHub.PrivateKeyFile != "/etc/app.pem" || len(cfg.Pools) != 1 || cfg.Pools[0].Image != "/opt/rootfs.ext4" || cfg.Pools[0].Name != "self-hosted" {
+	if cfg.VM.Driver != "firecracker" || cfg.Firecracker.Binary != dir+"/firecracker" || cfg.Firecracker.Jailer != dir+"/jailer" || !cfg.Firecracker.Jail ||
+		cfg.Kernel != (config.Kernel{Vmlinuz: dir + "/vmlinux"}) || cfg.GitHub.Scope() != "https://ghes.example/acme" || cfg.GitHub.AppID != 7 ||
+		cfg.GitHub.PrivateKeyFile != dir+"/app.pem" || len(cfg.Pools) != 1 || cfg.Pools[0].Image != dir+"/rootfs.ext4" || cfg.Pools[0].Name != "self-hosted" {
 		t.Errorf("the line became %+v", cfg)
+	}
+	// All that serve asks of a file's configuration is there, but for the runner, which is in the image.
+	if err := cfg.ValidateServe(); err == nil || !strings.HasPrefix(err.Error(), "runner.dir:") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("serve says %v", err)
+	}
+	cfg, err = (&seedFlags{filesystem: f.filesystem}).config([]string{"FLINT_KERNEL_VMLINUZ=/k", "FLINT_FIRECRACKER_JAILER=/j", "FLINT_GITHUB_APP_ID=8", "FLINT_GITHUB_PRIVATE_KEY_FILE=/p"})
+	if err != nil || cfg.Kernel.Vmlinuz != "/k" || cfg.Firecracker.Jailer != "/j" || cfg.GitHub.AppID != 8 || cfg.GitHub.PrivateKeyFile != "/p" || cfg.VM.Driver != "auto" {
+		t.Errorf("the environment became %+v, %v", cfg, err)
+	}
+}
+
+func TestSeedLineTakesTheKeyItself(t *testing.T) {
+	_, f := seedFiles(t)
+	f.privateKey = "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----\n"
+	cfg, err := f.config([]string{"FLINT_GITHUB_PRIVATE_KEY_FILE=/elsewhere.pem"})
+	if err != nil || string(cfg.GitHub.PrivateKey) != f.privateKey || cfg.GitHub.PrivateKeyFile != "" {
+		t.Errorf("the key became %q in %q, %v", string(cfg.GitHub.PrivateKey), cfg.GitHub.PrivateKeyFile, err)
+	}
+	if shown := fmt.Sprintf("%+v", cfg); strings.Contains(shown, "hunter2") {
+		t.Errorf("the configuration shows the key: %s", shown)
+	}
+	var log strings.Builder
+	f.warn(slog.New(slog.NewTextHandler(&log, nil)))
+	if strings.Count(log.String(), "level=WARN") != 1 || !strings.Contains(log.String(), "--privateKey") || strings.Contains(log.String(), "hunter2") {
+		t.Errorf("one warning should name --privateKey:\n%s", log.String())
+	}
+}
+
+func TestSeedLineFindsAnImageBesideIt(t *testing.T) {
+	dir, _ := seedFiles(t)
+	t.Chdir(dir)
+	cfg, err := (&seedFlags{filesystem: "rootfs.ext4"}).config(nil)
+	if err != nil || cfg.Pools[0].Image != dir+"/rootfs.ext4" {
+		t.Errorf("the image is %+v, %v; a registry would be asked for anything but a path", cfg.Pools, err)
 	}
 }
 

@@ -2,10 +2,17 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/term"
 
 	"flint"
 	"flint/internal/config"
@@ -24,33 +31,139 @@ func (f *seedFlags) register(fl *pflag.FlagSet) {
 	fl.StringVar(&f.firecracker, "firecracker", "", "path of Firecracker")
 	fl.StringVar(&f.kernel, "kernel", "", "a kernel to boot as it is (vmlinux)")
 	fl.StringVar(&f.filesystem, "filesystem", "", "an ext4 image to boot as it is")
-	fl.StringVar(&f.privateKey, "privateKey", "", "the GitHub App's private key file")
-	fl.StringVar(&f.webhookSecret, "webhookSecret", "", "the App's webhook secret")
+	fl.StringVar(&f.privateKey, "privateKey", "", "path of the GitHub App's private key, or the key itself, which other users can then read")
+	fl.StringVar(&f.webhookSecret, "webhookSecret", "", "absolute path of a file with the App's webhook secret, or the secret itself, which other users can then read")
 	fl.StringVar(&f.organization, "organization", "", "the GitHub organisation")
 	fl.Int64Var(&f.appID, "appID", 0, "the GitHub App's id")
 	fl.BoolVar(&f.interactive, "interactive", false, "start one VM on this terminal, and listen to nothing")
 }
 
-// given reports whether the command line is of that kind.
-func (f *seedFlags) given() bool { return *f != seedFlags{} }
+// seedNames are the names of all these flags.
+func seedNames() (names []string) {
+	own := pflag.NewFlagSet("", pflag.ContinueOnError)
+	new(seedFlags).register(own)
+	own.VisitAll(func(flag *pflag.Flag) { names = append(names, flag.Name) })
+	return names
+}
 
-// config maps the flags onto the configuration that a file would hold.
+// seedGiven reports whether the command line is of that kind, even if a script has left all its values empty.
+func seedGiven(fl *pflag.FlagSet) bool { return slices.ContainsFunc(seedNames(), fl.Changed) }
+
+// config maps the flags onto the configuration that a file would hold. A flag that is given goes before the environment.
 func (f *seedFlags) config(environ []string) (config.Config, error) {
 	cfg, err := config.FromEnvironment(environ)
 	if err != nil {
 		return cfg, err
 	}
+	if err := f.check(); err != nil {
+		return cfg, err
+	}
 	if f.firecracker != "" || f.jailer != "" {
 		cfg.VM.Driver = "firecracker"
 	}
-	cfg.Firecracker.Binary, cfg.Firecracker.Jailer = f.firecracker, f.jailer
-	cfg.Kernel.Vmlinuz = f.kernel
-	cfg.GitHub.Organization, cfg.GitHub.AppID, cfg.GitHub.PrivateKeyFile = f.organization, f.appID, f.privateKey
-	if f.filesystem == "" {
-		return cfg, config.Invalid("of the launch line", errors.New("--filesystem is missing: it names the image to boot"))
+	for to, value := range map[*string]string{&cfg.Firecracker.Binary: f.firecracker, &cfg.Firecracker.Jailer: f.jailer} {
+		if value != "" {
+			*to = value
+		}
 	}
-	cfg.Pools = []config.Pool{config.NewPool("self-hosted", f.filesystem)}
+	if f.kernel != "" {
+		cfg.Kernel = config.Kernel{Vmlinuz: f.kernel}
+	}
+	if f.organization != "" {
+		cfg.GitHub.Organization, cfg.GitHub.Repository = f.organization, ""
+	}
+	if f.appID != 0 {
+		cfg.GitHub.AppID = f.appID
+	}
+	switch {
+	case isKey(f.privateKey):
+		cfg.GitHub.PrivateKey, cfg.GitHub.PrivateKeyFile = flint.Secret(f.privateKey), ""
+	case f.privateKey != "":
+		cfg.GitHub.PrivateKeyFile = f.privateKey
+	}
+	// It is a file wherever it lies, and never an image's name in a registry.
+	image, err := filepath.Abs(f.filesystem)
+	if err != nil {
+		return cfg, fmt.Errorf("find --filesystem: %w", err)
+	}
+	cfg.Pools = []config.Pool{config.NewPool("self-hosted", image)}
 	return cfg, cfg.Complete()
+}
+
+// check returns everything that is wrong with the values, as far as looking at the files tells. It repeats no value that
+// may be a secret.
+func (f *seedFlags) check() error {
+	var errs []error
+	bad := func(flag string, err error) { errs = append(errs, fmt.Errorf("--%s: %w", flag, err)) }
+	for _, file := range []struct {
+		flag, path string
+		program    bool
+	}{{"jailer", f.jailer, true}, {"firecracker", f.firecracker, true}, {"kernel", f.kernel, false}, {"filesystem", f.filesystem, false}} {
+		if file.path == "" {
+			continue
+		}
+		switch info, err := os.Stat(file.path); {
+		case err != nil:
+			bad(file.flag, err)
+		case !info.Mode().IsRegular() && file.flag != "filesystem":
+			bad(file.flag, fmt.Errorf("%s is no file", file.path))
+		case file.program && info.Mode()&0o111 == 0:
+			bad(file.flag, fmt.Errorf("%s is not executable", file.path))
+		}
+	}
+	if f.filesystem == "" {
+		errs = append(errs, errors.New("--filesystem is missing: it names the image to boot"))
+	}
+	if f.appID < 0 {
+		bad("appID", fmt.Errorf("%d is no id: it stands on the App's settings page", f.appID))
+	}
+	if strings.ContainsAny(f.organization, "/:") {
+		bad("organization", fmt.Errorf("%q is not the plain name of an organisation", f.organization))
+	}
+	if _, err := os.Stat(f.privateKey); f.privateKey != "" && !isKey(f.privateKey) && err != nil {
+		bad("privateKey", fmt.Errorf("it names no file that can be read (%w), and is no key in PEM form either", cause(err)))
+	}
+	if isPath(f.webhookSecret) {
+		if _, err := os.Stat(f.webhookSecret); err != nil {
+			bad("webhookSecret", fmt.Errorf("it begins with / and so names a file: %w", cause(err)))
+		}
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return &flint.Fault{
+		Code: "config.invalid", What: "use the launch line", Kind: flint.ErrConfig, Err: errors.Join(errs...),
+		Fix: "mend the flags named above; `flint --help` says what each is",
+	}
+}
+
+// isKey reports whether the value of --privateKey is a key itself.
+func isKey(value string) bool { return strings.Contains(value, "-----BEGIN") }
+
+// isPath reports whether the value of --webhookSecret is a path, and not a secret itself.
+func isPath(value string) bool { return filepath.IsAbs(value) }
+
+// cause is why a file could not be looked at, without its name.
+func cause(err error) error {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
+}
+
+// warn tells of secrets in the command line.
+func (f *seedFlags) warn(log *slog.Logger) {
+	tell := func(flag string) {
+		log.Warn("the secret --"+flag+" is in the command line, where every user of this machine can read it",
+			"fix", "make a new one, put it into a file (chmod 600), and give the absolute path of that")
+	}
+	if isKey(f.privateKey) {
+		tell("privateKey")
+	}
+	if f.webhookSecret != "" && !isPath(f.webhookSecret) {
+		tell("webhookSecret")
+	}
 }
 
 func (f *seedFlags) run(c *cobra.Command) error {
@@ -58,6 +171,11 @@ func (f *seedFlags) run(c *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	log, err := logger(c, c.ErrOrStderr(), "warn", true)
+	if err != nil {
+		return err
+	}
+	f.warn(log)
 	if !f.interactive {
 		return &flint.Fault{
 			Code: "seed.webhooks", What: "serve webhooks", Kind: flint.ErrUsage,
@@ -65,6 +183,26 @@ func (f *seedFlags) run(c *cobra.Command) error {
 			Fix: "write a configuration (`flint config example`) and run `flint serve`; --interactive works with this launch line",
 		}
 	}
+	if in, ok := c.InOrStdin().(*os.File); !ok || !term.IsTerminal(int(in.Fd())) {
+		return usage(c, errors.New("--interactive needs a terminal on standard input"))
+	}
 	shell := runFlags{interactive: true, tty: true, preset: &cfg}
 	return shell.command(c, []string{"/bin/sh", "-l"})
+}
+
+// withoutValues takes the values out of what is said of a command line that was not understood: one may be a secret.
+// pflag repeats a flag with one dash as a whole, value and all.
+func withoutValues(err error) error {
+	var unknown *pflag.NotExistError
+	if !errors.As(err, &unknown) {
+		return err
+	}
+	name, _, valued := strings.Cut(unknown.GetSpecifiedShortnames(), "=")
+	if !valued {
+		return err
+	}
+	if slices.Contains(seedNames(), name) {
+		return fmt.Errorf("unknown flag: -%s; it has two dashes: --%s", name, name)
+	}
+	return fmt.Errorf("unknown flag: -%s", name)
 }
