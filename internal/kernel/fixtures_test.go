@@ -51,8 +51,14 @@ func makeELF(machine elf.Machine, pvh bool, content string) []byte {
 	return b.Bytes()
 }
 
-func makeKernel(release string) []byte {
-	return makeELF(elf.EM_X86_64, true, "%s version %s\x00Linux version %s\x00Linux version "+release+" (someone@somewhere) #1 SMP\n")
+func makeKernel(release string) []byte { return makeKernelWith(release, driverNames) }
+
+// driverNames are those of the virtio drivers, as they lie in a kernel that has them built in.
+const driverNames = "virtio-mmio\x00virtio_blk\x00virtio_net\x00virtio_console\x00vmw_vsock_virtio_transport\x00"
+
+func makeKernelWith(release, content string) []byte {
+	banner := "%s version %s\x00Linux version %s\x00Linux version " + release + " (someone@somewhere) #1 SMP\n\x00"
+	return makeELF(elf.EM_X86_64, true, banner+content)
 }
 
 // makeBzImage wraps a payload as the kernel's build does.

@@ -35,13 +35,17 @@ type Pack struct {
 // Source says where the kernel comes from. At most one of Package, Debs, and Vmlinuz may be given; the zero value means
 // the distribution's own kernel for clouds.
 //
-// Vmlinuz without ModuleTree is a monolithic kernel, used as it is: whatever a guest needs to boot counts as built in,
-// which nobody checks. One that lacks, say, virtio_blk does not find its drives, and says so on the console.
+// Vmlinuz without ModuleTree is a monolithic kernel, used as it is. What a guest needs to boot must be built in, which is
+// checked by the configuration that the kernel carries or that lies beside it (<Vmlinuz>.config, or config-<version> for
+// vmlinux-<version>), and else by the names of its drivers.
 type Source struct {
 	Package    string   // a kernel package or metapackage of the host's distribution
 	Debs       []string // .deb files that together hold a kernel and its modules; the caller vouches for them
 	Vmlinuz    string   // a kernel: bzImage, ELF vmlinux, arm64 Image, or one of them compressed
 	ModuleTree string   // its modules: a directory …/lib/modules/<version>; empty: it has none
+	// Needs are options, less the CONFIG_, without which the VMM cannot boot the kernel or reach the agent: the Needs…
+	// constants. A kernel that is known to lack one, as built in or as a module, is refused.
+	Needs []string
 }
 
 // Config says where packs are kept and what goes into them.
@@ -120,6 +124,9 @@ func (p *preparer) prepare(ctx context.Context, s Source) (Pack, error) {
 	}
 	e, err := p.kernel(ctx, s)
 	if err != nil {
+		return Pack{}, err
+	}
+	if err := e.lacks(s.Needs); err != nil {
 		return Pack{}, err
 	}
 	if e.Arch != agent.arch {

@@ -52,7 +52,7 @@ func TestPrepareMonolithic(t *testing.T) {
 	if now, err := os.Stat(first.Kernel); err != nil || !now.ModTime().Equal(kept.ModTime()) {
 		t.Errorf("it was made again (%v)", err)
 	}
-	w.write(t, vmlinux+".config", "CONFIG_VETH=y\nCONFIG_BRIDGE=m\n")
+	w.write(t, vmlinux+".config", bootable+"CONFIG_VETH=y\nCONFIG_BRIDGE=m\n")
 	pack := w.prepare(t, s)
 	if !slices.Contains(pack.Missing, "BRIDGE") || slices.Contains(pack.Missing, "VETH") || slices.Contains(pack.Missing, "MODULES") {
 		t.Errorf("missing: %q", pack.Missing)
@@ -87,6 +87,83 @@ func TestMonolithicKernelsOfEveryForm(t *testing.T) {
 	left, err := filepath.Glob(filepath.Join(w.dir, "cache", "*.[nw]*"))
 	if err != nil || len(left) != 0 {
 		t.Errorf("left behind: %q", left)
+	}
+}
+
+// bootable is a configuration with what a guest cannot boot without.
+const bootable = `CONFIG_BLK_DEV_INITRD=y
+CONFIG_ACPI=y
+CONFIG_VIRTIO_MMIO=y
+CONFIG_VIRTIO_BLK=y
+CONFIG_VIRTIO_NET=y
+CONFIG_VIRTIO_CONSOLE=y
+CONFIG_VIRTIO_VSOCKETS=y
+CONFIG_EXT4_FS=y
+CONFIG_OVERLAY_FS=y
+CONFIG_TMPFS=y
+CONFIG_DEVTMPFS=y
+`
+
+// embedded is a configuration as a kernel built with CONFIG_IKCONFIG carries it, after a mark that is none.
+func embedded(t *testing.T, config string) string {
+	t.Helper()
+	return "IKCFG_ST\x00IKCFG_ST" + string(packers()["gzip"](t, []byte(config))) + "IKCFG_ED\x00"
+}
+
+func TestKernelThatCannotBootAGuestIsRefused(t *testing.T) {
+	needs := []string{NeedsPVH, NeedsACPI, NeedsSerial, NeedsVsock}
+	without := func(option string) string {
+		config := strings.Replace(bootable, "CONFIG_"+option+"=y\n", "", 1)
+		if config == bootable {
+			t.Fatalf("CONFIG_%s=y is not in it", option)
+		}
+		return config
+	}
+	const release = "6.12.1-flint"
+	noPVH := makeELF(elf.EM_X86_64, false, "Linux version "+release+" \x00"+driverNames)
+	for _, c := range []struct {
+		name, lacks string // empty: it is taken
+		kernel      []byte
+		config      string
+	}{
+		{name: "all in the configuration it carries", kernel: makeKernelWith(release, embedded(t, bootable))},
+		{name: "all in the configuration beside it", kernel: makeKernelWith(release, ""), config: bootable},
+		{name: "all drivers by name", kernel: makeKernel(release)},
+		{name: "no virtio_blk by configuration", lacks: "VIRTIO_BLK", kernel: makeKernelWith(release, driverNames+embedded(t, without("VIRTIO_BLK")))},
+		{name: "the one it carries counts", lacks: "EXT4_FS", kernel: makeKernelWith(release, embedded(t, without("EXT4_FS"))), config: bootable},
+		{name: "a module counts for nothing", lacks: "VIRTIO_NET", kernel: makeKernelWith(release, embedded(t, without("VIRTIO_NET")+"CONFIG_VIRTIO_NET=m\n"))},
+		{name: "no vsock by configuration", lacks: "VIRTIO_VSOCKETS", kernel: makeKernelWith(release, embedded(t, without("VIRTIO_VSOCKETS")))},
+		{name: "no virtio by name", lacks: "VIRTIO_BLK, CONFIG_VIRTIO_CONSOLE, CONFIG_VIRTIO_MMIO", kernel: makeKernelWith(release, "virtio_net\x00vmw_vsock_virtio_transport\x00virtio_blk_of_another\x00")},
+		{name: "no vsock by name", lacks: "VIRTIO_VSOCKETS", kernel: makeKernelWith(release, strings.Replace(driverNames, "vmw_", "", 1))},
+		{name: "neither ACPI nor a list of devices", lacks: "ACPI, CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES", kernel: makeKernelWith(release, embedded(t, without("ACPI")))},
+		{name: "no entry point", lacks: "PVH", kernel: noPVH},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			vmlinux := filepath.Join(t.TempDir(), "vmlinux")
+			w.write(t, vmlinux, string(c.kernel))
+			if c.config != "" {
+				w.write(t, vmlinux+".config", c.config)
+			}
+			s := Source{Vmlinuz: vmlinux, Needs: needs}
+			if c.lacks == "" {
+				w.prepare(t, s)
+				return
+			}
+			for range 2 { // made, then cached
+				f := w.fails(t, s, "kernel.lacks", release+" from "+vmlinux+": it was built without what a guest needs: CONFIG_"+c.lacks)
+				if text := f.Error(); !strings.HasSuffix(text, "CONFIG_"+c.lacks) || !errors.Is(f, flint.ErrConfig) {
+					t.Errorf("got %q of kind %v", text, f.Kind)
+				}
+			}
+		})
+	}
+	// Firecracker needs neither the serial port's driver nor the entry point.
+	w := newWorld(t)
+	vmlinux := filepath.Join(t.TempDir(), "vmlinux")
+	w.write(t, vmlinux, string(makeELF(elf.EM_X86_64, false, "Linux version "+release+" \x00"+embedded(t, without("VIRTIO_CONSOLE")))))
+	if pack := w.prepare(t, Source{Vmlinuz: vmlinux, Needs: []string{NeedsVsock}}); !slices.Contains(pack.Missing, "VIRTIO_CONSOLE") {
+		t.Errorf("missing: %q", pack.Missing)
 	}
 }
 

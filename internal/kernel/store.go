@@ -214,9 +214,17 @@ func (p *preparer) saveKernel(u *unpacked, name, to string) (image, error) {
 // missing names what the kernel lacks.
 func (p *preparer) missing(u *unpacked, kernel image, e entry) []string {
 	var missing []string
-	if config, err := u.root.ReadFile(workConfig); err == nil {
+	config := embeddedConfig(kernel.data) // the one that cannot be another kernel's
+	if config == nil {
+		config, _ = u.root.ReadFile(workConfig) // none is no error
+	}
+	switch {
+	case config != nil:
 		missing = missingOptions(config, e.Monolithic)
-	} else {
+	case e.Monolithic:
+		missing = missingDrivers(kernel.data)
+		fallthrough
+	default:
 		p.Log.Warn("kernel configuration not found: cannot tell what docker or nftables would miss", "kernel", e.Version)
 	}
 	if !kernel.pvh {
