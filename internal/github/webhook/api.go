@@ -1,34 +1,47 @@
+// Package webhook turns GitHub's workflow_job webhooks into demand.
+//
+// It takes deliveries over HTTP, checks their signature, persists what they say of a job and only then answers. A ledger of
+// jobs, each in the furthest state anybody has heard of, gives the demand per pool; what was lost on the way is sent again by
+// GitHub on request, or found by asking for the open jobs. It must not decide how many runners there are, must not know how
+// GitHub is signed in to (API does), and keeps the types of its database to itself.
 package webhook
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"flint"
 )
 
-// Delivery is one attempt of GitHub to bring a webhook.
+// Delivery is one attempt of GitHub to deliver a webhook, as GitHub lists it.
 type Delivery struct {
-	ID         int64  // of this attempt; what Redeliver wants
-	GUID       string // of the event: the same for all attempts, and the X-GitHub-Delivery they carry
-	Event      string // workflow_job, ping, ...
-	Action     string // queued, in_progress, completed, waiting; empty where the event has none
+	ID         int64  // of the attempt; what Redeliver wants
+	GUID       string // X-GitHub-Delivery: the same for all attempts at one webhook
+	Event      string // X-GitHub-Event
+	Action     string // queued, in_progress, ...; may be empty
 	At         time.Time
-	Redelivery bool // asked for, not the first attempt
-	Status     int  // HTTP status of the answer; 0 where there was none
+	Redelivery bool
+	Status     int // HTTP status we answered; 0: none was heard
 }
 
-// API is what a Receiver asks one account of GitHub to catch up with what it was not told. Its calls are bounded by
-// themselves and obey GitHub's rate limits; refusals that a person has to mend are faults.
+// ErrNoDeliveries is what API.Deliveries answers when it has no way to see deliveries: a token whose webhook's id is not
+// configured. Redelivery is off from then on.
+var ErrNoDeliveries = errors.New("webhook deliveries cannot be listed")
+
+// API is what the receiver asks GitHub for one account. Errors that a person can mend are faults; their codes and texts are
+// shown as the reason why demand may be incomplete.
 type API interface {
-	// Deliveries returns the attempts since then, newest first. GitHub keeps them for three days.
+	// Deliveries returns the deliveries made since a time, newest first, of all events. Its error is ErrNoDeliveries where
+	// there is no way to see them. What was read before an error is returned with it.
 	Deliveries(ctx context.Context, since time.Time) ([]Delivery, error)
-	// Redeliver asks GitHub to bring a delivery once more.
+	// Redeliver asks GitHub to deliver once more. An error of kind flint.ErrNotFound, flint.ErrPermission, flint.ErrConflict or
+	// flint.ErrUsage is final for this delivery.
 	Redeliver(ctx context.Context, id int64) error
-	// Open returns the queued and running jobs of these repositories (owner/name; nil: of all that the account sees), with at
-	// most budget requests. What it found before an error it returns with the error. A fault github.rate says that the rate
-	// limit leaves no room.
+	// Open returns the jobs of these repositories ("owner/name"; nil: of all that the account sees) that are queued or in
+	// progress, with at most budget requests. What was read before an error, or before the budget was used up, is returned. A
+	// fault github.rate says that the rate limit leaves no room.
 	Open(ctx context.Context, repositories []string, budget int) ([]flint.JobStatus, error)
-	// Job returns what GitHub knows of one job; flint.ErrNotFound where it knows none.
+	// Job returns one job. flint.ErrNotFound: there is no such job, or not any more.
 	Job(ctx context.Context, repository string, id int64) (flint.JobStatus, error)
 }
