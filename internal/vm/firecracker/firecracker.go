@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"flint"
 	"flint/internal/vm"
@@ -30,6 +31,11 @@ const (
 	defaultUIDs     = 1000
 
 	maxCPUs = 32 // of a Firecracker guest
+
+	// startWithin bounds a start, from the jailer's to the guest's, which takes some tens of milliseconds: a VMM that hangs
+	// is given up even if the caller's context has no end.
+	startWithin = time.Minute
+	sector      = 512 // bytes: what disks are made of
 )
 
 // Range is a range of user ids; each is a group id too.
@@ -59,6 +65,7 @@ type Driver struct {
 	uids    *uidPool
 	groups  *cgroups
 	log     *slog.Logger
+	within  time.Duration // startWithin, but in tests
 
 	mu   sync.Mutex
 	live map[string]bool // IDs of the machines this driver has
@@ -78,7 +85,7 @@ func New(ctx context.Context, c Config) (*Driver, error) {
 }
 
 func newDriver(ctx context.Context, c Config, fs cgroupFS) (*Driver, error) {
-	d := &Driver{c: c, log: c.Log, live: map[string]bool{}}
+	d := &Driver{c: c, log: c.Log, within: startWithin, live: map[string]bool{}}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
@@ -136,6 +143,9 @@ func (d *Driver) prepareJail(ctx context.Context, fs cgroupFS) error {
 			Err: errors.New("its file name does not contain \"firecracker\", which the jailer insists on"), Fix: "rename it to firecracker",
 		}
 	}
+	if err := selfContained(d.c.Firecracker); err != nil {
+		return err
+	}
 	if d.c.ChrootBase == "" {
 		d.c.ChrootBase = DefaultChrootBase
 	}
@@ -167,6 +177,9 @@ func (d *Driver) Boot(ctx context.Context, s vm.Spec) (vm.Machine, error) {
 			Err: fmt.Errorf("a Firecracker guest has at most %d", maxCPUs), Fix: "lower the pool's cpus",
 		}
 	}
+	if err := checkDrives(s); err != nil {
+		return nil, err
+	}
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("boot VM %s: %w", s.ID, err)
 	}
@@ -176,7 +189,7 @@ func (d *Driver) Boot(ctx context.Context, s vm.Spec) (vm.Machine, error) {
 	m := newMachine(s.ID, d.log.With("vm", s.ID), d.c.Serial)
 	m.undo.Push("forget VM", func(context.Context) error { d.disclaim(s.ID); return nil })
 	if err := d.boot(ctx, s, m); err != nil {
-		err = m.explain(err)
+		err = m.explain(ctx, err)
 		return nil, errors.Join(fmt.Errorf("start Firecracker for VM %s: %w", s.ID, err), m.Close(context.WithoutCancel(ctx)))
 	}
 	d.log.Debug("Firecracker runs", "vm", s.ID, "pid", m.proc.pid, "version", m.version, "boot", m.Metrics().Boot)
@@ -201,7 +214,27 @@ func (d *Driver) boot(ctx context.Context, s vm.Spec, m *machine) error {
 	if err := d.launch(s, m, v); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, d.within)
+	defer cancel()
 	return m.configure(ctx, s, args, v)
+}
+
+// checkDrives finds images that were cut off: Firecracker takes them, and the guest finds a damaged file system.
+func checkDrives(s vm.Spec) error {
+	for _, drive := range s.Drives {
+		st, err := os.Stat(drive.Path)
+		if err != nil {
+			return fmt.Errorf("look at drive %s: %w", drive.ID, err)
+		}
+		if size := st.Size(); st.Mode().IsRegular() && (size == 0 || size%sector != 0) {
+			return &flint.Fault{
+				Code: "firecracker.image", What: fmt.Sprintf("give VM %s the drive %s (%s)", s.ID, drive.ID, drive.Path), Kind: flint.ErrConfig,
+				Err: fmt.Errorf("its size, %d bytes, is not that of a disk, a multiple of %d", size, sector),
+				Fix: "the image was cut off, or is none: remove the file and have it made again",
+			}
+		}
+	}
+	return nil
 }
 
 // claim makes sure that an ID names one machine.

@@ -208,6 +208,11 @@ func (d *Driver) link(m *machine, name, path string, readOnly bool, v *view) err
 			Code: "firecracker.unreadable", What: "read " + path, Kind: flint.ErrPermission,
 			Err: fmt.Errorf("the VM's own user may not: %w", fs.ErrPermission), Fix: "chmod a+r " + path,
 		}
+	case readOnly && (st.Mode&0o002 != 0 || st.Uid == uint32(m.uid)):
+		return &flint.Fault{
+			Code: "firecracker.writable", What: "share " + path + " with the VM", Kind: flint.ErrPermission,
+			Err: errors.New("the VM's own user may write it, and so change what other VMs read"), Fix: "chown root: " + path + " && chmod o-w " + path,
+		}
 	case readOnly:
 		return nil
 	case st.Nlink > 2:

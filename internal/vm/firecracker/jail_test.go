@@ -71,6 +71,11 @@ func TestJail(t *testing.T) {
 	if sid, err := unix.Getsid(pid); err != nil || sid != pid {
 		t.Errorf("session %d, %v; want its own", sid, err)
 	}
+	if own, err := os.Readlink("/proc/self/ns/net"); err != nil {
+		t.Error(err)
+	} else if its, err := os.Readlink(proc + "/ns/net"); err != nil || its == own {
+		t.Errorf("it has no network of its own, and is in %s (%v)", its, err)
+	}
 	if env := read(t, proc, "environ"); env != "" {
 		t.Errorf("environment %q", env)
 	}
@@ -87,7 +92,7 @@ func TestJail(t *testing.T) {
 		t.Errorf("its root has %v; want %v", root, want)
 	}
 	limits := read(t, proc, "limits")
-	for _, line := range []string{"Max open files            2048                 2048", "Max file size             268435456            268435456"} {
+	for _, line := range []string{"Max open files            2048                 2048", "Max file size             268435456            268435456", "Max core file size        0                    0"} {
 		if !strings.Contains(limits, line) {
 			t.Errorf("limits lack %q:\n%s", line, limits)
 		}
@@ -365,12 +370,38 @@ func TestFilesOfASpec(t *testing.T) {
 	r := newRig(t, fctest.Options{})
 	d := r.driver()
 	secret := r.spec()
-	if err := os.WriteFile(filepath.Join(r.dir, "secret"), []byte("base"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(r.dir, "secret"), make([]byte, sector), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	secret.Drives[0].Path = filepath.Join(r.dir, "secret")
 	_, err := d.Boot(patiently(t), secret)
 	faultCode(t, err, "firecracker.unreadable")
+
+	for _, spoil := range []func(string) error{
+		func(path string) error { return os.Chmod(path, 0o646) },
+		func(path string) error { // of every user a VM may get
+			return errors.Join(os.Chmod(path, 0o644), os.Chown(path, int(testUIDs.First), 0))
+		},
+	} {
+		open := r.spec()
+		open.Drives[0].Path = filepath.Join(r.dir, "open")
+		if err := errors.Join(os.WriteFile(open.Drives[0].Path, make([]byte, sector), 0o644), spoil(open.Drives[0].Path)); err != nil {
+			t.Fatal(err)
+		}
+		r.config.UIDs = Range{First: testUIDs.First, Count: 1}
+		_, err := r.driver().Boot(patiently(t), open)
+		faultCode(t, err, "firecracker.writable")
+	}
+	r.config.UIDs = testUIDs
+
+	for _, size := range []int64{0, 100, sector + 1} {
+		cut := r.spec()
+		if err := os.Truncate(cut.Drives[1].Path, size); err != nil {
+			t.Fatal(err)
+		}
+		_, err := d.Boot(patiently(t), cut)
+		faultCode(t, err, "firecracker.image")
+	}
 
 	shared := r.spec()
 	if err := os.Link(shared.Drives[1].Path, filepath.Join(r.dir, "another-name")); err != nil {
@@ -434,6 +465,20 @@ func TestCgroupRequirements(t *testing.T) {
 	}
 	_, err = openCgroups(fs, "flint")
 	faultCode(t, err, "firecracker.cgroup")
+}
+
+// TestCgroupNotDelegated cannot hand the controllers down.
+func TestCgroupNotDelegated(t *testing.T) {
+	root, mounts := fctest.Cgroups(t)
+	control := filepath.Join(root, "cgroup.subtree_control")
+	if err := errors.Join(os.Remove(control), os.Mkdir(control, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := openCgroups(cgroupFS{mounts: mounts, remove: os.RemoveAll}, "flint")
+	faultCode(t, err, "firecracker.cgroup")
+	if err != nil && !strings.Contains(err.Error(), "cgroup.subtree_control") {
+		t.Errorf("%v does not name the file", err)
+	}
 }
 
 // TestCgroupBusy removes a group the kernel does not yet believe to be empty.

@@ -1,6 +1,7 @@
 package firecracker
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -42,6 +43,9 @@ func (d *Driver) command(s vm.Spec, m *machine, v view) *exec.Cmd {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if os.Geteuid() == 0 {
 		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+		if s.NIC == nil { // what has no network does not need the host's either
+			cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWNET
+		}
 	}
 	return cmd
 }
@@ -66,10 +70,15 @@ func (d *Driver) launch(s vm.Spec, m *machine, v view) error {
 	if err := startApart(cmd, s.NIC); err != nil {
 		return fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
-	blocking := unix.SetNonblock(fd, true)       // os/exec made it block
-	start, _ := vm.ProcessStart(cmd.Process.Pid) // cannot be gone: nobody has waited for it yet
-	m.watch(&process{pid: cmd.Process.Pid, start: start, cmd: cmd})
-	return blocking
+	pid := cmd.Process.Pid // cannot be another's yet: nobody has waited for it
+	start, err := vm.ProcessStart(pid)
+	err = errors.Join(err, unix.SetNonblock(fd, true)) // os/exec made it block
+	// A core would have the guest's memory in it, and so its secrets.
+	if lerr := unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil); lerr != nil && !errors.Is(lerr, unix.ESRCH) {
+		err = errors.Join(err, fmt.Errorf("forbid core dumps: %w", lerr))
+	}
+	m.watch(&process{pid: pid, start: start, cmd: cmd})
+	return err
 }
 
 // startApart starts cmd in the NIC's network namespace, and stays outside itself. The jailer's own --netns is of no use:

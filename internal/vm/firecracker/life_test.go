@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"debug/elf"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -62,6 +63,16 @@ func TestNothingLeft(t *testing.T) {
 			r.clean()
 		})
 	}
+	for name, o := range map[string]fctest.Options{"call": {HangAt: "PUT /vsock"}, "jailer": {JailHang: true}} {
+		t.Run("hangs without a deadline at "+name, func(t *testing.T) {
+			r := newRig(t, o)
+			d := r.driver()
+			d.within = 300 * time.Millisecond
+			_, err := d.Boot(context.Background(), r.spec())
+			faultCode(t, err, "firecracker.hung")
+			r.clean()
+		})
+	}
 	t.Run("jailer fails", func(t *testing.T) {
 		r := newRig(t, fctest.Options{JailerIs: "create /dev/kvm via mknod inside the jail: Operation not permitted"})
 		_, err := r.driver().Boot(patiently(t), r.spec())
@@ -110,6 +121,33 @@ func TestVersions(t *testing.T) {
 	r.config.Firecracker = "/bin/true"
 	_, err = newDriver(t.Context(), r.config, r.fs)
 	faultCode(t, err, "firecracker.version")
+}
+
+// TestProgramForJail tries programs that a jail, where there is nothing but the program, cannot run.
+func TestProgramForJail(t *testing.T) {
+	r := newRig(t, fctest.Options{})
+	if err := os.Chmod(r.config.Firecracker, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	_, err := newDriver(t.Context(), r.config, r.fs)
+	faultCode(t, err, "firecracker.unreadable")
+	if err := os.WriteFile(r.config.Firecracker, []byte("#!/bin/sh\necho Firecracker v1.16.1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(r.config.Firecracker, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, err = newDriver(t.Context(), r.config, r.fs)
+	faultCode(t, err, "firecracker.static")
+	self, err := exec.LookPath("sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = selfContained(self)
+	if program, perr := elf.Open(self); perr != nil || program.Section(".interp") == nil {
+		t.Skip("needs a shell that is linked dynamically")
+	}
+	faultCode(t, err, "firecracker.static")
 }
 
 func TestHungVMM(t *testing.T) {
@@ -527,6 +565,14 @@ func TestAdopt(t *testing.T) {
 			}
 			if out := output(t, attach(t, m), "echo", "still here"); out != "still here\n" {
 				t.Errorf("the guest says %q", out)
+			}
+			if err := os.WriteFile(filepath.Join(m.(*machine).dir.f.Name(), vsockSocket+"_5000"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if l, err := m.(vm.Listener).Listen(5000); err != nil {
+				t.Errorf("listen where an earlier process did: %v", err)
+			} else if err := l.Close(); err != nil {
+				t.Error(err)
 			}
 			if pid, start := m.(vm.Process).Process(); pid != b.PID || start != b.Start {
 				t.Errorf("process %d, %d; want %+v", pid, start, b)

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -56,7 +58,7 @@ type machine struct {
 	mu        sync.Mutex
 	closing   bool
 	boot      time.Duration
-	listeners []net.Listener
+	listeners map[uint32]*listener // by port
 
 	releasing sync.Mutex // held to run undo
 	undo      undo.Stack
@@ -73,6 +75,7 @@ var (
 func newMachine(id string, log *slog.Logger, serial bool) *machine {
 	m := &machine{
 		id: id, log: log, serial: serial, uid: -1, out: vm.NewRing(outKept), fclog: vm.NewRing(logKept), meter: &meter{}, done: make(chan struct{}),
+		listeners: map[uint32]*listener{},
 	}
 	m.api = newAPI(func(ctx context.Context) (net.Conn, error) { return m.connect(ctx, apiSocket) })
 	m.undo.Push("close API connection", func(context.Context) error { m.api.close(); return nil })
@@ -199,16 +202,21 @@ func (m *machine) complaint() string {
 	return ": " + text
 }
 
-// explain makes a fault of an error of Boot: why the process ended, if that is the reason, or what Firecracker's refusal
-// means.
-func (m *machine) explain(err error) error {
+// explain makes a fault of an error of Boot, which ctx was for: why the process ended, if that is the reason, or what
+// Firecracker's refusal means, or that it does not answer.
+func (m *machine) explain(ctx context.Context, err error) error {
 	var fault *flint.Fault
 	var refused *APIError
 	switch {
-	case errors.As(err, &fault) || m.proc == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+	case errors.As(err, &fault) || m.proc == nil || ctx.Err() != nil:
 		return err
 	case errors.As(err, &refused):
 		return refusal(refused)
+	case errors.Is(err, context.DeadlineExceeded): // of our own limits
+		return &flint.Fault{
+			Code: "firecracker.hung", What: "start Firecracker", Kind: flint.ErrTimeout, Err: fmt.Errorf("it does not answer: %w%s", err, m.complaint()),
+			Fix: "see whether this machine is overloaded or its disk stuck (`dmesg`), then try again",
+		}
 	}
 	wait := time.NewTimer(diagnosing)
 	defer wait.Stop()
@@ -274,8 +282,7 @@ func (m *machine) Wait(ctx context.Context) error {
 func (m *machine) Close(ctx context.Context) error {
 	m.mu.Lock()
 	m.closing = true
-	listeners := m.listeners
-	m.listeners = nil
+	listeners := slices.Collect(maps.Values(m.listeners))
 	m.mu.Unlock()
 	for _, l := range listeners {
 		_ = l.Close() // its owner may have done so

@@ -99,7 +99,7 @@ func newBareRig(t testing.TB, o fctest.Options) *rig {
 	t.Helper()
 	p := fctest.Install(t, doubles, o)
 	dir := t.TempDir()
-	for path, content := range map[string]string{"kernel": "\x7fELF" + strings.Repeat("k", 100), "initrd": "initrd", "base": "base", "modules": "modules"} {
+	for path, content := range map[string]string{"kernel": "\x7fELF" + strings.Repeat("k", 100), "initrd": "initrd", "base": strings.Repeat("b", sector), "modules": strings.Repeat("m", 2*sector)} {
 		if err := os.WriteFile(filepath.Join(dir, path), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -2,8 +2,11 @@ package firecracker
 
 import (
 	"context"
+	"debug/elf"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -90,4 +93,34 @@ func programVersion(ctx context.Context, path string) (Version, error) {
 		Code: "firecracker.version", What: "ask " + path + " for its version", Kind: flint.ErrConfig, Err: err,
 		Fix: "make sure that it is a release of Firecracker (or its jailer) for this machine's architecture",
 	}
+}
+
+// selfContained makes sure that a program runs where there is nothing but itself, as a VM's user.
+func selfContained(path string) error {
+	st, err := os.Stat(path)
+	if err != nil {
+		return fmt.Errorf("look at %s: %w", path, err)
+	}
+	if st.Mode()&0o001 == 0 {
+		return &flint.Fault{
+			Code: "firecracker.unreadable", What: "run " + path + " under the jailer", Kind: flint.ErrPermission,
+			Err: fmt.Errorf("the VM's own user may not execute it: %w", fs.ErrPermission), Fix: "chmod a+rx " + path,
+		}
+	}
+	program, err := elf.Open(path)
+	if err == nil {
+		for _, p := range program.Progs {
+			if p.Type == elf.PT_INTERP {
+				err = errors.New("it is linked dynamically, and its jail has no libraries")
+			}
+		}
+		err = errors.Join(err, program.Close())
+	}
+	if err != nil {
+		return &flint.Fault{
+			Code: "firecracker.static", What: "run " + path + " under the jailer", Kind: flint.ErrConfig, Err: err,
+			Fix: "install a release of Firecracker, which is linked statically, and name the program itself, no script around it",
+		}
+	}
+	return nil
 }

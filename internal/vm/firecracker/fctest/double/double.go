@@ -30,6 +30,7 @@ type Options struct {
 	Deaf     bool   // Firecracker takes vsock connections and says nothing
 	Root     string // of cgroup v2, where the jailer is to find it; empty: in /proc/mounts
 	JailerIs string // has the jailer end at once with this message
+	JailHang bool   // has the jailer do nothing, for ever
 }
 
 // Install writes a copy of a program with the instructions to path.

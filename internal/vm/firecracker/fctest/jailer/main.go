@@ -53,6 +53,9 @@ func run(o double.Options, args []string) error {
 	if o.JailerIs != "" {
 		return errors.New(o.JailerIs)
 	}
+	if o.JailHang {
+		return unix.Pause()
+	}
 	if err := unix.CloseRange(3, 1<<30, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return fmt.Errorf("close inherited descriptors: %w", err)
 	}
@@ -168,8 +171,12 @@ func (j *jail) copyProgram() error {
 	if err != nil {
 		return err
 	}
+	source, err := os.Stat(j.exec)
+	if err != nil {
+		return err
+	}
 	to := filepath.Join(j.root, j.name)
-	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o755)
+	f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, source.Mode().Perm())
 	if err != nil {
 		return fmt.Errorf("open file %s: %w", to, err)
 	}
