@@ -10,6 +10,8 @@ var (
 	ErrPermission = errors.New("not permitted")
 	ErrConflict   = errors.New("conflict")
 	ErrTimeout    = errors.New("timed out")
+	// ErrUnreachable is for commands that ask a running flint where none answers.
+	ErrUnreachable = errors.New("not reachable")
 	// ErrRelease marks what went well but left something behind that flint tries to release again later.
 	ErrRelease = errors.New("not everything was released")
 	// ErrGuest marks what is the guest's fault, not ours: trying on another host would not help.

@@ -80,6 +80,13 @@ type JobStatus struct {
 	URL        string    `json:"url,omitempty"`     // of its page
 }
 
+// Explanation says why one thing is as it is: a job, or a pool whose jobs wait.
+type Explanation struct {
+	Job    *JobStatus `json:"job,omitempty"` // nil where it is about a pool as a whole
+	Pool   string     `json:"pool,omitempty"`
+	Reason Reason     `json:"reason"`
+}
+
 // JobEvent is what GitHub says of a job that met one of our runners.
 type JobEvent struct {
 	Kind       JobEventKind

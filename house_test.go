@@ -56,6 +56,9 @@ var testsMayAlsoImport = map[string][]string{
 var thirdPartyStopsAt = map[string][]string{
 	"github.com/actions/scaleset":            {"flint/internal/github", "flint/internal/githubsim"}, // the simulator only in tests
 	"github.com/google/go-containerregistry": {"flint/internal/image"},
+	"github.com/google/go-github":            {"flint/internal/github", "flint/internal/githubsim"}, // the simulator only in tests
+	"go.etcd.io/bbolt":                       {"flint/internal/github/webhook"},
+	"golang.org/x/time":                      {"flint/internal/github/webhook"},
 	"github.com/Microsoft/hcsshim":           {"flint/internal/image", "flint/internal/kernel"},
 	"github.com/google/nftables":             {"flint/internal/network"},
 	"github.com/miekg/dns":                   {"flint/internal/network"},
