@@ -1,12 +1,16 @@
 package vmtest
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
+	"strconv"
 	"testing"
 
 	"flint"
+	"flint/internal/guest"
 	"flint/internal/vm"
 )
 
@@ -26,6 +30,7 @@ func (s suite) adopt(t *testing.T) {
 	pid, start := first.(vm.Process).Process()
 	name := vm.Spec{ID: spec.ID, Dir: spec.Dir} // the rest may be gone by the time a VM is adopted
 	refuse(t, heir, name, pid, start)
+	unheard(t, first)
 	if f, ok := first.(forgetter); ok {
 		f.Forget()
 	}
@@ -42,6 +47,7 @@ func (s suite) adopt(t *testing.T) {
 		t.Errorf("adopted process %d of %d, want %d of %d", p, s, pid, start)
 	}
 	g := attach(t, m)
+	resume(t, g)
 	if exit, out, _ := execute(t, g, nil, "echo", "still here"); exit.Code != 0 || out != "still here\n" {
 		t.Errorf("the adopted machine: exit %+v, stdout %q", exit, out)
 	}
@@ -66,6 +72,71 @@ func (s suite) adopt(t *testing.T) {
 	}
 	if _, err := heir.Adopt(t.Context(), name, pid, start); !errors.Is(err, flint.ErrNotFound) {
 		t.Errorf("adopt a machine that is gone: %v", err)
+	}
+}
+
+// much is more than what is on the way between the guest and a host that does not listen.
+const much = 3 << 20
+
+// deaf is a writer that takes nothing until its process dies.
+type deaf struct{ spoken, dead chan struct{} }
+
+// Write implements io.Writer.
+func (d deaf) Write([]byte) (int, error) {
+	select {
+	case <-d.spoken:
+	default:
+		close(d.spoken)
+	}
+	<-d.dead
+	return 0, io.ErrClosedPipe
+}
+
+// unheard begins a process with much to say, which nobody hears, and has the host die meanwhile.
+func unheard(t *testing.T, m vm.Machine) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	conn, err := m.Dial(ctx, vm.AgentPort)
+	if err != nil {
+		t.Fatalf("dial: %v", err)
+	}
+	g, err := guest.Attach(ctx, conn, guest.Options{Heartbeat: patience})
+	if err != nil {
+		t.Fatalf("attach: %v", err)
+	}
+	defer g.Close()
+	out := deaf{make(chan struct{}), make(chan struct{})}
+	over := make(chan error, 1)
+	go func() {
+		_, err := g.Exec(ctx, guest.Command{Args: []string{"head", "-c", strconv.Itoa(much), "/dev/zero"}, Dir: "/"}, guest.IO{Stdout: out})
+		over <- err
+	}()
+	select {
+	case <-out.spoken:
+	case <-ctx.Done():
+		t.Error("the guest's process says nothing")
+	}
+	_ = conn.Close() // without a goodbye
+	close(out.dead)
+	if err := <-over; err == nil {
+		t.Error("a process whose host died ended well")
+	}
+}
+
+// resume hears all of what unheard did not.
+func resume(t *testing.T, g *guest.Session) {
+	t.Helper()
+	running := g.Hello().Processes
+	if len(running) != 1 {
+		t.Fatalf("the guest has processes %+v; want the one that was left", running)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var out bytes.Buffer
+	exit, err := g.Resume(ctx, running[0], guest.IO{Stdout: &out})
+	if err != nil || exit.Code != 0 || out.Len() != much || len(bytes.Trim(out.Bytes(), "\x00")) != 0 {
+		t.Errorf("what an earlier host did not hear: exit %+v, %v, %d bytes of %d", exit, err, out.Len(), much)
 	}
 }
 

@@ -35,6 +35,7 @@ func Run(t *testing.T, make func(t *testing.T) (vm.Driver, vm.Spec)) {
 	t.Run("BadSpec", s.badSpec)
 	t.Run("GuestPanics", s.guestPanics)
 	t.Run("VMMKilled", s.vmmKilled)
+	t.Run("VMMHangs", s.vmmHangs)
 	t.Run("TwoAtOnce", s.twoAtOnce)
 	t.Run("Adopt", s.adopt)
 }
