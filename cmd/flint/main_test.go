@@ -116,9 +116,14 @@ func TestSeedLineMapsOntoTheConfiguration(t *testing.T) {
 		cfg.GitHub.PrivateKeyFile != dir+"/app.pem" || len(cfg.Pools) != 1 || cfg.Pools[0].Image != dir+"/rootfs.ext4" || cfg.Pools[0].Name != "self-hosted" {
 		t.Errorf("the line became %+v", cfg)
 	}
-	// All that serve asks of a file's configuration is there, but for the runner, which is in the image.
-	if err := cfg.ValidateServe(); err == nil || !strings.HasPrefix(err.Error(), "runner.dir:") || strings.Contains(err.Error(), "\n") {
-		t.Errorf("serve says %v", err)
+	if cfg.GitHub.Mode != config.Webhooks || cfg.GitHub.WebhookSecretFile != dir+"/secret" || cfg.GitHub.WebhookSecret != "" || cfg.Runner.InImage != "auto" {
+		t.Errorf("the line became %+v", cfg)
+	}
+	if err := cfg.ValidateServe(); err != nil {
+		t.Errorf("it is not what serve takes: %v", err)
+	}
+	if labels := cfg.FlintPools()[0].Labels; labels[0] != "self-hosted" {
+		t.Errorf("the pool serves %v", labels)
 	}
 	cfg, err = (&seedFlags{filesystem: f.filesystem}).config([]string{"FLINT_KERNEL_VMLINUZ=/k", "FLINT_FIRECRACKER_JAILER=/j", "FLINT_GITHUB_APP_ID=8", "FLINT_GITHUB_PRIVATE_KEY_FILE=/p"})
 	if err != nil || cfg.Kernel.Vmlinuz != "/k" || cfg.Firecracker.Jailer != "/j" || cfg.GitHub.AppID != 8 || cfg.GitHub.PrivateKeyFile != "/p" || cfg.VM.Driver != "auto" {
@@ -133,6 +138,11 @@ func TestSeedLineTakesTheKeyItself(t *testing.T) {
 	if err != nil || string(cfg.GitHub.PrivateKey) != f.privateKey || cfg.GitHub.PrivateKeyFile != "" {
 		t.Errorf("the key became %q in %q, %v", string(cfg.GitHub.PrivateKey), cfg.GitHub.PrivateKeyFile, err)
 	}
+	f.webhookSecret = "hunter3"
+	if cfg, err := f.config(nil); err != nil || string(cfg.GitHub.WebhookSecret) != "hunter3" || cfg.GitHub.WebhookSecretFile != "" {
+		t.Errorf("the webhook secret became %q in %q, %v", string(cfg.GitHub.WebhookSecret), cfg.GitHub.WebhookSecretFile, err)
+	}
+	f.webhookSecret = ""
 	if shown := fmt.Sprintf("%+v", cfg); strings.Contains(shown, "hunter2") {
 		t.Errorf("the configuration shows the key: %s", shown)
 	}

@@ -69,17 +69,9 @@ func (f *seedFlags) config(environ []string) (config.Config, error) {
 	if f.kernel != "" {
 		cfg.Kernel = config.Kernel{Vmlinuz: f.kernel}
 	}
-	if f.organization != "" {
-		cfg.GitHub.Organization, cfg.GitHub.Repository = f.organization, ""
-	}
-	if f.appID != 0 {
-		cfg.GitHub.AppID = f.appID
-	}
-	switch {
-	case isKey(f.privateKey):
-		cfg.GitHub.PrivateKey, cfg.GitHub.PrivateKeyFile = flint.Secret(f.privateKey), ""
-	case f.privateKey != "":
-		cfg.GitHub.PrivateKeyFile = f.privateKey
+	f.account(&cfg.GitHub)
+	if cfg.Runner.Dir == "" && cfg.Runner.InImage == "" {
+		cfg.Runner.InImage = "auto"
 	}
 	// It is a file wherever it lies, and never an image's name in a registry.
 	image, err := filepath.Abs(f.filesystem)
@@ -88,6 +80,29 @@ func (f *seedFlags) config(environ []string) (config.Config, error) {
 	}
 	cfg.Pools = []config.Pool{config.NewPool("self-hosted", image)}
 	return cfg, cfg.Complete()
+}
+
+// account maps what the flags say of GitHub.
+func (f *seedFlags) account(g *config.GitHub) {
+	g.Mode = config.Webhooks
+	if f.organization != "" {
+		g.Organization, g.Repository, g.Enterprise = f.organization, "", ""
+	}
+	if f.appID != 0 {
+		g.AppID, g.TokenFile = f.appID, ""
+	}
+	switch {
+	case isKey(f.privateKey):
+		g.PrivateKey, g.PrivateKeyFile = flint.Secret(f.privateKey), ""
+	case f.privateKey != "":
+		g.PrivateKeyFile = f.privateKey
+	}
+	switch {
+	case isPath(f.webhookSecret):
+		g.WebhookSecretFile = f.webhookSecret
+	case f.webhookSecret != "":
+		g.WebhookSecret, g.WebhookSecretFile = flint.Secret(f.webhookSecret), ""
+	}
 }
 
 // check returns everything that is wrong with the values, as far as looking at the files tells. It repeats no value that
