@@ -29,12 +29,12 @@ const (
 const maxInstances = 16
 
 type runFlags struct {
-	image, file, user, dir, stateDir, ipv4 string
-	env                                    []string
-	memory, disk                           string
-	cpus                                   int
-	interactive, tty, verbose              bool
-	preset                                 *config.Config // what the other flags would say
+	image, kernel, file, user, dir, stateDir, ipv4 string
+	env                                            []string
+	memory, disk                                   string
+	cpus                                           int
+	interactive, tty, verbose                      bool
+	preset                                         *config.Config // what the other flags would say
 }
 
 func newRun() *cobra.Command {
@@ -55,6 +55,7 @@ func newRun() *cobra.Command {
 	fl := c.Flags()
 	fl.SetInterspersed(false)
 	fl.StringVar(&f.image, "image", "images/demo", "a Dockerfile's directory, an OCI layout, an archive, or an OCI reference")
+	fl.StringVar(&f.kernel, "kernel", "", "a kernel that has all it needs built in, such as make kernel builds (overrides the configuration)")
 	fl.StringVarP(&f.file, "config", "c", "", "configuration file (kernel, vm, state_dir; the VM has a network of its own, and pools are not used)")
 	fl.StringVarP(&f.user, "user", "u", "", "user in the guest (default root)")
 	fl.StringVarP(&f.dir, "workdir", "w", "", "working directory in the guest (default /work)")
@@ -108,6 +109,9 @@ func (f *runFlags) config() (config.Config, error) {
 	}
 	if f.stateDir != "" {
 		cfg.StateDir = f.stateDir
+	}
+	if f.kernel != "" {
+		cfg.Kernel = config.Kernel{Vmlinuz: f.kernel}
 	}
 	pool := config.Pool{Name: "run", Image: f.image, Max: 1, VM: config.Shape{CPUs: f.cpus}}
 	if pool.VM.Memory, err = flint.ParseBytes(f.memory); err != nil {

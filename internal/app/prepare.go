@@ -14,6 +14,7 @@ import (
 	"flint/internal/image"
 	"flint/internal/kernel"
 	"flint/internal/vm"
+	"flint/internal/vm/firecracker"
 	"flint/internal/vm/qemu"
 )
 
@@ -68,12 +69,25 @@ func (a *App) prepareKernel(ctx context.Context) error {
 	done := a.opt.Progress.Step("kernel")
 	a.pack, err = kernel.Prepare(ctx, kernel.Config{
 		Dir: filepath.Join(a.cfg.StateDir, "kernels"), Agent: agent, Log: a.log, Progress: a.opt.Progress,
-	}, kernel.Source{Package: a.cfg.Kernel.Package, Vmlinuz: a.cfg.Kernel.Vmlinuz, ModuleTree: a.cfg.Kernel.Modules})
+	}, kernel.Source{
+		Package: a.cfg.Kernel.Package, Vmlinuz: a.cfg.Kernel.Vmlinuz, ModuleTree: a.cfg.Kernel.Modules, Needs: a.kernelNeeds(),
+	})
 	done(a.pack.Version, err)
 	for _, m := range a.pack.Missing {
 		a.log.Warn("the kernel lacks what docker or nftables want", "option", m)
 	}
 	return err
+}
+
+// kernelNeeds names what this driver cannot boot a kernel without.
+func (a *App) kernelNeeds() []string {
+	switch a.driver.(type) {
+	case *qemu.Driver:
+		return []string{kernel.NeedsPVH, kernel.NeedsACPI, kernel.NeedsSerial}
+	case *firecracker.Driver:
+		return []string{kernel.NeedsVsock}
+	}
+	return nil
 }
 
 func (a *App) prepareImage(ctx context.Context, p config.Pool) (image.Base, error) {
