@@ -59,7 +59,7 @@ func (a *App) Command(ctx context.Context, c Command) (flint.Result, error) {
 			}
 		}
 	}()
-	runner := flint.Runner{ID: host.NewID("run"), Pool: c.Pool, Reason: flint.Because("run", "a person asked for it")}
+	runner := flint.Runner{ID: host.NewID("flint-", "run"), Pool: c.Pool, Reason: flint.Because("run", "a person asked for it")}
 	return a.host.Command(ctx, runner, host.Command{
 		Command: cmd,
 		IO:      guest.IO{Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr, Resize: resize},

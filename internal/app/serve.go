@@ -53,7 +53,8 @@ func (a *App) undoEarlier(ctx context.Context) {
 func (a *App) Serve(ctx context.Context) error {
 	gh, h := a.github, a.host
 	loop := sched.New(sched.Config{
-		Pools: a.cfg.FlintPools, Source: gh, Hosts: []sched.Host{h}, NewID: host.NewID, Log: a.log, Done: a.ended,
+		Pools: a.cfg.FlintPools, Source: gh, Hosts: []sched.Host{h}, Log: a.log, Done: a.ended,
+		NewID: func(pool string) string { return host.NewID("flint-", pool) },
 	})
 	// GitHub is listened to until the last runner is gone: its messages say how their jobs ended.
 	listen, stopListening := context.WithCancel(context.WithoutCancel(ctx))

@@ -10,10 +10,15 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,10 +42,12 @@ type Config struct {
 	Log       *slog.Logger
 }
 
-// Deadlines bound the parts of a runner's life.
+// Deadlines bound the parts of a runner's life. One that is zero is none.
 type Deadlines struct {
 	Boot   time.Duration // start of the VMM → first word of the agent
-	Job    time.Duration // the agent's first word → end of the work
+	Online time.Duration // registration → GitHub sees the runner program; the runner fails
+	Pickup time.Duration // seen by GitHub → a job; the registration is withdrawn, and the runner ends unless it has a job after all
+	Job    time.Duration // start of the work → its end
 	Finish time.Duration // end of the work → the guest has rebooted
 }
 
@@ -61,7 +68,10 @@ type Supply struct {
 	Base    string // path of the base image
 	Runner  string // path of the runner drive; empty for VMs that run no runner
 	Env     []string
-	Limits  vm.Limits
+	// Start is the runner program and its arguments, as the guest sees them; nil: /opt/flint/runner/start, which is on the
+	// runner drive. It gets what docs/reference.md says of that one.
+	Start  []string
+	Limits vm.Limits
 }
 
 // Registrar makes a runner known to GitHub, and forgotten.
@@ -69,6 +79,9 @@ type Registrar interface {
 	Register(ctx context.Context, r flint.Runner) (flint.Registration, error)
 	// Remove is idempotent. It returns flint.ErrConflict while GitHub says that the runner has a job.
 	Remove(ctx context.Context, runner string, githubID int64) error
+	// Status says what GitHub knows of the runner; flint.ErrNotFound when it knows none of this name and id. An id of 0 is
+	// not known: the name decides.
+	Status(ctx context.Context, runner string, githubID int64) (flint.RunnerStatus, error)
 }
 
 // Host is this machine. Make it with New.
@@ -85,19 +98,26 @@ func New(c Config) *Host {
 	return &Host{c: c, lives: map[string]*life{}}
 }
 
-// NewID makes a runner's id: unique for ever, safe as a host name, a file name and a runner's name on GitHub.
-func NewID(pool string) string {
+// maxSlug is how much of a pool's name an id shows. With a prefix of up to 28 bytes an id is a DNS label, of 63 at most.
+const maxSlug = 24
+
+// NewID makes a runner's id: unique for ever, safe as a host name, a file name and a runner's name on GitHub as far as
+// prefix is. The prefix tells this coordinator's runners from all others: "flint-1a2b3c-".
+func NewID(prefix, pool string) string {
 	b := make([]byte, 5)
 	_, _ = rand.Read(b) // never fails: crypto/rand ends the program instead
-	return "flint-" + slug(pool) + "-" + hex.EncodeToString(b)
+	if s := slug(pool); s != "" {
+		prefix += s + "-"
+	}
+	return prefix + hex.EncodeToString(b)
 }
 
-// slug keeps of a pool's name what a host name may hold, at most 32 bytes of it.
+// slug keeps of a pool's name what a host name may hold, at most maxSlug bytes of it.
 func slug(name string) string {
-	b := make([]byte, 0, 32)
+	b := make([]byte, 0, maxSlug)
 	for _, c := range []byte(name) {
 		switch {
-		case len(b) == 32:
+		case len(b) == maxSlug:
 		case c >= 'A' && c <= 'Z':
 			b = append(b, c+'a'-'A')
 		case c >= 'a' && c <= 'z', c >= '0' && c <= '9':
@@ -106,7 +126,20 @@ func slug(name string) string {
 			b = append(b, '-')
 		}
 	}
-	return string(b)
+	return strings.TrimSuffix(string(b), "-")
+}
+
+// Claims reports whether the name is that of a runner that lives, or that has left a record to undo: its registration is
+// this host's to remove.
+func (h *Host) Claims(name string) bool {
+	if h.alive(name) {
+		return true
+	}
+	if name == "" || name == "." || name == ".." || strings.Contains(name, "/") {
+		return false // it cannot be ours
+	}
+	_, err := os.Lstat(filepath.Join(h.c.Dir, name))
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // State implements sched.Host.

@@ -117,6 +117,24 @@ type fakeGitHub struct {
 	fail       error
 	refuse     int // this many removals fail
 	removals   int
+	status     flint.RunnerStatus // of every runner it knows
+	forgot     bool               // it knows no runner
+	silent     int                // this many questions about a runner's status fail
+	asked      int
+}
+
+func (g *fakeGitHub) Status(_ context.Context, runner string, id int64) (flint.RunnerStatus, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.asked++
+	if g.silent > 0 {
+		g.silent--
+		return flint.RunnerStatus{}, errors.New("502 Bad Gateway")
+	}
+	if have, ok := g.registered[runner]; !ok || have != id || g.forgot {
+		return flint.RunnerStatus{}, flint.ErrNotFound
+	}
+	return g.status, nil
 }
 
 const testJIT = "the-jit-configuration"
@@ -183,7 +201,7 @@ func TestRunWithoutModules(t *testing.T) {
 	supply.Modules = ""
 	w.config.Supply = func(context.Context, string) (host.Supply, error) { return supply, nil }
 	h = w.host()
-	if res, err := h.Run(t.Context(), flint.Runner{ID: host.NewID("pool"), Pool: "pool"}); err != nil || res.Conclusion != "succeeded" {
+	if res, err := h.Run(t.Context(), flint.Runner{ID: host.NewID("flint-", "pool"), Pool: "pool"}); err != nil || res.Conclusion != "succeeded" {
 		t.Errorf("got %+v, %v", res, err)
 	}
 	w.nothingLeft()
@@ -215,7 +233,7 @@ func TestRunGoesThroughEveryPhase(t *testing.T) {
 		return guest.Exit{}
 	}))
 	h = w.host()
-	res, err := h.Run(t.Context(), flint.Runner{ID: host.NewID("pool"), Pool: "pool"})
+	res, err := h.Run(t.Context(), flint.Runner{ID: host.NewID("flint-", "pool"), Pool: "pool"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,7 +283,7 @@ func TestFailuresLeaveNothing(t *testing.T) {
 			if tt.bend != nil {
 				tt.bend(w)
 			}
-			res, err := w.host().Run(t.Context(), flint.Runner{ID: host.NewID("pool"), Pool: "pool"})
+			res, err := w.host().Run(t.Context(), flint.Runner{ID: host.NewID("flint-", "pool"), Pool: "pool"})
 			if err == nil || errors.Is(err, flint.ErrGuest) != tt.guest || res.Reason.Code != tt.code {
 				t.Errorf("error %v (guest's fault: %v), reason %+v; want code %s", err, errors.Is(err, flint.ErrGuest), res.Reason, tt.code)
 			}
@@ -284,7 +302,7 @@ func start(t *testing.T, ctx context.Context, h *host.Host) <-chan error {
 	t.Helper()
 	ended := make(chan error, 1)
 	go func() {
-		_, err := h.Run(ctx, flint.Runner{ID: host.NewID("pool"), Pool: "pool"})
+		_, err := h.Run(ctx, flint.Runner{ID: host.NewID("flint-", "pool"), Pool: "pool"})
 		ended <- err
 	}()
 	eventually(t, func() bool {
@@ -354,7 +372,7 @@ func TestRegistrationGoesAfterTheVM(t *testing.T) {
 			t.Errorf("the registration is removed while %d VMs run: GitHub would refuse", n)
 		}
 	}
-	if _, err := w.host().Run(t.Context(), flint.Runner{ID: host.NewID("pool"), Pool: "pool"}); err != nil {
+	if _, err := w.host().Run(t.Context(), flint.Runner{ID: host.NewID("flint-", "pool"), Pool: "pool"}); err != nil {
 		t.Fatal(err)
 	}
 	if w.github.removals != 3 {
@@ -418,7 +436,7 @@ func TestCancelledOnTheWayIsNoFailure(t *testing.T) {
 				cancel(cause)
 				return host.Port{}, ctx.Err()
 			}
-			res, err := w.host().Run(ctx, flint.Runner{ID: host.NewID("pool"), Pool: "pool"})
+			res, err := w.host().Run(ctx, flint.Runner{ID: host.NewID("flint-", "pool"), Pool: "pool"})
 			if err == nil || res.Reason.Code != name {
 				t.Errorf("reason %+v, error %v", res.Reason, err)
 			}
@@ -454,7 +472,7 @@ func TestFullHostRefuses(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := start(t, ctx, h)
 	var fault *flint.Fault
-	if _, err := h.Run(ctx, flint.Runner{ID: host.NewID("pool"), Pool: "pool"}); !errors.As(err, &fault) || fault.Code != "host.full" {
+	if _, err := h.Run(ctx, flint.Runner{ID: host.NewID("flint-", "pool"), Pool: "pool"}); !errors.As(err, &fault) || fault.Code != "host.full" {
 		t.Errorf("a full host says %v", err)
 	}
 	cancel()
@@ -470,7 +488,7 @@ func registrationThatStays(t *testing.T) {
 	w := newWorld(t, runner(t, func(context.Context, io.Writer) guest.Exit { return guest.Exit{} }))
 	h := w.host()
 	w.github.setBusy(true)
-	if _, err := h.Run(t.Context(), flint.Runner{ID: host.NewID("pool"), Pool: "pool"}); !errors.Is(err, flint.ErrConflict) {
+	if _, err := h.Run(t.Context(), flint.Runner{ID: host.NewID("flint-", "pool"), Pool: "pool"}); !errors.Is(err, flint.ErrConflict) {
 		t.Fatalf("the registration that stayed is not reported: %v", err)
 	}
 	if left, err := h.Leftovers(); err != nil || len(left) != 1 {
@@ -544,7 +562,7 @@ func TestCommandReportsItsExit(t *testing.T) {
 	w := newWorld(t, &vmtest.Fake{})
 	w.config.GitHub = nil
 	var out strings.Builder
-	res, err := w.host().Command(t.Context(), flint.Runner{ID: host.NewID("run"), Pool: "run"}, host.Command{
+	res, err := w.host().Command(t.Context(), flint.Runner{ID: host.NewID("flint-", "run"), Pool: "run"}, host.Command{
 		Command: guest.Command{Args: []string{"sh", "-c", "echo hello; exit 7"}},
 		IO:      guest.IO{Stdout: &out},
 	})
@@ -570,7 +588,7 @@ func TestInitGetsTimeToSettle(t *testing.T) {
 			}
 			w := newWorld(t, fake)
 			w.config.Deadlines.Boot, w.config.GitHub = boot, nil
-			if _, err := w.host().Command(t.Context(), flint.Runner{ID: host.NewID("run"), Pool: "run"}, host.Command{
+			if _, err := w.host().Command(t.Context(), flint.Runner{ID: host.NewID("flint-", "run"), Pool: "run"}, host.Command{
 				Command: guest.Command{Args: []string{"true"}},
 			}); err != nil {
 				t.Fatal(err)
@@ -583,22 +601,11 @@ func TestInitGetsTimeToSettle(t *testing.T) {
 	}
 }
 
-func TestIDsAreSafeNames(t *testing.T) {
-	seen := map[string]bool{}
-	for _, pool := range []string{"flint", "Ubuntu_24.04 Large", "", strings.Repeat("x", 200), "../../etc"} {
-		id := host.NewID(pool)
-		if len(id) > 63 || strings.Trim(id, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || seen[id] {
-			t.Errorf("%q makes %q", pool, id)
-		}
-		seen[id] = true
-	}
-}
-
 // TestWordOfTheJobWhileTheRecordGoes lets GitHub speak at every moment of a runner's end.
 func TestWordOfTheJobWhileTheRecordGoes(t *testing.T) {
 	w := newWorld(t, runner(t, func(context.Context, io.Writer) guest.Exit { return guest.Exit{} }))
 	h := w.host()
-	id := host.NewID("pool")
+	id := host.NewID("flint-", "pool")
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)

@@ -20,9 +20,6 @@ import (
 	"flint/internal/vm"
 )
 
-// withdrawTime bounds how long GitHub is asked whether a runner nobody needs has a job.
-const withdrawTime = 30 * time.Second
-
 // releaseTime bounds the release of everything a runner held.
 const releaseTime = time.Minute
 
@@ -46,6 +43,7 @@ type life struct {
 	result   flint.Result
 
 	released  bool          // under Host.mu; it holds nothing any more
+	taken     chan struct{} // closed when GitHub has said that it has a job
 	concluded chan struct{} // closed when GitHub has said how the job ended
 
 	mu         sync.Mutex
@@ -58,7 +56,8 @@ type life struct {
 func newLife(h *Host, r flint.Runner, s Supply) *life {
 	return &life{
 		h: h, log: h.c.Log.With("runner", r.ID), dir: filepath.Join(h.c.Dir, r.ID), supply: s, shape: s.Shape,
-		output: vm.NewRing(32 << 10), concluded: make(chan struct{}), rec: record{Version: recordVersion, Runner: r},
+		output: vm.NewRing(32 << 10), taken: make(chan struct{}), concluded: make(chan struct{}),
+		rec: record{Version: recordVersion, Runner: r},
 	}
 }
 
@@ -106,19 +105,32 @@ func (l *life) note(ev flint.JobEvent) error {
 	change := func(r *record) {
 		r.Runner.Job = &ev.Job
 		enter(&r.Runner, flint.Running)
+		if !closed(l.taken) {
+			close(l.taken)
+		}
 		if ev.Kind != flint.JobCompleted {
 			return
 		}
 		enter(&r.Runner, flint.Finishing)
-		select {
-		case <-l.concluded: // GitHub repeats itself
-		default:
-			l.conclusion = ev.Conclusion
-			close(l.concluded)
-			l.overdue = time.AfterFunc(l.h.c.Deadlines.Finish, l.outstayed)
+		if closed(l.concluded) {
+			return // GitHub repeats itself
+		}
+		l.conclusion = ev.Conclusion
+		close(l.concluded)
+		if limit := l.h.c.Deadlines.Finish; limit > 0 {
+			l.overdue = time.AfterFunc(limit, l.outstayed)
 		}
 	}
 	return l.update(true, change)
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // outstayed ends a runner whose program goes on although GitHub says that its job is over.
@@ -206,7 +218,8 @@ func (l *life) boot(ctx context.Context) error {
 
 // greet waits for the agent and makes the guest this runner's.
 func (l *life) greet(ctx context.Context) (*guest.Session, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, l.h.c.Deadlines.Boot, fmt.Errorf("%w after %s", flint.ErrTimeout, l.h.c.Deadlines.Boot))
+	limit := l.h.c.Deadlines.Boot
+	ctx, cancel := within(ctx, limit, fmt.Errorf("%w after %s", flint.ErrTimeout, limit))
 	defer cancel()
 	conn, err := l.machine.Dial(ctx, guest.Port)
 	if err != nil {
@@ -266,6 +279,7 @@ func (l *life) config(ctx context.Context) guest.Config {
 	_, _ = rand.Read(machineID)
 	c := guest.Config{
 		Hostname: l.id(), MachineID: hex.EncodeToString(machineID), Time: time.Now(), Entropy: entropy, Probe: l.port.Probe,
+		Settle: settleAtMost,
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		c.Settle = max(0, min(time.Until(deadline)-settleSpares, settleAtMost))
@@ -294,8 +308,12 @@ func (l *life) job(ctx context.Context, agent *guest.Session) error {
 	ctx, cancel := l.yielding(ctx)
 	defer cancel()
 	// The contract of the runner drive, see docs/reference.md: one line on standard input, nothing secret elsewhere.
+	start := l.supply.Start
+	if len(start) == 0 {
+		start = []string{"/opt/flint/runner/start"}
+	}
 	return l.execute(ctx, agent, guest.Command{
-		Args: []string{"/opt/flint/runner/start"}, User: "runner", Dir: "/work", Env: l.supply.Env,
+		Args: start, User: "runner", Dir: "/work", Env: l.supply.Env,
 	}, guest.IO{Stdin: strings.NewReader(string(reg.Credential) + "\n"), Stdout: l.output, Stderr: l.output})
 }
 
@@ -307,65 +325,14 @@ func (l *life) unregister(ctx context.Context) error {
 	if !maybe {
 		return nil
 	}
-	return remove(ctx, l.h.c.GitHub, l.id(), id)
-}
-
-// ended is the error of a work whose context ended for this cause: unless it says more, flint was told to stop.
-func ended(cause error) error {
-	if explained(cause) {
-		return cause
-	}
-	return fmt.Errorf("%w: %w", flint.ErrStopped, cause)
-}
-
-// explained reports whether err says by its kind why a work ended.
-func explained(err error) bool {
-	for _, kind := range []error{flint.ErrUnneeded, flint.ErrTimeout, flint.ErrStopped, flint.ErrGuest} {
-		if errors.Is(err, kind) {
-			return true
-		}
-	}
-	return false
-}
-
-// withdraw removes the registration of a runner nobody needs. An error means that it may have a job: GitHub says so, or
-// does not answer.
-func (l *life) withdraw(ctx context.Context) error {
-	l.mu.Lock()
-	id := l.rec.GitHubID
-	l.mu.Unlock()
-	err := ctx.Err()
-	for wait := range backoff(ctx, withdrawTime) {
-		if err = l.h.c.GitHub.Remove(ctx, l.id(), id); err == nil || errors.Is(err, flint.ErrConflict) {
-			return err
-		}
-		wait()
-	}
-	return err
-}
-
-// yielding derives the context of the work: it ends with ctx, or with Stop, or at the job's deadline; but if nobody
-// needs the runner any more it goes on when GitHub says that it has a job after all.
-func (l *life) yielding(ctx context.Context) (context.Context, context.CancelFunc) {
-	work, end := context.WithCancelCause(context.WithoutCancel(ctx))
-	unhook := context.AfterFunc(ctx, func() {
-		cause := context.Cause(ctx)
-		if errors.Is(cause, flint.ErrUnneeded) {
-			if err := l.withdraw(work); err != nil {
-				l.log.Info("kept, though nobody seems to need it", "err", err)
-				return
-			}
-		}
-		end(ended(cause))
-	})
-	l.h.onStop(l, end)
-	return work, func() { unhook(); end(context.Canceled) }
+	// Under a lost job GitHub keeps the registration for minutes: its record stays for Sweep, and the loss is said now.
+	return remove(ctx, l.h.c.GitHub, l.id(), id, !l.result.Lost)
 }
 
 // execute runs the VM's one command under the job's deadline and notes how it ended.
 func (l *life) execute(ctx context.Context, agent *guest.Session, c guest.Command, io guest.IO) error {
 	limit := l.h.c.Deadlines.Job
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w: longer than %s", flint.ErrTimeout, limit))
+	ctx, cancel := within(ctx, limit, fmt.Errorf("%w: longer than %s", flint.ErrTimeout, limit))
 	defer cancel()
 	exit, err := agent.Exec(ctx, c, io)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
@@ -388,7 +355,7 @@ func (l *life) execute(ctx context.Context, agent *guest.Session, c guest.Comman
 // reboot ends the guest the orderly way. A guest that does not follow is no failure: l.end ends it by force.
 func (l *life) reboot(ctx context.Context, agent *guest.Session) error {
 	l.advance(flint.Finishing)
-	ctx, cancel := context.WithTimeout(ctx, l.h.c.Deadlines.Finish)
+	ctx, cancel := within(ctx, l.h.c.Deadlines.Finish, context.DeadlineExceeded)
 	defer cancel()
 	err := agent.Reboot(ctx)
 	if err == nil {
@@ -406,6 +373,7 @@ func (l *life) end(ctx context.Context, err error) (flint.Result, error) {
 	if l.recorded {
 		l.advance(flint.Finishing)
 	}
+	l.result.Lost = l.lost(err)
 	l.result.Console = strings.ToValidUTF8(string(l.console()), "\uFFFD")
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
 	defer cancel()
@@ -426,7 +394,7 @@ func (l *life) end(ctx context.Context, err error) (flint.Result, error) {
 	l.h.mu.Lock()
 	l.released = true
 	l.h.mu.Unlock()
-	if err == nil && registered {
+	if (err == nil || l.result.Lost) && registered {
 		l.awaitConclusion(ctx)
 	}
 	l.h.mu.Lock()
@@ -439,8 +407,27 @@ func (l *life) end(ctx context.Context, err error) (flint.Result, error) {
 	l.result.Runner = l.rec.Runner
 	l.result.Runner.Timeline = l.result.Timeline
 	l.result.Conclusion, l.result.Output = l.conclusion, strings.ToValidUTF8(string(l.output.Bytes()), "\uFFFD")
+	l.result.Lost = l.result.Lost && !closed(l.concluded)
 	l.result.Reason = l.why(err)
 	return l.result, errors.Join(err, leftover)
+}
+
+// lost reports whether the runner ended under a job that GitHub has not concluded, without anybody's having ended it. It is
+// logged at once: GitHub itself notices only when it has heard nothing for minutes.
+func (l *life) lost(err error) bool {
+	for _, kind := range []error{flint.ErrUnneeded, flint.ErrStopped, flint.ErrTimeout} {
+		if errors.Is(err, kind) {
+			return false
+		}
+	}
+	l.mu.Lock()
+	job := l.rec.Runner.Job
+	l.mu.Unlock()
+	if job == nil || closed(l.concluded) || err == nil && l.result.Signal == "" {
+		return false
+	}
+	l.log.Error("its VM ended under its job", "job", job.Name, "repository", job.Repository, "run", job.RunID)
+	return true
 }
 
 // release undoes every step. The record goes last, and only if nothing else is left for Sweep to undo.
@@ -460,14 +447,21 @@ func (l *life) release(ctx context.Context) error {
 
 // why tells a person how the runner ended. The caller holds l.mu.
 func (l *life) why(err error) flint.Reason {
+	var fault *flint.Fault
 	switch r := l.result; {
-	case err != nil && errors.Is(err, flint.ErrUnneeded):
+	case err != nil && r.Lost:
+		return flint.Because("runner.lost", "the VM ended under %s; GitHub will declare it failed in about ten minutes", jobOf(l.rec.Runner))
+	case errors.Is(err, errIdle):
+		return flint.Because("runner.idle", "GitHub gave it no job within %s", l.h.c.Deadlines.Pickup)
+	case errors.Is(err, flint.ErrUnneeded):
 		return flint.Because("runner.unneeded", "nobody needed it any more")
-	case err != nil && errors.Is(err, flint.ErrStopped):
+	case errors.Is(err, flint.ErrStopped):
 		return flint.Because("runner.stopped", "flint was told to stop")
-	case err != nil && errors.Is(err, flint.ErrGuest):
+	case errors.As(err, &fault) && fault.Code == "runner.offline":
+		return flint.Because(fault.Code, "%s; %s", fault, fault.Fix)
+	case errors.Is(err, flint.ErrGuest):
 		return flint.Because("runner.guest", "its VM failed: %s", err)
-	case err != nil && errors.Is(err, flint.ErrTimeout):
+	case errors.Is(err, flint.ErrTimeout):
 		return flint.Because("runner.time_limit", "its time was up: %s", err)
 	case err != nil:
 		return flint.Because("runner.failed", "it failed: %s", err)
@@ -475,12 +469,27 @@ func (l *life) why(err error) flint.Reason {
 		return flint.Because("runner.oom", "its VM ran out of memory (%s)", l.shape.Memory)
 	case r.DiskFull:
 		return flint.Because("runner.disk_full", "its disk was full (%s)", l.shape.Disk)
-	case r.ExitCode == 7 && l.rec.Register:
-		return flint.Because("runner.deprecated", "GitHub refuses this version of the runner software")
+	case r.Lost:
+		return flint.Because("runner.lost", "its program was ended by %s under %s; GitHub will declare it failed in about ten minutes",
+			r.Signal, jobOf(l.rec.Runner))
+	case r.ExitCode == exitDeprecated && l.rec.Register && l.rec.Runner.Job == nil:
+		return flint.Because("runner.deprecated", "GitHub refuses this version of the runner software: give the pool a newer release")
 	case r.Unstarted != "":
 		return flint.Because("runner.start", "its program could not be started: %s", r.Unstarted)
 	case r.ExitCode != 0:
 		return flint.Because("runner.exit", "its program ended with code %d", r.ExitCode)
 	}
 	return flint.Because("runner.done", "its work was done")
+}
+
+// exitDeprecated is how the runner program ends when GitHub refuses its version (actions/runner, Constants.ReturnCode). One
+// that had a job was not refused: its exit code is then what the job made of it.
+const exitDeprecated = 7
+
+// jobOf names a runner's job for a person.
+func jobOf(r flint.Runner) string {
+	if r.Job.Repository == "" {
+		return "job " + r.Job.Name
+	}
+	return fmt.Sprintf("job %s of %s", r.Job.Name, r.Job.Repository)
 }

@@ -57,7 +57,7 @@ func (h *Host) sweepOne(ctx context.Context, dir string) error {
 	id := filepath.Base(dir)
 	rec, err := readRecord(dir)
 	unreadable := err != nil && !errors.Is(err, fs.ErrNotExist)
-	h.c.Log.Info("undoing a runner of an earlier process", "runner", id, "phase", rec.Runner.Phase, "unreadable", unreadable)
+	h.c.Log.Info("undoing what a runner left", "runner", id, "phase", rec.Runner.Phase, "unreadable", unreadable)
 	if err := endProcess(ctx, rec.PID, rec.Start); err != nil {
 		return fmt.Errorf("end its VMM: %w", err)
 	}
@@ -69,7 +69,7 @@ func (h *Host) sweepOne(ctx context.Context, dir string) error {
 	}
 	if rec.Register || unreadable && h.c.GitHub != nil {
 		// By its name, not its id: the configuration may name another organisation by now, with ids of its own.
-		if err := remove(ctx, h.c.GitHub, id, 0); err != nil {
+		if err := remove(ctx, h.c.GitHub, id, 0, false); err != nil {
 			return fmt.Errorf("remove its registration: %w", err)
 		}
 	}
@@ -123,12 +123,13 @@ func names(cmdline []byte, id string) bool {
 const removeTime = 10 * time.Second
 
 // remove asks until GitHub has forgotten the runner, for at most removeTime. It refuses while it believes that the runner
-// has a job, and learns only from silence that the VM is gone; the caller's record stays if that is not enough.
-func remove(ctx context.Context, github Registrar, runner string, id int64) error {
+// has a job, and learns only from silence, after minutes, that the VM is gone: unless busy is set such an answer is final.
+// The caller's record stays then.
+func remove(ctx context.Context, github Registrar, runner string, id int64, busy bool) error {
 	err := ctx.Err()
 	for wait := range backoff(ctx, removeTime) {
-		if err = github.Remove(ctx, runner, id); err == nil {
-			return nil
+		if err = github.Remove(ctx, runner, id); err == nil || !busy && errors.Is(err, flint.ErrConflict) {
+			return err
 		}
 		wait()
 	}
