@@ -1,7 +1,10 @@
 package app
 
 import (
+	"bytes"
 	"context"
+	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -100,7 +103,7 @@ func alike(t *testing.T, c config.Config, kvm probe, have []string, what string)
 		Driver: c.VM.Driver, Accel: c.VM.Accel, Firecracker: c.Firecracker.Binary, Jailer: c.Firecracker.Jailer, NoJail: !c.Firecracker.Jail,
 		ParentCgroup: "flint", ChrootBase: "/jail", StateDir: "/state",
 	}, doctor.System{
-		Files: fstest.MapFS{}, Arch: "amd64", LookPath: look, KVM: kvm,
+		Files: programs(t, have...), Arch: "amd64", LookPath: look, KVM: kvm,
 		Real:    func(path string) (string, error) { return path, nil },
 		Space:   func(string) (free, total flint.Bytes, err error) { return 0, 0, errors.New("unknown") },
 		Version: func(context.Context, string) (string, error) { return "v7.2.0", nil },
@@ -110,7 +113,9 @@ func alike(t *testing.T, c config.Config, kvm probe, have []string, what string)
 	}
 	verdicts := map[string]doctor.Verdict{}
 	for _, f := range found {
-		verdicts[f.ID] = f.Verdict
+		if f.ID == "qemu.binary" || strings.HasPrefix(f.ID, "firecracker.") {
+			verdicts[f.ID] = f.Verdict
+		}
 	}
 	want := choose(t.Context(), c, kvm, look)
 	if qemuIsUsed := verdicts["qemu.binary"] != doctor.Skip; qemuIsUsed == want.firecracker {
@@ -127,6 +132,22 @@ func alike(t *testing.T, c config.Config, kvm probe, have []string, what string)
 	if says := verdicts["firecracker.binary"] == doctor.Fail || verdicts["firecracker.jailer"] == doctor.Fail; says != refused {
 		t.Errorf("%s: flint refuses: %v, the doctor says %v", what, refused, verdicts)
 	}
+}
+
+// programs are files that look like static programs.
+func programs(t *testing.T, paths ...string) fstest.MapFS {
+	t.Helper()
+	var program bytes.Buffer
+	ident := [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)}
+	head := elf.Header64{Ident: ident, Type: uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT), Ehsize: 64, Phentsize: 56}
+	if err := binary.Write(&program, binary.LittleEndian, head); err != nil {
+		t.Fatal(err)
+	}
+	files := fstest.MapFS{}
+	for _, path := range paths {
+		files[strings.TrimPrefix(path, "/")] = &fstest.MapFile{Data: program.Bytes(), Mode: 0o755}
+	}
+	return files
 }
 
 // TestWhatIsWrongWithFirecrackerIsNotHidden opens the driver that is chosen. QEMU is nowhere, so that its own fault shows

@@ -103,6 +103,12 @@ func (s System) exposed(file string) bool {
 	return err == nil && info.Mode().Perm()&others != 0 && info.Mode()&fs.ModeSticky == 0
 }
 
+// executable reports whether everyone may execute a file.
+func (s System) executable(file string) bool {
+	info, err := s.stat(file)
+	return err == nil && info.Mode().Perm()&0o001 != 0
+}
+
 // owner returns the user other than root and this one that a file or its directory belongs to, or 0.
 func (s System) owner(file string) uint32 {
 	for _, name := range []string{file, filepath.Dir(file)} {
@@ -175,8 +181,10 @@ func (e *exam) judgeFirecracker() Finding {
 		return fail("rename it to firecracker", "the jailer refuses %s: its name lacks the word firecracker", p.path)
 	case !e.NoJail && p.elf == nil && !p.static:
 		return fail(installFirecracker, "%s needs shared libraries, which there are none of in its jail", p.path)
-	case p.elf != nil:
-		return warn(installFirecracker, "%s is %s, but no program of the usual kind: %v", p.path, p.release, p.elf)
+	case !e.NoJail && p.elf != nil:
+		return fail(installFirecracker+", and name the program itself, no script around it", "%s cannot run alone in its jail: %v", p.path, p.elf)
+	case !e.NoJail && !e.executable(p.path):
+		return fail("chmod a+rx "+p.path, "the users of VMs cannot execute %s", p.path)
 	case f.Verdict != Pass:
 		return f
 	case p.release.before(1, 16):

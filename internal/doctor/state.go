@@ -84,8 +84,11 @@ func (e *exam) linkable(p flint.Pool, jails mount) Finding {
 		return fail("copy it into "+e.StateDir+", and name the copy in the pool",
 			"the image %s of pool %s cannot be linked into jails in %s: they are on different file systems or mounts", p.Image, p.Name, e.ChrootBase)
 	}
-	if info.Mode().Perm()&0o004 == 0 {
+	switch mode := info.Mode().Perm(); {
+	case mode&0o004 == 0:
 		return fail("chmod a+r "+p.Image, "the users of VMs cannot read the image %s of pool %s", p.Image, p.Name)
+	case mode&0o002 != 0:
+		return fail("chmod o-w "+p.Image, "everyone can change the image %s of pool %s, VMs too", p.Image, p.Name)
 	}
 	return pass("")
 }
