@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -100,5 +101,32 @@ func TestTheReferenceListsEveryCheck(t *testing.T) {
 		if !strings.Contains(string(page), "| `"+id+"` |") {
 			t.Errorf("docs/reference.md lacks %s", id)
 		}
+	}
+}
+
+// TestTheProductionGuideNamesTheChecks holds the guide to the doctor: whatever concerns a host for Firecracker is in its
+// table, and nothing that does not exist.
+func TestTheProductionGuideNamesTheChecks(t *testing.T) {
+	page, err := os.ReadFile("../../docs/production-host.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := map[string]bool{}
+	for line := range strings.Lines(string(page)) {
+		if cells := strings.Split(line, "|"); len(cells) == 4 && strings.HasPrefix(cells[2], " `") {
+			for id := range strings.SplitSeq(cells[2], ",") {
+				named[strings.Trim(id, " `")] = true
+			}
+		}
+	}
+	elsewhere := []string{"qemu.binary", "depmod", "builder", "net.forwarding", "net.uplink", "net.dns"}
+	for _, id := range doctor.IDs() {
+		if named[id] == slices.Contains(elsewhere, id) {
+			t.Errorf("%s: named in docs/production-host.md: %v", id, named[id])
+		}
+		delete(named, id)
+	}
+	if len(named) > 0 {
+		t.Errorf("docs/production-host.md names checks that do not exist: %v", named)
 	}
 }
