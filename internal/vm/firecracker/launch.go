@@ -3,6 +3,7 @@ package firecracker
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"flint"
 	"flint/internal/vm"
 )
 
@@ -68,7 +70,7 @@ func (d *Driver) launch(s vm.Spec, m *machine, v view) error {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = null, out, out
 	m.started = time.Now()
 	if err := startApart(cmd, s.NIC); err != nil {
-		return fmt.Errorf("start %s: %w", cmd.Path, err)
+		return startFault(cmd.Path, err)
 	}
 	pid := cmd.Process.Pid // cannot be another's yet: nobody has waited for it
 	start, err := vm.ProcessStart(pid)
@@ -79,6 +81,17 @@ func (d *Driver) launch(s vm.Spec, m *machine, v view) error {
 	}
 	m.watch(&process{pid: pid, start: start, cmd: cmd})
 	return err
+}
+
+// startFault says what a program is missing that was there when the driver began.
+func startFault(path string, err error) error {
+	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("start %s: %w", path, err)
+	}
+	return &flint.Fault{
+		Code: "firecracker.missing", What: "start " + path, Kind: flint.ErrNotFound, Err: err,
+		Fix: "if it was replaced by another release, start flint anew; else install firecracker and jailer of one release again",
+	}
 }
 
 // startApart starts cmd in the NIC's network namespace, and stays outside itself. The jailer's own --netns is of no use:

@@ -150,6 +150,26 @@ func TestProgramForJail(t *testing.T) {
 	faultCode(t, err, "firecracker.static")
 }
 
+// TestProgramsGone has the programs replaced while the driver has their old paths.
+func TestProgramsGone(t *testing.T) {
+	r := newRig(t, fctest.Options{})
+	d := r.driver()
+	if err := os.Rename(r.config.Firecracker, r.config.Firecracker+".new"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := d.Boot(patiently(t), r.spec())
+	faultCode(t, err, "firecracker.start") // the jailer says what it lacks
+	if err != nil && !strings.Contains(err.Error(), "canonicalize path "+r.config.Firecracker) {
+		t.Errorf("%v does not say what is missing", err)
+	}
+	if err := os.Remove(r.config.Jailer); err != nil {
+		t.Fatal(err)
+	}
+	_, err = d.Boot(patiently(t), r.spec())
+	faultCode(t, err, "firecracker.missing")
+	r.clean()
+}
+
 func TestHungVMM(t *testing.T) {
 	r := newRig(t, fctest.Options{})
 	m := r.boot(r.driver(), r.spec())

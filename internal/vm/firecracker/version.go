@@ -75,9 +75,12 @@ func findProgram(name, path string) (string, error) {
 	return found, nil
 }
 
+// versionWithin bounds what takes milliseconds, on a machine that is itself emulated too.
+const versionWithin = 15 * time.Second
+
 // programVersion asks a program for its version.
 func programVersion(ctx context.Context, path string) (Version, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, versionWithin)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, "--version")
 	cmd.Env = []string{}
