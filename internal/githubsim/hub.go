@@ -13,11 +13,17 @@ type hub struct {
 	cfg    Config
 	now    func() time.Time
 	events eventQueue
+	hooks  *hooks
+
+	// set when it is made
+	repos   []*repository
+	domains []string
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced at every change, for the long polls
 	ended   chan struct{} // closed by close
 	lastID  int64
+	groups  []*group
 	sets    []*scaleSet
 	runners []*runner
 	runs    []*Run
@@ -26,11 +32,13 @@ type hub struct {
 }
 
 func newHub(cfg Config) *hub {
-	return &hub{
-		cfg: cfg, now: time.Now, events: eventQueue{observe: cfg.Observe},
+	h := &hub{
+		cfg: cfg, now: time.Now, events: eventQueue{observe: cfg.Observe}, hooks: newHooks(cfg.Log),
 		changed: make(chan struct{}), ended: make(chan struct{}),
 		jobs: map[string]*job{}, blobs: map[string]*blob{},
 	}
+	h.makeScopes()
+	return h
 }
 
 // change runs f under the lock, wakes the long polls, and then lets the observer see what f emitted.
@@ -109,8 +117,26 @@ func (h *hub) emit(e Event, after func()) {
 	h.events.add(e, after)
 }
 
-// emitJob queues an event of a job. The caller holds the lock.
+// hookAction is the action of a workflow_job webhook; empty for a kind of event there is none for.
+func (k Kind) hookAction() string {
+	switch k {
+	case JobHeld:
+		return "waiting"
+	case JobQueued:
+		return "queued"
+	case JobStarted:
+		return "in_progress"
+	case JobCompleted, JobSkipped:
+		return "completed"
+	}
+	return ""
+}
+
+// emitJob queues an event of a job, and tells the webhooks. The caller holds the lock.
 func (h *hub) emitJob(kind Kind, j *job, e Event) {
+	if action := kind.hookAction(); action != "" {
+		h.postJob(action, j)
+	}
 	e.Kind, e.RunID, e.Run, e.JobID, e.Job = kind, j.run.id, j.run.wf.Name, j.id, j.name
 	if e.Runner == "" {
 		e.Runner = j.runnerName
@@ -122,7 +148,9 @@ func (h *hub) runnerInfos() []RunnerInfo {
 	var infos []RunnerInfo
 	h.read(func() {
 		for _, x := range h.runners {
-			infos = append(infos, RunnerInfo{ID: x.id, Name: x.name, ScaleSet: x.set.name, Online: x.session != "", Busy: x.busy()})
+			infos = append(infos, RunnerInfo{
+				ID: x.id, Name: x.name, ScaleSet: x.setName(), Labels: slices.Clone(x.labels), Online: x.session != "", Busy: x.busy(),
+			})
 		}
 	})
 	return infos
@@ -141,10 +169,8 @@ func (h *hub) inventory() Inventory {
 			}
 			inv.ScaleSets = append(inv.ScaleSets, info)
 		}
-		for _, j := range h.jobs {
-			if j.state != jobDone {
-				inv.OpenJobs++
-			}
+		for range h.open() {
+			inv.OpenJobs++
 		}
 	})
 	return inv

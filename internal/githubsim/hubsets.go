@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"math"
 	"net/http"
 	"slices"
@@ -14,6 +15,8 @@ import (
 // scaleSet is one runner scale set, its session and its message queue.
 type scaleSet struct {
 	id            int64
+	domain        string
+	group         *group
 	name          string
 	labels        []string
 	disableUpdate bool
@@ -80,8 +83,8 @@ func (h *hub) tell(j *job, kind, result string) {
 		return
 	}
 	m := jobMessage{
-		Type: kind, Repository: h.cfg.Repo, Owner: h.cfg.Owner, JobID: j.id, DisplayName: j.name, RunID: j.run.id,
-		WorkflowRef: fmt.Sprintf("%s/%s/%s@refs/heads/main", h.cfg.Owner, h.cfg.Repo, j.run.wf.Path),
+		Type: kind, Repository: j.run.repo.name, Owner: h.cfg.Owner, JobID: j.id, DisplayName: j.name, RunID: j.run.id,
+		WorkflowRef: fmt.Sprintf("%s/%s/%s@refs/heads/%s", h.cfg.Owner, j.run.repo.name, j.run.wf.Path, j.run.branch),
 		EventName:   j.run.event, Labels: j.labels, RunnerID: j.runnerID, RunnerName: j.runnerName, Result: result,
 		QueueTime: timestamp(j.queued), ScaleSetAssignTime: timestamp(j.assigned), RunnerAssignTime: timestamp(j.started), FinishTime: timestamp(j.finished),
 	}
@@ -105,19 +108,22 @@ func (h *hub) set(id int64) (*scaleSet, error) {
 }
 
 // serves reports whether the scale set has every label.
-func (s *scaleSet) serves(labels []string) bool {
-	for _, want := range labels {
-		if !slices.ContainsFunc(s.labels, func(l string) bool { return strings.EqualFold(l, want) }) {
+func (s *scaleSet) serves(labels []string) bool { return covers(s.labels, labels) }
+
+// covers reports whether every label wanted, of which there is at least one, is among those there are.
+func covers(have, wanted []string) bool {
+	for _, want := range wanted {
+		if !slices.ContainsFunc(have, func(l string) bool { return strings.EqualFold(l, want) }) {
 			return false
 		}
 	}
-	return len(labels) > 0
+	return len(wanted) > 0
 }
 
 // statistics counts. The caller holds the lock.
 func (h *hub) statistics(s *scaleSet) statistics {
 	var st statistics
-	for _, j := range h.jobs {
+	for j := range h.open() {
 		if j.set != s {
 			continue
 		}
@@ -147,29 +153,62 @@ func (h *hub) statistics(s *scaleSet) statistics {
 }
 
 // place gives queued jobs to the scale sets that have their labels, a session, and capacity left, oldest job first;
-// then assigned jobs to idle runners. The caller holds the lock.
+// then jobs to idle runners that may do them. The caller holds the lock.
 func (h *hub) place() {
-	for _, run := range h.runs {
-		for _, j := range run.jobs {
-			if j.state == jobQueued && !run.overParallel(j) {
-				h.offer(j)
+	free, some := h.free()
+	loose := h.loose()
+	for j := range h.open() {
+		if some && j.state == jobQueued && !j.run.overParallel(j) {
+			h.offer(j, free)
+		}
+		if j.state == jobAssigned || (loose && j.state == jobQueued && !j.run.overParallel(j)) {
+			h.dispatch(j)
+		}
+	}
+}
+
+// open yields the jobs that are not over, the oldest run's first. The caller holds the lock.
+func (h *hub) open() iter.Seq[*job] {
+	return func(yield func(*job) bool) {
+		for _, run := range h.runs {
+			if run.over {
+				continue
 			}
-			if j.state == jobAssigned {
-				h.dispatch(j)
+			for _, j := range run.jobs {
+				if j.state != jobDone && !yield(j) {
+					return
+				}
 			}
 		}
 	}
 }
 
-func (h *hub) offer(j *job) {
+// free counts how many more jobs each scale set with a session would hold, and says whether any would hold one. The caller
+// holds the lock.
+func (h *hub) free() (free map[*scaleSet]int, some bool) {
+	free = map[*scaleSet]int{}
 	for _, s := range h.sets {
-		if s.session == "" || s.capacity < 0 || !s.serves(j.labels) {
+		if s.session != "" && s.capacity > 0 {
+			free[s] = s.capacity
+		}
+	}
+	for j := range h.open() {
+		if n, ok := free[j.set]; ok && (j.state.placed() || j.state == jobRunning) {
+			free[j.set] = n - 1
+		}
+	}
+	for _, n := range free {
+		some = some || n > 0
+	}
+	return free, some
+}
+
+func (h *hub) offer(j *job, free map[*scaleSet]int) {
+	for _, s := range h.sets {
+		if free[s] <= 0 || !s.serves(j.labels) || !h.reaches(j, s.domain, s.group) {
 			continue
 		}
-		st := h.statistics(s)
-		if st.Available+st.Assigned >= s.capacity {
-			continue
-		}
+		free[s]--
 		j.set = s
 		if h.cfg.Acquire {
 			j.state = jobAvailable
@@ -188,14 +227,19 @@ func (h *hub) assign(j *job) {
 	h.tell(j, "JobAssigned", "")
 }
 
-func (h *hub) createSet(name string, labels []string, disableUpdate bool) (s *scaleSet, err error) {
+// createSet makes a scale set in a group of a domain. Its name is the group's only one.
+func (h *hub) createSet(domain string, groupID int64, name string, labels []string, disableUpdate bool) (s *scaleSet, err error) {
 	h.change(func() {
 		if name == "" {
 			err = errBadRequest("a runner scale set needs a name")
 			return
 		}
+		var g *group
+		if g, err = h.group(domain, groupID); err != nil {
+			return
+		}
 		for _, other := range h.sets {
-			if strings.EqualFold(other.name, name) {
+			if other.group == g && strings.EqualFold(other.name, name) {
 				err = &apiError{http.StatusConflict, "RunnerScaleSetExistsException", fmt.Sprintf("a runner scale set named %q exists", name)}
 				return
 			}
@@ -203,7 +247,7 @@ func (h *hub) createSet(name string, labels []string, disableUpdate bool) (s *sc
 		if len(labels) == 0 {
 			labels = []string{name}
 		}
-		s = &scaleSet{id: h.id(), name: name, labels: labels, disableUpdate: disableUpdate, created: h.now(), capacity: -1}
+		s = &scaleSet{id: h.id(), domain: domain, group: g, name: name, labels: labels, disableUpdate: disableUpdate, created: h.now(), capacity: -1}
 		h.sets = append(h.sets, s)
 	})
 	return s, err
@@ -218,7 +262,7 @@ func (h *hub) deleteSet(id int64) (err error) {
 		}
 		s.deleted, s.session = true, ""
 		h.sets = slices.DeleteFunc(h.sets, func(o *scaleSet) bool { return o == s })
-		for _, j := range h.jobs {
+		for j := range h.open() {
 			if j.set == s && j.state.placed() {
 				h.requeue(j)
 			}
@@ -242,7 +286,7 @@ func (h *hub) openSession(setID int64, owner string) (session string, err error)
 		s.session, s.owner, s.lastPoll, s.capacity = newUUID(), owner, h.now(), -1
 		session = s.session
 		// What the old session was offered and did not take is offered again.
-		for _, j := range h.jobs {
+		for j := range h.open() {
 			if j.set == s && j.state == jobAvailable {
 				h.requeue(j)
 			}
@@ -351,7 +395,7 @@ func (h *hub) acquire(setID int64, session string, ids []int64) (got []int64, er
 			err = errNotFound("jobs are assigned without asking here")
 			return
 		}
-		for _, j := range h.jobs {
+		for j := range h.open() {
 			if j.set == s && j.state == jobAvailable && slices.Contains(ids, j.number) {
 				h.assign(j)
 				got = append(got, j.number)
