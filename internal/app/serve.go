@@ -29,8 +29,11 @@ func (a *App) Connect(ctx context.Context) error {
 	}
 	var err error
 	a.github, err = github.New(github.Config{
-		URL: a.cfg.GitHub.Scope(), AppID: strconv.FormatInt(a.cfg.GitHub.AppID, 10), InstallationID: a.cfg.GitHub.InstallationID,
-		PrivateKey: a.cfg.GitHub.PrivateKey, Owner: "flint-" + a.cfg.Host.Name, StateDir: journals,
+		Accounts: []github.Account{{
+			URL: a.cfg.GitHub.Scope(), AppID: strconv.FormatInt(a.cfg.GitHub.AppID, 10), InstallationID: a.cfg.GitHub.InstallationID,
+			PrivateKey: a.cfg.GitHub.PrivateKey,
+		}},
+		Owner: "flint-" + a.cfg.Host.Name, StateDir: journals,
 		Pools: a.cfg.FlintPools(), Log: a.log,
 		Events: func(ctx context.Context, ev flint.JobEvent) error { return a.host.Note(ctx, ev) },
 	})

@@ -528,7 +528,8 @@ func newDesk(t testing.TB, f *far, change func(*Config)) *desk {
 	t.Helper()
 	d := &desk{far: f}
 	cfg := Config{
-		URL: f.base + "/acme", AppID: "Iv1.app", PrivateKey: testPEM(), Owner: "test-host", StateDir: t.TempDir(),
+		Accounts: []Account{{URL: f.base + "/acme", AppID: "Iv1.app", PrivateKey: testPEM()}},
+		Owner:    "test-host", Prefix: "flint-", StateDir: t.TempDir(),
 		Pools: []flint.Pool{{Name: "flint", Max: 4}}, Log: slog.New(slog.NewTextHandler(&d.log, nil)), Transport: f,
 		Events: func(_ context.Context, e flint.JobEvent) error {
 			d.mu.Lock()

@@ -1,9 +1,10 @@
 // Package github turns GitHub's scale sets into demand, and runners into registrations.
 //
-// It opens one message session per pool and polls it: what GitHub says is handled, persisted, and only then acknowledged.
-// GitHub's own statistics are the demand; messages are never counted. It mints and removes the registrations of runners, and
-// says why a pool hears nothing. It must not decide how many runners there are, must not know hosts or VMs, and keeps the
-// types of the scale set library to itself.
+// It opens one message session per pool of a scale set account and polls it: what GitHub says is handled, persisted, and only
+// then acknowledged. GitHub's own statistics are the demand; messages are never counted. For all accounts it mints, looks up
+// and removes the registrations of runners, and asks what GitHub knows of jobs and of the webhooks it sent; it says why a pool
+// hears nothing. It keeps to GitHub's limits. It must not decide how many runners there are, must not know hosts or VMs, must
+// not receive webhooks, and keeps the types of the libraries to itself.
 package github
 
 import (
@@ -15,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 
 	"flint"
@@ -22,15 +24,14 @@ import (
 
 // Config is what a Client works with.
 type Config struct {
-	URL            string       // of the organisation or repository, https://github.com/acme; for pools without a Scope of their own
-	AppID          string       // client id or app id of the GitHub App
-	InstallationID int64        // of the App; 0: looked up for each scope
-	PrivateKey     flint.Secret // of the App, PEM
-	Token          flint.Secret // a personal access token instead of the App
-	Owner          string       // names the sessions; the same at every start of one coordinator
-	StateDir       string       // an existing private directory for the journals, one file per pool
-	Pools          []flint.Pool
-	Log            *slog.Logger
+	Accounts []Account
+	Owner    string // names the sessions; the same at every start of one coordinator
+	// Prefix begins the names of all our runners and of nobody else's: flint-1a2b3c-. Without it nothing is pruned, and a name
+	// that is taken is never ours, but for scale sets.
+	Prefix   string
+	StateDir string // an existing private directory for the journals, one file per pool
+	Pools    []flint.Pool
+	Log      *slog.Logger
 	// Events persists what GitHub says of a job. An error means that the message is not acknowledged and comes again. An
 	// event may come twice (a crash between this call and the acknowledgement), so the callee must not mind.
 	Events func(context.Context, flint.JobEvent) error
@@ -41,18 +42,27 @@ type Config struct {
 // Client is the coordinator's side of GitHub. Its methods are safe for concurrent use. It is a sched.Source and a
 // host.Registrar.
 type Client struct {
-	cfg     Config
-	scopes  []*scope // one per URL
-	pollers []*poller
-	changed chan struct{}
-	jitter  func() float64
+	cfg      Config
+	accounts []*account
+	scopes   []*scope // those of the pools, one per account and URL
+	pools    []*served
+	pollers  []*poller
+	changed  chan struct{}
+	jitter   func() float64
 
 	mu      sync.Mutex
-	runners map[string]*scope // guarded by mu: where the runners of this process are registered, by name
+	runners map[string]*served // guarded by mu: whose the runners of this process are, by name
+}
+
+// served is a pool, and where it is served.
+type served struct {
+	flint.Pool
+	scope  *scope
+	poller *poller // nil: its jobs are heard of by webhooks
 }
 
 // New checks the configuration and makes a Client. It does not talk to GitHub. Its errors are faults: github.url, github.app,
-// github.key, github.state.
+// github.key, github.state, github.account, github.pool.
 func New(cfg Config) (*Client, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
@@ -60,40 +70,78 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Transport == nil {
 		cfg.Transport = http.DefaultTransport.(*http.Transport).Clone() // each call has its own deadline
 	}
-	c := &Client{cfg: cfg, changed: make(chan struct{}, 1), jitter: rand.Float64, runners: map[string]*scope{}}
+	c := &Client{cfg: cfg, changed: make(chan struct{}, 1), jitter: rand.Float64, runners: map[string]*served{}}
+	for _, a := range cfg.Accounts {
+		if c.account(a.Name) != nil {
+			return nil, accountFault("configure the GitHub accounts", fmt.Errorf("two are called %q", a.Name))
+		}
+		made, err := newAccount(a, cfg.Transport)
+		if err != nil {
+			return nil, err
+		}
+		c.accounts = append(c.accounts, made)
+	}
 	for _, p := range cfg.Pools {
-		if p.Scope == "" {
-			p.Scope = cfg.URL
-		}
-		s, err := c.scope(p.Scope)
-		if err != nil {
+		if err := c.serve(p); err != nil {
 			return nil, err
 		}
-		j, err := openJournal(cfg.StateDir, p.Name, cfg.Log)
-		if err != nil {
-			return nil, err
-		}
-		c.pollers = append(c.pollers, newPoller(c, s, p, j))
 	}
 	return c, nil
 }
 
+// serve takes over one pool.
+func (c *Client) serve(p flint.Pool) error {
+	a := c.account(p.Account)
+	if a == nil && p.Account == "" && len(c.accounts) == 1 {
+		a = c.accounts[0]
+	}
+	if a == nil {
+		return accountFault("serve pool "+p.Name, fmt.Errorf("no GitHub account is called %q", p.Account))
+	}
+	s, err := c.scope(a, p.Scope)
+	if err != nil {
+		return err
+	}
+	at := &served{Pool: p, scope: s}
+	for _, other := range c.pools {
+		switch {
+		case other.Name == p.Name:
+			return poolFault(p.Name, errors.New("another pool has the same name"))
+		case a.Mode == ScaleSets && other.poller != nil && other.scope.url == s.url && strings.EqualFold(setName(other.Pool), setName(p)):
+			return poolFault(p.Name, fmt.Errorf("pool %s has the scale set %s of %s already", other.Name, setName(p), s.name))
+		}
+	}
+	c.pools = append(c.pools, at)
+	if a.Mode != ScaleSets {
+		return nil
+	}
+	j, err := openJournal(c.cfg.StateDir, p.Name, c.cfg.Log)
+	if err != nil {
+		return err
+	}
+	at.poller = newPoller(c, s, p, j)
+	c.pollers = append(c.pollers, at.poller)
+	return nil
+}
+
+func accountFault(what string, err error) error {
+	return &flint.Fault{
+		Code: "github.account", What: what, Kind: flint.ErrConfig, Err: err,
+		Fix: "give each GitHub account a name of its own, and each pool the name of one of them",
+	}
+}
+
+func poolFault(pool string, err error) error {
+	return &flint.Fault{
+		Code: "github.pool", What: "serve pool " + pool, Kind: flint.ErrConfig, Err: err,
+		Fix: "give one of the pools another name and another first label",
+	}
+}
+
 // check refuses what can be seen to be wrong without asking GitHub.
 func (cfg *Config) check() error {
-	switch {
-	case cfg.Token == "" && cfg.AppID == "":
-		return &flint.Fault{
-			Code: "github.app", What: "sign in to GitHub", Kind: flint.ErrConfig,
-			Err: errors.New("neither a GitHub App nor a token is configured"),
-			Fix: "set github.app_id and github.private_key_file",
-		}
-	case cfg.Token == "":
-		if _, err := parseKey(cfg.PrivateKey); err != nil {
-			return &flint.Fault{
-				Code: "github.key", What: "read the private key of the GitHub App", Kind: flint.ErrConfig, Err: err,
-				Fix: "set github.private_key_file to the .pem file that GitHub offered when the key was generated",
-			}
-		}
+	if len(cfg.Accounts) == 0 {
+		return accountFault("sign in to GitHub", errors.New("no account is configured"))
 	}
 	if cfg.Owner == "" {
 		return errors.New("make GitHub client: no owner name")
@@ -113,16 +161,36 @@ func (cfg *Config) check() error {
 	return nil
 }
 
-// scope returns the scope of a URL, the same for the same URL.
-func (c *Client) scope(url string) (*scope, error) {
+// account returns the account of a name; nil where there is none.
+func (c *Client) account(name string) *account {
+	for _, a := range c.accounts {
+		if a.Name == name {
+			return a
+		}
+	}
+	return nil
+}
+
+// scope returns an account's scope of a URL, the same for the same URL; its own without one. It must be on the account's
+// server: another has no business with its credentials.
+func (c *Client) scope(a *account, url string) (*scope, error) {
+	if url == "" {
+		url = a.URL
+	}
 	for _, s := range c.scopes {
-		if s.url == url {
+		if s.account == a && s.url == url {
 			return s, nil
 		}
 	}
-	s, err := newScope(url, &c.cfg)
-	if err != nil {
-		return nil, err
+	s := a.base
+	if url != a.base.url {
+		var err error
+		if s, err = newScope(url, a); err != nil {
+			return nil, err
+		}
+	}
+	if s.api != a.base.api {
+		return nil, accountFault("use "+url, fmt.Errorf("it is on another server than %s of its account", a.URL))
 	}
 	c.scopes = append(c.scopes, s)
 	return s, nil
@@ -164,26 +232,27 @@ func (c *Client) signal() {
 // Capacity tells how many runners the pool has and could still start. GitHub assigns no more jobs than that. The number is
 // read when a poll starts, so a poll that was begun with a smaller one is given up and asked anew.
 func (c *Client) Capacity(pool string, n int) {
-	if p := c.poller(pool); p != nil {
-		p.setCapacity(max(0, n))
+	if p := c.served(pool); p != nil && p.poller != nil {
+		p.poller.setCapacity(max(0, n))
 	}
 }
 
-// Waiting says, for each pool that hears nothing from GitHub at the moment, why.
-func (c *Client) Waiting() []flint.Reason {
-	var reasons []flint.Reason
+// Waiting says, for each pool with a message session that hears nothing from GitHub at the moment, why.
+func (c *Client) Waiting() map[string]flint.Reason {
+	reasons := map[string]flint.Reason{}
 	for _, p := range c.pollers {
 		if r := p.currentReason(); !r.IsZero() {
-			reasons = append(reasons, r)
+			reasons[p.pool.Name] = r
 		}
 	}
 	return reasons
 }
 
-func (c *Client) poller(pool string) *poller {
-	i := slices.IndexFunc(c.pollers, func(p *poller) bool { return p.pool.Name == pool })
+// served returns the pool of a name; nil where there is none.
+func (c *Client) served(pool string) *served {
+	i := slices.IndexFunc(c.pools, func(p *served) bool { return p.Name == pool })
 	if i < 0 {
 		return nil
 	}
-	return c.pollers[i]
+	return c.pools[i]
 }

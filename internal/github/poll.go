@@ -177,7 +177,8 @@ func (p *poller) handle(ctx context.Context, m *message) error {
 	at := position{Set: p.scaleSet(), Message: m.id, Digest: m.digest(), Pending: p.journal.at.Pending}
 	if j := p.journal.at; j.Message != at.Message || j.Digest != at.Digest {
 		for _, e := range m.events {
-			e.Pool = p.pool.Name
+			// The pools of a scope share its jobs: a runner may take one that another pool was told of.
+			e.Pool = p.client.poolOf(e.Runner, p.pool.Name)
 			if err := p.client.cfg.Events(ctx, e); err != nil {
 				return fmt.Errorf("persist event of runner %s: %w", e.Runner, err)
 			}
@@ -272,7 +273,7 @@ func (p *poller) let(ctx context.Context, err error) {
 	if p.session != nil {
 		p.leave(ctx)
 	}
-	if e.status != http.StatusNotFound {
+	if e.status != http.StatusNotFound || e.signedOut() {
 		p.svc = nil
 	}
 	p.mu.Lock()

@@ -79,7 +79,7 @@ func TestEventThatIsNotPersistedComesAgain(t *testing.T) {
 		if n := d.far.count("DELETE ack"); n != 0 {
 			t.Fatalf("acknowledged %d times although nothing was persisted", n)
 		}
-		if r := d.Waiting(); len(r) != 1 || r[0].Code != "github.events" {
+		if r := d.Waiting(); len(r) != 1 || r["flint"].Code != "github.events" {
 			t.Errorf("waiting: %v", r)
 		}
 		settle(10 * time.Second)
@@ -140,7 +140,7 @@ func TestSessionHeldByAnother(t *testing.T) {
 		d.far.with(func() { d.far.session = another })
 		settle(10 * time.Minute)
 		r := d.Waiting()
-		if len(r) != 1 || r[0].Code != "github.session" || !strings.Contains(r[0].Text, "pool flint") {
+		if len(r) != 1 || r["flint"].Code != "github.session" || !strings.Contains(r["flint"].Text, "pool flint") {
 			t.Errorf("waiting: %v", r)
 		}
 		n := d.far.count("POST sessions")
@@ -173,7 +173,7 @@ func TestNumbersAreNotBelievedForEver(t *testing.T) {
 			t.Errorf("after five minutes without the session: %+v", got)
 		}
 		const says = "no runner is started for the 4 jobs"
-		if r := d.Waiting(); len(r) != 1 || r[0].Code != "github.session" || !strings.Contains(r[0].Text, says) {
+		if r := d.Waiting(); len(r) != 1 || r["flint"].Code != "github.session" || !strings.Contains(r["flint"].Text, says) {
 			t.Errorf("waiting: %v", r)
 		}
 		settle(time.Minute)
@@ -213,7 +213,7 @@ func TestRisingCapacityDoesNotHideSilence(t *testing.T) {
 			d.Capacity("flint", n)
 			settle(10 * time.Second)
 		}
-		if r := d.Waiting(); len(r) != 1 || r[0].Code != "github.unreachable" {
+		if r := d.Waiting(); len(r) != 1 || r["flint"].Code != "github.unreachable" {
 			t.Errorf("waiting: %v", r)
 		}
 		if got := d.Demand(); len(got) != 0 {
@@ -300,7 +300,7 @@ func TestGitHubDown(t *testing.T) {
 				})
 				settle(10 * time.Minute)
 				r := d.Waiting()
-				if len(r) != 1 || r[0].Code != "github.unreachable" || !strings.Contains(r[0].Text, "unreachable since 00:00:01") {
+				if len(r) != 1 || r["flint"].Code != "github.unreachable" || !strings.Contains(r["flint"].Text, "unreachable since 00:00:01") {
 					t.Errorf("waiting: %v", r)
 				}
 				if n := d.far.count("GET poll"); n < 10 || n > 20 {
@@ -341,7 +341,7 @@ func TestRetryAfterIsHonoured(t *testing.T) {
 		if n := d.far.count("POST registration-token"); n != 1 {
 			t.Errorf("%d requests before GitHub wanted one", n)
 		}
-		if r := d.Waiting(); len(r) != 1 || r[0].Code != "github.rate" {
+		if r := d.Waiting(); len(r) != 1 || r["flint"].Code != "github.rate" {
 			t.Errorf("waiting: %v", r)
 		}
 		settle(2 * time.Second)

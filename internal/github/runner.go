@@ -9,37 +9,48 @@ import (
 	"flint"
 )
 
-// Register makes r known to GitHub under its ID and returns the configuration that lets one guest be it for one job. A stale
-// registration of the same name in the same scale set (from before a crash) is removed first. On error none is left, as far
-// as GitHub can be reached; Remove makes sure.
+// Register makes r known to GitHub under its ID and returns what lets one guest be it for one job. A stale registration of the
+// same name (from before a crash) is removed first, if it is ours. On error none is left, as far as GitHub can be reached;
+// Remove makes sure. Where guests register themselves, GitHub does not know the runner yet: its id is 0.
 func (c *Client) Register(ctx context.Context, r flint.Runner) (flint.Registration, error) {
-	p := c.poller(r.Pool)
+	p := c.served(r.Pool)
 	if p == nil {
 		return flint.Registration{}, fmt.Errorf("register runner %s: %w: pool %s", r.ID, flint.ErrNotFound, r.Pool)
 	}
-	c.remember(r.ID, p.scope)
+	c.remember(r.ID, p)
+	switch {
+	case p.poller != nil:
+		return c.registerInSet(ctx, p, r.ID)
+	case p.scope.account.SelfRegister:
+		return p.scope.selfRegistration(ctx, p.Pool, r.ID)
+	}
+	return c.registerREST(ctx, p, r.ID)
+}
+
+// registerInSet makes a runner of the pool's scale set.
+func (c *Client) registerInSet(ctx context.Context, p *served, name string) (flint.Registration, error) {
 	svc, err := p.scope.controlService(ctx)
 	if err != nil {
 		return flint.Registration{}, err
 	}
-	set := p.scaleSet()
+	set := p.poller.scaleSet()
 	if set == 0 {
-		if set, err = svc.scaleSet(ctx, p.pool); err != nil {
+		if set, err = svc.scaleSet(ctx, p.Pool); err != nil {
 			return flint.Registration{}, err
 		}
 	}
-	reg, err := svc.jit(ctx, set, r.ID)
+	reg, err := svc.jit(ctx, set, name)
 	if exception(err, "AgentExistsException") {
-		if err := c.removeStale(ctx, svc, set, r.ID); err != nil {
+		if err := c.removeStale(ctx, svc, set, name); err != nil {
 			return flint.Registration{}, err
 		}
-		reg, err = svc.jit(ctx, set, r.ID)
+		reg, err = svc.jit(ctx, set, name)
 	}
 	if err == nil {
 		return reg, nil
 	}
 	if unclear(err) {
-		c.undo(ctx, svc, set, r.ID)
+		c.undo(ctx, name, func(ctx context.Context) error { return c.removeStale(ctx, svc, set, name) })
 	}
 	return flint.Registration{}, err
 }
@@ -51,11 +62,7 @@ func (c *Client) removeStale(ctx context.Context, svc *service, set int, name st
 		return err
 	}
 	if owner != set {
-		return &flint.Fault{
-			Code: "github.runner-exists", What: "register runner " + name, Kind: flint.ErrConflict,
-			Err: errors.New("GitHub has a runner of this name that belongs to something else"),
-			Fix: "remove that runner on GitHub's page of self-hosted runners",
-		}
+		return existsFault(name)
 	}
 	c.cfg.Log.Warn("remove stale registration", "runner", name, "github_id", id)
 	return outcome(name, svc.remove(ctx, name, id))
@@ -68,42 +75,117 @@ func unclear(err error) bool {
 }
 
 // undo removes what an unclear answer may have left.
-func (c *Client) undo(ctx context.Context, svc *service, set int, name string) {
+func (c *Client) undo(ctx context.Context, name string, remove func(context.Context) error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
-	if err := c.removeStale(ctx, svc, set, name); err != nil {
+	if err := remove(ctx); err != nil {
 		c.cfg.Log.Warn("registration may be left over", "runner", name, "error", err)
+	}
+}
+
+func existsFault(name string) error {
+	return &flint.Fault{
+		Code: "github.runner-exists", What: "register runner " + name, Kind: flint.ErrConflict,
+		Err: errors.New("GitHub has a runner of this name that belongs to something else"),
+		Fix: "remove that runner on GitHub's page of self-hosted runners",
 	}
 }
 
 // Remove deletes a runner's registration by its GitHub id, or by its name where the id is 0. It is idempotent: nil when there
 // is none. While the runner has a job GitHub keeps it: flint.ErrConflict, try again later.
 func (c *Client) Remove(ctx context.Context, runner string, githubID int64) error {
-	scopes := c.scopes
-	if s := c.home(runner); s != nil {
-		scopes = []*scope{s}
+	homes, id := c.homes(runner), githubID
+	if len(homes) > 1 {
+		id = 0 // ids are of one scope; if it is not certain which, only the name tells
 	}
-	for _, s := range scopes {
-		svc, err := s.controlService(ctx)
+	var errs []error
+	for _, s := range homes {
+		found, err := s.removeRunner(ctx, runner, id)
 		if err != nil {
-			return err
+			errs = append(errs, err) // the runner may be in another scope, which can be reached
+		} else if found {
+			errs = nil
+			break
 		}
-		id := githubID
-		// Ids are of one scope. If it is not certain which, only the name tells.
-		if id == 0 || len(scopes) > 1 {
-			if id, _, err = svc.find(ctx, runner); err != nil {
-				return err
-			}
-			if id == 0 {
-				continue
-			}
-		}
-		if err := outcome(runner, svc.remove(ctx, runner, id)); err != nil {
-			return err
-		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	c.forgetRunner(runner)
 	return nil
+}
+
+// removeRunner deletes a registration of the scope in the way its account works.
+func (s *scope) removeRunner(ctx context.Context, name string, id int64) (found bool, err error) {
+	if s.account.Mode == Webhooks {
+		return s.removeREST(ctx, name, id)
+	}
+	svc, err := s.controlService(ctx)
+	if err != nil {
+		return false, err
+	}
+	if id == 0 {
+		if id, _, err = svc.find(ctx, name); err != nil || id == 0 {
+			return false, err
+		}
+	}
+	return true, outcome(name, svc.remove(ctx, name, id))
+}
+
+// Status returns what GitHub says of a registration, which is looked up by its GitHub id, or by its name where the id is 0. It
+// returns flint.ErrNotFound where GitHub has none: before a guest has registered itself, and after its job.
+func (c *Client) Status(ctx context.Context, runner string, githubID int64) (flint.RunnerStatus, error) {
+	homes, id := c.homes(runner), githubID
+	if len(homes) > 1 {
+		id = 0
+	}
+	var errs []error
+	for _, s := range homes {
+		r, err := s.lookUp(ctx, runner, id)
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case r != nil:
+			return flint.RunnerStatus{Online: r.GetStatus() == "online", Busy: r.GetBusy()}, nil
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return flint.RunnerStatus{}, err
+	}
+	return flint.RunnerStatus{}, fmt.Errorf("look up runner %s: %w at GitHub", runner, flint.ErrNotFound)
+}
+
+// Prune removes the registrations that have our prefix and that live does not claim, in every scope, and returns their names.
+// Those that GitHub says are busy are left for later. live is asked after GitHub, so a runner whose name is known before it is
+// registered is never taken for a stale one.
+func (c *Client) Prune(ctx context.Context, live func(name string) bool) (removed []string, err error) {
+	if c.cfg.Prefix == "" {
+		return nil, errors.New("prune registrations: no prefix tells which are ours")
+	}
+	var errs []error
+	for _, s := range c.scopes {
+		runners, err := s.runners(ctx, c.cfg.Prefix)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		for _, r := range runners {
+			name := r.GetName()
+			if r.GetBusy() || live(name) {
+				continue
+			}
+			found, err := s.removeREST(ctx, name, r.GetID())
+			switch {
+			case errors.Is(err, flint.ErrConflict):
+			case err != nil:
+				errs = append(errs, err)
+			case found:
+				c.cfg.Log.Info("removed a stale registration", "runner", name, "scope", s.name, "github_id", r.GetID())
+				c.forgetRunner(name)
+				removed = append(removed, name)
+			}
+		}
+	}
+	return removed, errors.Join(errs...)
 }
 
 // outcome reads the answer to a removal.
@@ -112,12 +194,16 @@ func outcome(name string, err error) error {
 	case exception(err, "AgentNotFoundException"), status(err) == http.StatusNotFound:
 		return nil
 	case exception(err, "JobStillRunningException"):
-		return &flint.Fault{
-			Code: "github.busy", What: "remove runner " + name, Kind: flint.ErrConflict, Err: err,
-			Fix: "wait until its job has ended or GitHub has given it up (about ten minutes after the runner was last heard)",
-		}
+		return busyFault(name, err)
 	}
 	return err
+}
+
+func busyFault(name string, err error) error {
+	return &flint.Fault{
+		Code: "github.busy", What: "remove runner " + name, Kind: flint.ErrConflict, Err: err,
+		Fix: "wait until its job has ended or GitHub has given it up (about ten minutes after the runner was last heard)",
+	}
 }
 
 // exception reports whether err is a refusal that GitHub named so.
@@ -126,16 +212,30 @@ func exception(err error, name string) bool {
 	return errors.As(err, &e) && e.is(name)
 }
 
-func (c *Client) remember(runner string, s *scope) {
+func (c *Client) remember(runner string, p *served) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.runners[runner] = s
+	c.runners[runner] = p
 }
 
-func (c *Client) home(runner string) *scope {
+// homes returns where a runner may be registered: one scope for those of this process, all for those of an earlier one.
+func (c *Client) homes(runner string) []*scope {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.runners[runner]
+	if p := c.runners[runner]; p != nil {
+		return []*scope{p.scope}
+	}
+	return c.scopes
+}
+
+// poolOf returns the pool of a runner of this process, or what to say of any other.
+func (c *Client) poolOf(runner, otherwise string) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.runners[runner]; p != nil {
+		return p.Name
+	}
+	return otherwise
 }
 
 func (c *Client) forgetRunner(runner string) {

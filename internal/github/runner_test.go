@@ -202,7 +202,7 @@ func TestFaultsNameTheSetting(t *testing.T) {
 			}
 			d := newDesk(t, f, func(c *Config) {
 				if tc.token {
-					c.Token = secretPAT
+					c.Accounts[0].Token = secretPAT
 				}
 			})
 			_, err := d.Register(t.Context(), one)
@@ -227,20 +227,20 @@ func TestNewRefusesWhatCannotWork(t *testing.T) {
 		change func(*Config)
 		code   string
 	}{
-		"no credentials": {func(c *Config) { c.AppID = "" }, "github.app"},
-		"no key":         {func(c *Config) { c.PrivateKey = "" }, "github.key"},
+		"no credentials": {func(c *Config) { c.Accounts[0].AppID = "" }, "github.app"},
+		"no key":         {func(c *Config) { c.Accounts[0].PrivateKey = "" }, "github.key"},
 		"not a key": {func(c *Config) {
-			c.PrivateKey = "-----BEGIN RSA PRIVATE KEY-----\nAAAA\n-----END RSA PRIVATE KEY-----\n"
+			c.Accounts[0].PrivateKey = "-----BEGIN RSA PRIVATE KEY-----\nAAAA\n-----END RSA PRIVATE KEY-----\n"
 		}, "github.key"},
 		"no directory":        {func(c *Config) { c.StateDir = "/nonexistent" }, "github.state"},
-		"no organisation":     {func(c *Config) { c.URL = "https://github.com/" }, "github.url"},
-		"too deep":            {func(c *Config) { c.URL = "https://github.com/a/b/c" }, "github.url"},
-		"empty repository":    {func(c *Config) { c.URL = "https://github.com/a//b" }, "github.url"},
-		"plain http":          {func(c *Config) { c.URL = "http://github.com/acme" }, "github.url"},
-		"password":            {func(c *Config) { c.URL = "https://u:p@github.com/acme" }, "github.url"},
-		"no scheme":           {func(c *Config) { c.URL = "github.com/acme" }, "github.url"},
-		"control character":   {func(c *Config) { c.URL = "https://github.com/\x7f" }, "github.url"},
-		"enterprise with app": {func(c *Config) { c.URL = "https://github.com/enterprises/acme" }, "github.url"},
+		"no organisation":     {func(c *Config) { c.Accounts[0].URL = "https://github.com/" }, "github.url"},
+		"too deep":            {func(c *Config) { c.Accounts[0].URL = "https://github.com/a/b/c" }, "github.url"},
+		"empty repository":    {func(c *Config) { c.Accounts[0].URL = "https://github.com/a//b" }, "github.url"},
+		"plain http":          {func(c *Config) { c.Accounts[0].URL = "http://github.com/acme" }, "github.url"},
+		"password":            {func(c *Config) { c.Accounts[0].URL = "https://u:p@github.com/acme" }, "github.url"},
+		"no scheme":           {func(c *Config) { c.Accounts[0].URL = "github.com/acme" }, "github.url"},
+		"control character":   {func(c *Config) { c.Accounts[0].URL = "https://github.com/\x7f" }, "github.url"},
+		"enterprise with app": {func(c *Config) { c.Accounts[0].URL = "https://github.com/enterprises/acme" }, "github.url"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := newDesk(t, newFar(t), nil).cfg
@@ -284,7 +284,7 @@ func TestOverTCP(t *testing.T) {
 	defer server.Close()
 	f.base = server.URL
 	f.stats = map[string]int{"totalAssignedJobs": 2}
-	d := newDesk(t, f, func(c *Config) { c.URL, c.Transport = server.URL+"/acme", nil })
+	d := newDesk(t, f, func(c *Config) { c.Accounts[0].URL, c.Transport = server.URL+"/acme", nil })
 	stop := d.start(t)
 	wait := func(what string, ok func() bool) {
 		t.Helper()

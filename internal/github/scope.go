@@ -2,11 +2,8 @@ package github
 
 import (
 	"context"
-	"crypto/rsa"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -14,27 +11,30 @@ import (
 	"sync"
 	"time"
 
-	"github.com/golang-jwt/jwt/v5"
+	gh "github.com/google/go-github/v79/github"
 
 	"flint"
 )
 
 // scope is an organisation, repository or enterprise of a GitHub server, and how we sign in to it.
 type scope struct {
-	cfg  *Config
-	url  string // as configured
-	name string // acme, or acme/app: for messages
-	api  string // base of the REST API, without a slash at the end
-	path string // of the scope in the REST API: /orgs/acme, /repos/acme/app
+	account *account
+	url     string // as configured
+	host    string // of the URL
+	name    string // acme, or acme/app: for messages
+	api     string // base of the REST API, without a slash at the end
+	path    string // of the scope in the REST API: /orgs/acme, /repos/acme/app
 
 	mu           sync.Mutex
-	installation int64    // guarded by mu; 0: not known yet
-	control      *service // guarded by mu: for registrations and clean-up; the pollers have their own
+	installation int64     // guarded by mu; 0: not known yet
+	control      *service  // guarded by mu: for registrations and clean-up; the pollers have their own
+	groups       []group   // guarded by mu: the runner groups, as they were at grouped
+	grouped      time.Time // guarded by mu
 }
 
 // newScope checks the URL of a scope. Plain http is for servers on this machine or a private network (a simulator): anywhere
 // else it would send the App's tokens in the clear.
-func newScope(raw string, cfg *Config) (*scope, error) {
+func newScope(raw string, a *account) (*scope, error) {
 	bad := func(err error) error {
 		return &flint.Fault{
 			Code: "github.url", What: fmt.Sprintf("use %q as a GitHub organisation or repository", raw), Kind: flint.ErrConfig, Err: err,
@@ -51,13 +51,13 @@ func newScope(raw string, cfg *Config) (*scope, error) {
 	if u.Scheme != "https" && (u.Scheme != "http" || !private(u.Hostname())) {
 		return nil, bad(errors.New("it does not start with https://"))
 	}
-	s := &scope{cfg: cfg, url: raw, name: strings.Trim(u.Path, "/"), api: apiBase(u), installation: cfg.InstallationID}
+	s := &scope{account: a, url: raw, host: u.Host, name: strings.Trim(u.Path, "/"), api: apiBase(u), installation: a.InstallationID}
 	parts := strings.Split(s.name, "/")
 	switch {
 	case s.name == "" || len(parts) > 2 || parts[0] == "" || parts[len(parts)-1] == "":
 		return nil, bad(errors.New("its path is neither an organisation nor a repository"))
 	case len(parts) == 2 && strings.EqualFold(parts[0], "enterprises"):
-		if cfg.Token == "" {
+		if a.Token == "" {
 			return nil, bad(errors.New("a GitHub App cannot serve a whole enterprise; a token can"))
 		}
 		s.path = "/enterprises/" + parts[1]
@@ -91,16 +91,34 @@ func apiBase(u *url.URL) string {
 	}
 }
 
-// service makes a client of the scale set API, signed in to this scope.
-func (s *scope) service(ctx context.Context) (*service, error) {
+// organisation reports whether the scope has runner groups of its own: only a repository has none.
+func (s *scope) organisation() bool { return !strings.HasPrefix(s.path, "/repos/") }
+
+// covers reports whether a repository belongs to the scope. Of an enterprise that is not known.
+func (s *scope) covers(repository string) bool {
+	owner, _, _ := strings.Cut(repository, "/")
+	return strings.EqualFold(s.name, repository) || strings.EqualFold(s.path, "/orgs/"+owner)
+}
+
+// credential returns what calls for this scope are signed with.
+func (s *scope) credential(ctx context.Context) (*credential, error) {
 	id := int64(0)
-	if s.cfg.Token == "" {
+	if s.account.Token == "" {
 		var err error
 		if id, err = s.installationID(ctx); err != nil {
 			return nil, err
 		}
 	}
-	return newService(s, id)
+	return s.account.credential(id)
+}
+
+// service makes a client of the scale set API, signed in to this scope.
+func (s *scope) service(ctx context.Context) (*service, error) {
+	cred, err := s.credential(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return newService(s, cred)
 }
 
 // controlService returns the client for registrations and clean-up. It is apart from the pollers', which are locked for as
@@ -142,44 +160,12 @@ func (s *scope) installationID(ctx context.Context) (int64, error) {
 		return id, nil
 	}
 	verb := "look up the App's installation for " + s.name
-	err := observe(ctx, s, verb, callTimeout, func(ctx context.Context) error {
-		token, err := s.appToken(time.Now())
-		if err != nil {
-			return err
-		}
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.api+s.path+"/installation", nil)
-		if err != nil {
-			return err
-		}
-		req.Header.Set("Authorization", "Bearer "+token)
-		req.Header.Set("Accept", "application/vnd.github+json")
-		req.Header.Set("User-Agent", "flint")
-		resp, err := (&http.Client{Transport: &recorder{next: s.cfg.Transport}}).Do(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return errors.New(resp.Status)
-		}
-		body, err := io.ReadAll(resp.Body)
-		if err != nil {
-			return err
-		}
-		var answer struct {
-			ID int64 `json:"id"`
-		}
-		if err := json.Unmarshal(body, &answer); err != nil {
-			return err
-		}
-		if answer.ID <= 0 {
-			return errors.New("the answer has no id")
-		}
-		id = answer.ID
-		return nil
-	})
-	if err != nil {
+	var answer gh.Installation
+	if _, err := s.askAsApp(ctx, verb, request{method: http.MethodGet, path: s.path + "/installation", into: &answer}); err != nil {
 		return 0, err
+	}
+	if id = answer.GetID(); id <= 0 {
+		return 0, fmt.Errorf("%s: the answer has no id", verb)
 	}
 	s.mu.Lock()
 	s.installation = id
@@ -187,25 +173,9 @@ func (s *scope) installationID(ctx context.Context) (int64, error) {
 	return id, nil
 }
 
-// appToken signs the JWT that proves we are the App. GitHub wants at most ten minutes; the minute back is for clocks that
-// differ.
-func (s *scope) appToken(now time.Time) (string, error) {
-	key, err := parseKey(s.cfg.PrivateKey)
-	if err != nil {
-		return "", err
-	}
-	issued := now.Add(-time.Minute)
-	return jwt.NewWithClaims(jwt.SigningMethodRS256, jwt.RegisteredClaims{
-		Issuer:    s.cfg.AppID,
-		IssuedAt:  jwt.NewNumericDate(issued),
-		ExpiresAt: jwt.NewNumericDate(issued.Add(9 * time.Minute)),
-	}).SignedString(key)
-}
-
-func parseKey(pem flint.Secret) (*rsa.PrivateKey, error) {
-	key, err := jwt.ParseRSAPrivateKeyFromPEM([]byte(string(pem)))
-	if err != nil {
-		return nil, fmt.Errorf("parse RSA private key: %w", err)
-	}
-	return key, nil
+// uninstalled forgets an installation that GitHub does not know any more: the App may have been installed anew.
+func (s *scope) uninstalled() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.installation = s.account.InstallationID
 }

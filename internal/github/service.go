@@ -30,23 +30,23 @@ type service struct {
 }
 
 // newService makes a client that does not retry by itself: retries are ours, so that they can be seen and are bounded once.
-func newService(s *scope, installation int64) (*service, error) {
+func newService(s *scope, cred *credential) (*service, error) {
 	options := []scaleset.HTTPOption{
-		scaleset.WithRetryableHTTPClint(libraryClient(s.cfg.Transport)),
+		scaleset.WithRetryableHTTPClint(libraryClient(cred.recorder())),
 		scaleset.WithLogger(slog.New(slog.DiscardHandler)), // it logs URLs; what matters comes back as errors
 	}
 	info := scaleset.SystemInfo{System: "flint", Subsystem: "coordinator"}
 	var c *scaleset.Client
 	var err error
-	if s.cfg.Token != "" {
+	if s.account.Token != "" {
 		c, err = scaleset.NewClientWithPersonalAccessToken(scaleset.NewClientWithPersonalAccessTokenConfig{
-			GitHubConfigURL: s.url, PersonalAccessToken: string(s.cfg.Token), SystemInfo: info,
+			GitHubConfigURL: s.url, PersonalAccessToken: string(s.account.Token), SystemInfo: info,
 		}, options...)
 	} else {
 		c, err = scaleset.NewClientWithGitHubApp(scaleset.ClientWithGitHubAppConfig{
 			GitHubConfigURL: s.url, SystemInfo: info,
 			GitHubAppAuth: scaleset.GitHubAppAuth{
-				ClientID: s.cfg.AppID, InstallationID: installation, PrivateKey: string(s.cfg.PrivateKey),
+				ClientID: s.account.AppID, InstallationID: cred.installation, PrivateKey: string(s.account.PrivateKey),
 			},
 		}, options...)
 	}
@@ -61,7 +61,7 @@ func newService(s *scope, installation int64) (*service, error) {
 func libraryClient(rt http.RoundTripper) *retryablehttp.Client {
 	outer := &http.Transport{TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}}
 	for _, scheme := range []string{"http", "https"} {
-		outer.RegisterProtocol(scheme, &recorder{next: rt})
+		outer.RegisterProtocol(scheme, rt)
 	}
 	c := retryablehttp.NewClient()
 	c.HTTPClient = &http.Client{Transport: outer, Timeout: 2 * pollTimeout}
@@ -79,39 +79,54 @@ func (s *service) call(ctx context.Context, verb string, timeout time.Duration, 
 	defer func() { <-s.gate }()
 	err := observe(ctx, s.scope, verb, timeout, f)
 	var e *callError
-	if errors.As(err, &e) && e.status == http.StatusUnauthorized {
+	if errors.As(err, &e) && e.signedOut() {
 		s.scope.forget(s) // its tokens are not taken any more; the next one signs in anew
 	}
 	return err
 }
 
+// setName is the name of a pool's scale set, which is also its label.
+func setName(pool flint.Pool) string {
+	if len(pool.Labels) == 0 {
+		return pool.Name
+	}
+	return pool.Labels[0]
+}
+
 // scaleSet finds or creates the pool's scale set and returns its id.
 func (s *service) scaleSet(ctx context.Context, pool flint.Pool) (int, error) {
+	name := setName(pool)
 	group, err := s.group(ctx, pool.Group)
 	if err != nil {
 		return 0, err
 	}
 	var set *scaleset.RunnerScaleSet
-	err = s.call(ctx, "find scale set "+pool.Name, callTimeout, func(ctx context.Context) (err error) {
-		set, err = s.c.GetRunnerScaleSet(ctx, group, url.QueryEscape(pool.Name))
+	err = s.call(ctx, "find scale set "+name, callTimeout, func(ctx context.Context) (err error) {
+		set, err = s.c.GetRunnerScaleSet(ctx, group, url.QueryEscape(name))
 		return err
 	})
 	if err == nil && set == nil {
-		err = s.call(ctx, "create scale set "+pool.Name, callTimeout, func(ctx context.Context) (err error) {
+		err = s.call(ctx, "create scale set "+name, callTimeout, func(ctx context.Context) (err error) {
 			set, err = s.c.CreateRunnerScaleSet(ctx, &scaleset.RunnerScaleSet{
-				Name: pool.Name, RunnerGroupID: group,
-				Labels: []scaleset.Label{{Name: pool.Name, Type: "System"}},
+				Name: name, RunnerGroupID: group,
+				Labels: []scaleset.Label{{Name: name, Type: "System"}},
 				// A runner that lives for one job has nothing to gain from updating itself first.
 				RunnerSetting: scaleset.RunnerSetting{DisableUpdate: true},
 			})
 			return err
 		})
+		if st := status(err); st == http.StatusBadRequest || st == http.StatusUnprocessableEntity {
+			err = &flint.Fault{
+				Code: "github.pool", What: fmt.Sprintf("make scale set %s of pool %s in %s", name, pool.Name, s.scope.name),
+				Kind: flint.ErrConfig, Err: err, Fix: "give the pool another name, or its first label another: GitHub refuses this one",
+			}
+		}
 	}
 	if err != nil {
 		return 0, err
 	}
 	if set.ID <= 0 {
-		return 0, fmt.Errorf("find scale set %s: GitHub gave it the id %d", pool.Name, set.ID)
+		return 0, fmt.Errorf("find scale set %s: GitHub gave it the id %d", name, set.ID)
 	}
 	return set.ID, nil
 }
@@ -128,10 +143,7 @@ func (s *service) group(ctx context.Context, name string) (int, error) {
 	})
 	var e *callError
 	if errors.As(err, &e) && e.status == http.StatusOK {
-		return 0, &flint.Fault{
-			Code: "github.group", What: fmt.Sprintf("use runner group %q of %s", name, s.scope.name), Kind: flint.ErrConfig, Err: e.err,
-			Fix: "make the group in the organisation's settings (Actions, Runner groups), or correct the pool's group",
-		}
+		return 0, s.scope.groupFault(name, e.err)
 	}
 	if err != nil {
 		return 0, err
@@ -140,29 +152,20 @@ func (s *service) group(ctx context.Context, name string) (int, error) {
 }
 
 // jit registers a runner. The JIT configuration is bounded and not empty.
-func (s *service) jit(ctx context.Context, set int, name string) (flint.Registration, error) {
-	var conf *scaleset.RunnerScaleSetJitRunnerConfig
-	err := s.call(ctx, "register runner "+name, callTimeout, func(ctx context.Context) (err error) {
-		conf, err = s.c.GenerateJitRunnerConfig(ctx, &scaleset.RunnerScaleSetJitRunnerSetting{Name: name, WorkFolder: "_work"}, set)
+func (s *service) jit(ctx context.Context, set int, name string) (reg flint.Registration, err error) {
+	err = s.call(ctx, "register runner "+name, callTimeout, func(ctx context.Context) error {
+		conf, err := s.c.GenerateJitRunnerConfig(ctx, &scaleset.RunnerScaleSetJitRunnerSetting{Name: name, WorkFolder: "_work"}, set)
 		if err != nil {
 			return err
 		}
-		switch {
-		case conf == nil || conf.Runner == nil || conf.Runner.ID <= 0:
+		if conf == nil || conf.Runner == nil {
 			return errors.New("the answer names no runner")
-		case conf.EncodedJITConfig == "" || len(conf.EncodedJITConfig) > maxJIT:
-			return fmt.Errorf("the JIT configuration has %d bytes", len(conf.EncodedJITConfig))
 		}
-		return nil
+		reg, err = registered(name, int64(conf.Runner.ID), conf.EncodedJITConfig)
+		return err
 	})
-	if err != nil {
-		return flint.Registration{}, err
-	}
-	return flint.Registration{Runner: name, GitHubID: int64(conf.Runner.ID), Credential: flint.Secret(conf.EncodedJITConfig)}, nil
+	return reg, err
 }
-
-// maxJIT bounds a JIT configuration; GitHub's have about 4 KiB.
-const maxJIT = 64 << 10
 
 // find looks a runner up by its name. It returns 0 when there is none, and the id of the scale set it belongs to.
 func (s *service) find(ctx context.Context, name string) (id int64, set int, err error) {

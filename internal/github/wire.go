@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -28,6 +29,7 @@ const (
 
 // exchange is the last request and answer of a call. The library reports refusals as text; this keeps what they were.
 type exchange struct {
+	method  string        // of the request
 	path    string        // of the request
 	status  int           // 0: there was no answer
 	kind    string        // typeName of the refusal: GitHub.DistributedTask.WebApi.TaskAgentExistsException, …
@@ -38,9 +40,27 @@ type exchange struct {
 
 type exchangeKey struct{}
 
-// recorder is a RoundTripper that notes each exchange in the context's exchange and bounds the bodies of answers. The context
-// is the only way through the library to the request of one particular call.
-type recorder struct{ next http.RoundTripper }
+// recorder is a RoundTripper that notes each exchange in the context's exchange, bounds the bodies of answers, and keeps to
+// what GitHub says of its limits: before their end it answers 429 itself. The context is the only way through the libraries to
+// the request of one particular call.
+type recorder struct {
+	next http.RoundTripper
+	api  string // base of the REST API
+	// How much may be asked as the App, with the credential, and of the scale set service; nil: nothing is known.
+	app, rest, tenant *limits
+}
+
+// limits returns those that apply to a request.
+func (r *recorder) limits(u *url.URL) *limits {
+	path, ok := strings.CutPrefix(u.Scheme+"://"+u.Host+u.Path, r.api)
+	switch {
+	case !ok:
+		return r.tenant
+	case strings.HasPrefix(path, "/app/"), strings.HasSuffix(path, "/installation"):
+		return r.app
+	}
+	return r.rest
+}
 
 // RoundTrip implements http.RoundTripper.
 func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -48,24 +68,45 @@ func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 	if ex == nil {
 		ex = &exchange{}
 	}
-	*ex = exchange{path: req.URL.Path}
+	*ex = exchange{method: req.Method, path: req.URL.Path}
+	l := r.limits(req.URL)
+	if d := l.hold(ex.path, time.Now()); d > 0 {
+		return ex.held(req, d), nil
+	}
 	resp, err := r.next.RoundTrip(req)
 	if err != nil {
 		return nil, err
 	}
 	ex.status = resp.StatusCode
 	if resp.StatusCode < 300 {
+		l.note(ex.path, ex.status, resp.Header, "", time.Now())
 		resp.Body = &boundedBody{ReadCloser: resp.Body, left: maxAnswer, ex: ex}
 		return resp, nil
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
 	resp.Body.Close()
 	if err != nil {
+		ex.status = 0
 		return nil, fmt.Errorf("read the answer %s: %w", resp.Status, err)
 	}
 	resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
-	ex.refusal(resp.Header, body, time.Now())
+	now := time.Now()
+	ex.refusal(resp.Header, body, now)
+	ex.retry = l.note(ex.path, ex.status, resp.Header, ex.message, now)
 	return resp, nil
+}
+
+// held answers a request that GitHub does not want yet.
+func (ex *exchange) held(req *http.Request, d time.Duration) *http.Response {
+	if req.Body != nil {
+		req.Body.Close()
+	}
+	ex.status, ex.retry = http.StatusTooManyRequests, d
+	ex.message = "no request before " + time.Now().Add(d).Format(time.TimeOnly) + ", as GitHub has asked"
+	return &http.Response{
+		StatusCode: ex.status, Status: "429 Too Many Requests", Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: http.Header{"Retry-After": {strconv.Itoa(int(d/time.Second) + 1)}}, Body: http.NoBody, Request: req,
+	}
 }
 
 // refusal notes what a refusal says of itself.
@@ -81,13 +122,6 @@ func (ex *exchange) refusal(h http.Header, body []byte, now time.Time) {
 	}
 	if date, err := http.ParseTime(h.Get("Date")); err == nil {
 		ex.skew = date.Sub(now)
-	}
-	if s, err := strconv.Atoi(h.Get("Retry-After")); err == nil && s > 0 {
-		ex.retry = time.Duration(min(s, 86400)) * time.Second
-	} else if h.Get("X-RateLimit-Remaining") == "0" {
-		if at, err := strconv.ParseInt(h.Get("X-RateLimit-Reset"), 10, 64); err == nil {
-			ex.retry = max(0, min(time.Unix(at, 0).Sub(now), 24*time.Hour))
-		}
 	}
 }
 
@@ -157,6 +191,11 @@ func (e *callError) transient() bool {
 	return e.status == 0 || e.status >= 500 || e.status == http.StatusTooManyRequests || e.retry > 0
 }
 
+// signedOut reports whether only signing in anew can help: a token or the installation is not known any more.
+func (e *callError) signedOut() bool {
+	return e.status == http.StatusUnauthorized || e.status == http.StatusNotFound && strings.HasSuffix(e.path, "/access_tokens")
+}
+
 // observe runs one call with a deadline and explains its error: a *callError, or the *flint.Fault it amounts to. The library
 // trusts answers to have all their fields and panics when one has not; such an answer is an error here.
 func observe(ctx context.Context, s *scope, verb string, timeout time.Duration, f func(context.Context) error) (err error) {
@@ -179,6 +218,9 @@ func observe(ctx context.Context, s *scope, verb string, timeout time.Duration, 
 	cause := root(err)
 	if ctx.Err() != nil {
 		cause = fmt.Errorf("no answer within %s", timeout)
+	}
+	if ex.status == http.StatusNotFound && strings.HasSuffix(ex.path, "/access_tokens") {
+		s.uninstalled()
 	}
 	return s.fault(&callError{verb: verb, exchange: *ex, err: cause})
 }
