@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,7 +14,14 @@ import (
 type pipe struct {
 	read *os.File
 	keep *os.File // a writing end of our own
+
+	finished sync.Once
+	over     chan struct{} // closed by finish
 }
+
+// breath is the time between two reads of a pipe that is never empty. A guest that writes its console byte by byte costs
+// the host one read for many of them, and what the pipe cannot hold meanwhile, 64 KiB, is lost.
+const breath = 5 * time.Millisecond
 
 // openPipe opens the named pipe name in dir.
 func openPipe(dir *place, name string) (*pipe, error) {
@@ -25,7 +34,7 @@ func openPipe(dir *place, name string) (*pipe, error) {
 		read.Close()
 		return nil, err
 	}
-	return &pipe{read, keep}, nil
+	return &pipe{read: read, keep: keep, over: make(chan struct{})}, nil
 }
 
 func openFIFO(dir *place, name string, mode int) (*os.File, error) {
@@ -46,14 +55,35 @@ func openFIFO(dir *place, name string, mode int) (*os.File, error) {
 }
 
 // drain copies everything to w until finish.
-func (p *pipe) drain(w io.Writer) {
-	_, _ = io.Copy(w, p.read)
+func (p *pipe) drain(w io.Writer) { drain(w, p.read, p.over) }
+
+func drain(w io.Writer, r io.Reader, over <-chan struct{}) {
+	buf := make([]byte, 64<<10)
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for {
+		n, err := r.Read(buf)
+		_, _ = w.Write(buf[:n]) // rings and meters never fail
+		if err != nil {
+			return
+		}
+		pause.Reset(breath)
+		select {
+		case <-pause.C:
+		case <-over:
+		}
+	}
 }
 
 // finish makes drain end when it has read what is there. Whoever else wrote must have ended.
-func (p *pipe) finish() { p.keep.Close() }
+func (p *pipe) finish() {
+	p.finished.Do(func() {
+		close(p.over)
+		p.keep.Close()
+	})
+}
 
 func (p *pipe) close() {
-	p.keep.Close()
+	p.finish()
 	p.read.Close()
 }
