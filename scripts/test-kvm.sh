@@ -1,9 +1,32 @@
 #!/usr/bin/env bash
 # Runs on a real /dev/kvm what needs one, in an emulated Debian host (test/kvmhost): the probe of KVM, the driver suite, and
 # whole jobs. FLINT_FIRECRACKER_DIR names a directory with static `firecracker` and `jailer` binaries, to try those too.
+# FLINT_TEST_TIMEOUT bounds the host's life (default 70m; without Firecracker it lives five minutes or so).
 # Nothing is built inside the host: it gets test binaries, programs and prepared assets.
 set -euo pipefail
+programs=${FLINT_FIRECRACKER_DIR:+$(realpath -- "$FLINT_FIRECRACKER_DIR")} # before we go elsewhere
 cd "$(dirname "$0")/.."
+
+if [ "$(uname -m)" != x86_64 ]; then
+	echo "test-kvm: the emulated host is an x86-64 machine and gets this machine's programs, which are for $(uname -m)" >&2
+	echo "  fix: run it on an x86-64 machine; make test-arm64 boots arm64 guests" >&2
+	exit 1
+fi
+if [ -n "$programs" ]; then
+	for program in firecracker jailer; do
+		if ! [ -f "$programs/$program" ]; then
+			echo "test-kvm: FLINT_FIRECRACKER_DIR=$FLINT_FIRECRACKER_DIR holds no program $program" >&2
+			echo "  fix: unpack a Firecracker release there, under the plain names firecracker and jailer" >&2
+			exit 1
+		fi
+	done
+	# The doctor knows what is wrong with them now, not minutes later. What else it says of this machine does not matter.
+	said=$(env -u FLINT_FIRECRACKER_DIR FLINT_VM_DRIVER=firecracker FLINT_FIRECRACKER_BINARY=$programs/firecracker FLINT_FIRECRACKER_JAILER=$programs/jailer build/flint doctor) || true
+	if grep -q '^FAIL firecracker' <<<"$said"; then
+		grep -A1 '^FAIL firecracker' <<<"$said" >&2
+		exit 1
+	fi
+fi
 
 sudo=()
 [ "$(id -u)" = 0 ] || sudo=(sudo -E env "PATH=$PATH")
@@ -31,16 +54,9 @@ add=(--add "$out:tests" --add build/flint --add build/flint-agent --add build/st
 for asset in vmlinux initrd base.ext4 scratch.ext4; do
 	add+=(--add "build/test-assets/$asset:assets/$asset")
 done
-if [ -n "${FLINT_FIRECRACKER_DIR:-}" ]; then
-	for program in firecracker jailer; do
-		if ! [ -x "$FLINT_FIRECRACKER_DIR/$program" ]; then
-			echo "test-kvm: FLINT_FIRECRACKER_DIR=$FLINT_FIRECRACKER_DIR holds no program $program" >&2
-			echo "  fix: unpack a Firecracker release there, under the plain names firecracker and jailer" >&2
-			exit 1
-		fi
-		add+=(--add "$FLINT_FIRECRACKER_DIR/$program:firecracker/$program")
-	done
+if [ -n "$programs" ]; then
+	add+=(--add "$programs/firecracker:firecracker/firecracker" --add "$programs/jailer:firecracker/jailer")
 fi
 go build -o build/kvmhost/run ./test/kvmhost
 # As root, because the images belong to root.
-exec "${sudo[@]}" build/kvmhost/run --cache "$PWD/build/kvmhost" --timeout "${TIMEOUT:-40m}" "${add[@]}" test/kvmhost/test-kvm
+exec "${sudo[@]}" build/kvmhost/run --cache "$PWD/build/kvmhost" --timeout "${FLINT_TEST_TIMEOUT:-70m}" "${add[@]}" test/kvmhost/test-kvm

@@ -81,7 +81,7 @@ func TestKernelWithoutModules(t *testing.T) {
 
 func TestEnvironmentOverridesTheFile(t *testing.T) {
 	c, err := config.Parse("flint.yaml", []byte("log_level: info\n"), []string{
-		"FLINT_GITHUB_APP_ID=77", "FLINT_NETWORK_IPV4=10.9.0.0/24", "FLINT_HOST_MEMORY=3GiB", "FLINT_VM_BOOT_TIMEOUT=7s", "PATH=/bin",
+		"FLINT_GITHUB_APP_ID=77", "FLINT_NETWORK_IPV4=10.9.0.0/24", "FLINT_HOST_MEMORY=3GiB", "FLINT_VM_BOOT_TIMEOUT=7s", "PATH=/bin", "FLINT_FIRECRACKER_DIR=/opt",
 	})
 	if err != nil {
 		t.Fatal(err)

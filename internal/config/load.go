@@ -229,7 +229,8 @@ func (c *Config) override(environ []string) error {
 	var errs []error
 	for _, kv := range environ {
 		name, value, _ := strings.Cut(kv, "=")
-		if !strings.HasPrefix(name, "FLINT_") || strings.HasPrefix(name, "FLINT_TEST_") || name == "FLINT_CONFIG" {
+		// Whoever exports the variable of `make test-kvm` can still run all else.
+		if !strings.HasPrefix(name, "FLINT_") || strings.HasPrefix(name, "FLINT_TEST_") || name == "FLINT_CONFIG" || name == "FLINT_FIRECRACKER_DIR" {
 			continue
 		}
 		field, ok := known[name]

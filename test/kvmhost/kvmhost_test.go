@@ -194,3 +194,38 @@ func TestJobDriveHoldsWhatWasAdded(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatKilledRunsLeftIsRemoved(t *testing.T) {
+	cache := t.TempDir()
+	long := time.Now().Add(-time.Hour)
+	for _, name := range []string{"run-dead", "run-alive", "run-young", "image-1"} {
+		dir := filepath.Join(cache, name)
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, "job.ext4"), nil, 0o600), os.Chtimes(dir, long, long)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chtimes(filepath.Join(cache, "run-young"), time.Time{}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	alive := tryLock(filepath.Join(cache, "run-alive"))
+	if alive == nil {
+		t.Fatal("cannot lock")
+	}
+	defer alive.Close()
+	dir, done, err := scratchDir(cache)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tryLock(dir) != nil {
+		t.Error("another run would take this one's directory for dead")
+	}
+	done()
+	var left []string
+	entries, err := os.ReadDir(cache)
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if err != nil || !slices.Equal(left, []string{"image-1", "run-alive", "run-young"}) {
+		t.Errorf("left %v, %v", left, err)
+	}
+}

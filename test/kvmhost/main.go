@@ -20,6 +20,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Exit codes other than the script's, as timeout(1) and env(1) have them.
@@ -162,16 +164,57 @@ func prepareAndBoot(ctx context.Context, o options, out, log io.Writer) (int, er
 	if err != nil {
 		return 0, err
 	}
-	dir, err := os.MkdirTemp(o.cache, "run-")
+	dir, done, err := scratchDir(o.cache)
 	if err != nil {
 		return 0, err
 	}
-	defer os.RemoveAll(dir)
+	defer done()
 	job, err := makeJob(ctx, o, dir)
 	if err != nil {
 		return 0, err
 	}
 	return bootTwice(ctx, o, img, job, out, log)
+}
+
+// scratchDir makes a directory of our own in the cache, and removes those of runs that were killed: a directory is locked as
+// long as its run lives.
+func scratchDir(cache string) (dir string, done func(), err error) {
+	old, err := filepath.Glob(filepath.Join(cache, scratchPrefix+"*"))
+	if err != nil {
+		return "", nil, err
+	}
+	for _, name := range old {
+		// A younger one may not be locked yet.
+		if info, err := os.Stat(name); err != nil || time.Since(info.ModTime()) < time.Minute {
+			continue
+		}
+		if f := tryLock(name); f != nil {
+			_ = errors.Join(os.RemoveAll(name), f.Close()) // another user's, perhaps
+		}
+	}
+	if dir, err = os.MkdirTemp(cache, scratchPrefix); err != nil {
+		return "", nil, err
+	}
+	f := tryLock(dir)
+	if f == nil {
+		return "", nil, errors.Join(fmt.Errorf("lock %s", dir), os.RemoveAll(dir))
+	}
+	return dir, func() { _ = errors.Join(os.RemoveAll(dir), f.Close()) }, nil
+}
+
+const scratchPrefix = "run-"
+
+// tryLock locks a directory until the file it returns is closed; nil if it cannot.
+func tryLock(dir string) *os.File {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil
+	}
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		_ = f.Close()
+		return nil
+	}
+	return f
 }
 
 // bootTwice boots the host, and once more if it froze the first time. Both drives are as they were then.
