@@ -23,6 +23,8 @@ var ErrStopped = errors.New("flint is stopping")
 
 // ErrUnneeded is the cause (context.Cause) with which the scheduler cancels a runner nobody needs any more. Such a
 // cancellation yields: a host goes on with a runner that GitHub says is busy. Any other cancellation is final.
+//
+// It is also what a host's Run ends with when GitHub gave the runner no job for so long that the host let go of it.
 var ErrUnneeded = errors.New("no longer needed")
 
 // Fault is an error a person can act on: what went wrong, why, and how to mend it, one line each.

@@ -183,7 +183,7 @@ type Result struct {
 	Unstarted   string   `json:"unstarted,omitempty"`  // why the program could not be started, with exit code 126 or 127
 	OOM         bool     `json:"oom,omitempty"`        // the guest's kernel killed something for memory
 	DiskFull    bool     `json:"disk_full,omitempty"`  // the scratch disk was full at the end
-	Lost        bool     `json:"lost,omitempty"`       // its VM ended under a job that GitHub had not concluded
+	Lost        bool     `json:"lost,omitempty"`       // its VM or program ended under a job that GitHub had not concluded, and nobody had ended it
 	PeakMemory  Bytes    `json:"peak_memory"`          // peak resident memory of the VMM process
 	GuestMemory Bytes    `json:"guest_memory"`         // peak memory in use inside the guest
 	VMM         Counters `json:"vmm"`                  // zero where the VMM does not count

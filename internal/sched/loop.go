@@ -43,7 +43,7 @@ type Loop struct {
 	pools   map[string]*poolState // the loop's goroutine only
 
 	mu      sync.Mutex
-	waiting []flint.Reason // guarded by mu
+	waiting map[string]flint.Reason // by pool; never changed; guarded by mu
 }
 
 // flight is a runner whose Host.Run has not returned.
@@ -106,11 +106,11 @@ func (l *Loop) Run(ctx context.Context) error {
 	return nil
 }
 
-// Waiting returns why pools have fewer runners than their jobs need, as of the last pass; ordered by pool.
-func (l *Loop) Waiting() []flint.Reason {
+// Waiting returns why pools have fewer runners than their jobs need, by pool, as of the last pass.
+func (l *Loop) Waiting() map[string]flint.Reason {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Clone(l.waiting)
+	return maps.Clone(l.waiting)
 }
 
 // view is what one pass sees. Its host states are the pass's own copy: starts are added as they are dispatched.
@@ -332,13 +332,18 @@ func onlyRelease(err error) bool {
 	return err != nil
 }
 
-// failure says in what way a runner failed; zero if it did not. A job that failed is no failure of its runner. A runner
-// program that ends with an error before it had a job is one: the next would do the same (it is too old, for example).
+// failure says in what way a runner failed; zero if it did not. A job that failed is no failure of its runner, nor is it one
+// that its host ended because no job came. A runner program that ends with an error before it had a job is one: the next
+// would do the same (GitHub refuses its version, for example).
 func failure(r flint.Runner, e exit) flint.Reason {
 	var fault *flint.Fault
 	switch {
 	case e.err == nil && (e.res.ExitCode == 0 || e.res.Runner.Job != nil):
 		return flint.Reason{}
+	case errors.Is(e.err, flint.ErrUnneeded):
+		return flint.Reason{}
+	case e.res.Lost:
+		return flint.Because(e.res.Reason.Code, "runner %s on host %s: %s", r.ID, r.Host, e.res.Reason.Text)
 	case e.err == nil && e.res.Reason.IsZero():
 		return flint.Because("runner.exit", "runner %s on host %s ended with code %d before it had a job", r.ID, r.Host, e.res.ExitCode)
 	case e.err == nil:
@@ -381,8 +386,13 @@ func (l *Loop) report(v *view) {
 	}
 	for i, p := range v.limited {
 		have, _ := v.count(p.Name)
-		l.cfg.Source.Capacity(p.Name, have+free.fit(p.Shape, max(0, p.Max-have)))
-		now := level{assigned[p.Name], have, max(0, min(v.pools[i].Max, p.MinIdle+assigned[p.Name]))}
+		more, target := 0, have
+		if p.Held.IsZero() {
+			more = free.fit(p.Shape, max(0, p.Max-have))
+			target = max(0, min(v.pools[i].Max, p.MinIdle+assigned[p.Name]))
+		}
+		l.cfg.Source.Capacity(p.Name, have+more)
+		now := level{assigned[p.Name], have, target}
 		if st := l.state(p.Name); now != st.logged {
 			st.logged = now
 			l.cfg.Log.Info("runners", "pool", p.Name, "assigned", now.assigned, "current", now.have, "target", now.target)
@@ -392,9 +402,7 @@ func (l *Loop) report(v *view) {
 
 // remember keeps the reasons of waiting for Waiting, and logs those that are new.
 func (l *Loop) remember(waits map[string]flint.Reason) {
-	reasons := make([]flint.Reason, 0, len(waits))
 	for _, pool := range slices.Sorted(maps.Keys(waits)) {
-		reasons = append(reasons, waits[pool])
 		if waits[pool] != l.state(pool).waits {
 			l.cfg.Log.Info("jobs wait", "pool", pool, "reason", waits[pool])
 		}
@@ -403,7 +411,7 @@ func (l *Loop) remember(waits map[string]flint.Reason) {
 		st.waits = waits[pool]
 	}
 	l.mu.Lock()
-	l.waiting = reasons
+	l.waiting = waits
 	l.mu.Unlock()
 }
 

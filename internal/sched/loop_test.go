@@ -85,6 +85,7 @@ type machine struct {
 	ended   int
 
 	exitCode int // of the runner program
+	reason   flint.Reason
 }
 
 func (m *machine) State() flint.HostState {
@@ -120,7 +121,7 @@ func (m *machine) Run(ctx context.Context, r flint.Runner) (flint.Result, error)
 	delete(m.runners, r.ID)
 	m.inside--
 	m.ended++
-	return flint.Result{Runner: r, ExitCode: m.exitCode}, err
+	return flint.Result{Runner: r, ExitCode: m.exitCode, Reason: m.reason}, err
 }
 
 func pause(ctx context.Context, d time.Duration) {
@@ -243,7 +244,7 @@ func TestFailingHostIsNoLaunchStorm(t *testing.T) {
 					}
 				}
 				why := r.loop.Waiting()
-				if len(why) != 1 || why[0].Code != tc.code || !strings.Contains(why[0].Text, "pool a rests until") {
+				if len(why) != 1 || why["a"].Code != tc.code || !strings.Contains(why["a"].Text, "pool a rests until") {
 					t.Errorf("waiting: %v, want code %s", why, tc.code)
 				}
 				if c := r.lastCapacity("a"); c != 0 {
@@ -283,7 +284,7 @@ func TestReleaseThatFailsIsNoFailureOfThePool(t *testing.T) {
 				r.set("a", 5)
 				settle(time.Minute)
 				why := r.loop.Waiting()
-				if len(why) != 1 || why[0].Code != cmp.Or(tc.rest, "pool.max") {
+				if len(why) != 1 || why["a"].Code != cmp.Or(tc.rest, "pool.max") {
 					t.Errorf("waiting: %v, want %q", why, tc.rest)
 				}
 				if n := len(r.starts); (n > 50) != (tc.rest == "") {
@@ -296,22 +297,81 @@ func TestReleaseThatFailsIsNoFailureOfThePool(t *testing.T) {
 
 // TestRunnerProgramThatGivesUp: the VM is fine and registered, but the program in it ends at once, as one that is too old does.
 func TestRunnerProgramThatGivesUp(t *testing.T) {
+	for code, said := range map[string]flint.Reason{
+		"runner.exit":       {},
+		"runner.deprecated": flint.Because("runner.deprecated", "GitHub refuses this version of the runner software"),
+	} {
+		t.Run(code, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, []flint.Pool{pool("a", 5)}, func(ctx context.Context, _ flint.Runner, phase func(flint.Phase)) error {
+					phase(flint.Registered)
+					pause(ctx, 2*time.Second)
+					return nil
+				})
+				r.machine.mu.Lock()
+				r.exitCode, r.reason = 7, said
+				r.machine.mu.Unlock()
+				r.set("a", 5)
+				settle(10 * time.Minute)
+				if n := len(r.starts); n > 5+6+10 {
+					t.Errorf("%d starts in ten minutes", n)
+				}
+				if why := r.loop.Waiting(); len(why) != 1 || why["a"].Code != code || !strings.Contains(why["a"].Text, said.Text) {
+					t.Errorf("waiting: %v", why)
+				}
+				if c := r.lastCapacity("a"); c != 0 {
+					t.Errorf("capacity is %d while the pool rests", c)
+				}
+			})
+		})
+	}
+}
+
+// TestHeldPool: it is held while it works, and let go again.
+func TestHeldPool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, []flint.Pool{pool("a", 5)}, func(ctx context.Context, _ flint.Runner, phase func(flint.Phase)) error {
-			phase(flint.Registered)
-			pause(ctx, 2*time.Second)
-			return nil
+			phase(flint.Running)
+			pause(ctx, time.Minute)
+			return ctx.Err()
 		})
-		r.machine.mu.Lock()
-		r.exitCode = 7
-		r.machine.mu.Unlock()
-		r.set("a", 5)
-		settle(10 * time.Minute)
-		if n := len(r.starts); n > 5+6+10 {
-			t.Errorf("%d starts in ten minutes", n)
+		r.set("a", 2)
+		settle(30 * time.Second)
+		held := pool("a", 5)
+		held.Held = flint.Because("runner.age", "the runner software is 40 days old")
+		r.pools.Store(&[]flint.Pool{held})
+		r.set("a", 4)
+		settle(10 * time.Second)
+		if why := r.loop.Waiting(); len(r.starts) != 2 || len(why) != 1 || why["a"] != held.Held || r.lastCapacity("a") != 2 {
+			t.Errorf("%d starts, waiting %v, capacity %d", len(r.starts), why, r.lastCapacity("a"))
 		}
-		if why := r.loop.Waiting(); len(why) != 1 || why[0].Code != "runner.exit" {
-			t.Errorf("waiting: %v", why)
+		settle(2 * time.Minute)
+		if c := r.lastCapacity("a"); c != 0 || r.ended != 2 || len(r.starts) != 2 {
+			t.Errorf("capacity %d, %d of %d ended", c, r.ended, len(r.starts))
+		}
+		r.pools.Store(&[]flint.Pool{pool("a", 5)})
+		settle(10 * time.Second)
+		if why := r.loop.Waiting(); len(r.starts) != 6 || len(why) != 0 || r.lastCapacity("a") != 5 {
+			t.Errorf("after it was let go: %d starts, waiting %v, capacity %d", len(r.starts), why, r.lastCapacity("a"))
+		}
+	})
+}
+
+// TestRunnerWithoutAJobIsNoFailure: GitHub offers a job and gives it to nobody, so hosts end the runners for it, in peace.
+func TestRunnerWithoutAJobIsNoFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, []flint.Pool{pool("a", 2)}, func(ctx context.Context, _ flint.Runner, phase func(flint.Phase)) error {
+			phase(flint.Registered)
+			pause(ctx, 4*time.Minute)
+			return errors.Join(fmt.Errorf("run: %w: GitHub gave it no job", flint.ErrUnneeded), ctx.Err())
+		})
+		r.set("a", 2)
+		settle(time.Hour)
+		if n := len(r.starts); n < 2*14 || n > 2*15 {
+			t.Errorf("%d starts in an hour, want two every four minutes", n)
+		}
+		if strings.Contains(r.log.String(), "runner failed") || len(r.loop.Waiting()) != 0 {
+			t.Errorf("it counts against the pool: %v\n%s", r.loop.Waiting(), &r.log)
 		}
 	})
 }

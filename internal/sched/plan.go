@@ -24,7 +24,8 @@ const Grace = 10 * time.Second
 // and Gone do not. Assigned includes jobs that run, so a runner that got a job nobody told us of yet is accounted for. A
 // Finishing runner is of no use any more, but its VM is still there: until it is gone no other takes its place under Max.
 // Where pools compete for room, the pool whose share of its wish is smallest goes first. A pool GitHub has not spoken of is
-// left alone: without knowledge neither a start nor a stop is right.
+// left alone: without knowledge neither a start nor a stop is right. For one that is held nothing is started; its idle
+// runners stay while there is demand: GitHub may still give them jobs.
 func Plan(now time.Time, pools []flint.Pool, demand []flint.Demand, hosts []flint.HostState) []Action {
 	tallies := count(pools, demand, hosts)
 	room := newRoom(hosts)
@@ -32,6 +33,7 @@ func Plan(now time.Time, pools []flint.Pool, demand []flint.Demand, hosts []flin
 	for _, t := range tallies {
 		actions = append(actions, t.stops(now)...)
 	}
+	actions = slices.Grow(actions, mostStarts(tallies, room)) // with thousands of jobs its growth would be most of the work
 	for {
 		t := neediest(tallies)
 		if t == nil {
@@ -62,6 +64,8 @@ type tally struct {
 	ending  int            // runners whose VM is on its way out
 	idle    []flint.Runner // those of them without a job, as far as is known
 	blocked flint.Reason   // why no host takes another one
+	jobs    flint.Reason   // why one is started for a job
+	spare   flint.Reason   // why one is started without one
 }
 
 // count makes the tallies of all pools GitHub has spoken of, by name.
@@ -132,7 +136,7 @@ func (t *tally) stops(now time.Time) []Action {
 func neediest(tallies []*tally) *tally {
 	var best *tally
 	for _, t := range tallies {
-		if t.have >= t.want || t.have+t.ending >= t.pool.Max || !t.blocked.IsZero() {
+		if !t.pool.Held.IsZero() || t.have >= t.want || t.have+t.ending >= t.pool.Max || !t.blocked.IsZero() {
 			continue
 		}
 		// have/want is smaller, without division. The order by name decides between equals.
@@ -143,20 +147,48 @@ func neediest(tallies []*tally) *tally {
 	return best
 }
 
+// mostStarts is a bound for how many runners can be started: those that are missing, as far as the smallest of them have room.
+func mostStarts(tallies []*tally, r *room) int {
+	n, least := 0, flint.Shape{}
+	for _, t := range tallies {
+		if t.have >= t.want || !t.pool.Held.IsZero() {
+			continue
+		}
+		if n == 0 {
+			least = t.pool.Shape
+		}
+		n += t.want - t.have
+		least.CPUs, least.Memory = min(least.CPUs, t.pool.Shape.CPUs), min(least.Memory, t.pool.Shape.Memory)
+	}
+	return r.fit(least, n)
+}
+
+// startReason says why the next one is started. All that are started in one plan for one cause have one reason, which tells
+// what the pool had before the plan: with thousands of jobs their sentences would be most of the work.
 func (t *tally) startReason() flint.Reason {
-	if t.have < t.demand.Assigned {
-		return flint.Because("demand.jobs", "GitHub gave pool %s %s, and it has %s",
+	if t.have >= t.demand.Assigned {
+		if t.spare.IsZero() {
+			t.spare = flint.Because("pool.idle", "pool %s keeps %s idle", t.pool.Name, plural(t.pool.MinIdle, "runner"))
+		}
+		return t.spare
+	}
+	if t.jobs.IsZero() {
+		t.jobs = flint.Because("demand.jobs", "GitHub gave pool %s %s, and it has %s",
 			t.pool.Name, plural(t.demand.Assigned, "job"), plural(t.have, "runner"))
 	}
-	return flint.Because("pool.idle", "pool %s keeps %s idle", t.pool.Name, plural(t.pool.MinIdle, "runner"))
+	return t.jobs
 }
 
 // waitReason says why the pool has fewer runners than its jobs need; zero when it has enough.
 func (t *tally) waitReason() flint.Reason {
+	waiting := max(0, t.demand.Assigned-t.have) + t.demand.Available
+	if !t.pool.Held.IsZero() && (waiting > 0 || t.have < t.want) {
+		return t.pool.Held
+	}
 	if t.have < t.want && !t.blocked.IsZero() {
 		return flint.Because(t.blocked.Code, "pool %s is %s short: %s", t.pool.Name, plural(t.want-t.have, "runner"), t.blocked.Text)
 	}
-	if waiting := max(0, t.demand.Assigned-t.have) + t.demand.Available; waiting > 0 && t.have+t.ending >= t.pool.Max {
+	if waiting > 0 && t.have+t.ending >= t.pool.Max {
 		return flint.Because("pool.max", "%s of pool %s: it has %d of at most %s",
 			waitFor(waiting), t.pool.Name, t.have+t.ending, plural(t.pool.Max, "runner"))
 	}
@@ -176,8 +208,8 @@ func newRoom(hosts []flint.HostState) *room {
 // there is none. Disk is watched by the host and not promised away here.
 func (r *room) place(shape flint.Shape) (string, flint.Reason) {
 	best := -1
-	for i, h := range r.hosts {
-		if fits(h, shape) && (best < 0 || h.Free.Memory > r.hosts[best].Free.Memory) {
+	for i := range r.hosts {
+		if fits(&r.hosts[i], shape) && (best < 0 || r.hosts[i].Free.Memory > r.hosts[best].Free.Memory) {
 			best = i
 		}
 	}
@@ -197,7 +229,8 @@ func take(h *flint.HostState, shape flint.Shape) {
 // fit returns how many more VMs of shape have room, at most limit.
 func (r *room) fit(shape flint.Shape, limit int) int {
 	n := 0
-	for _, h := range r.hosts {
+	for i := range r.hosts {
+		h := &r.hosts[i]
 		if !fits(h, shape) {
 			continue
 		}
@@ -215,7 +248,7 @@ func (r *room) fit(shape flint.Shape, limit int) int {
 	return n
 }
 
-func fits(h flint.HostState, s flint.Shape) bool {
+func fits(h *flint.HostState, s flint.Shape) bool {
 	return h.Refuses.IsZero() && h.Free.CPUs >= s.CPUs && h.Free.Memory >= s.Memory
 }
 
