@@ -103,9 +103,9 @@ func (d *Driver) ownLeftovers(s vm.Spec, m *machine, home string) {
 		return
 	}
 	m.groups = d.groups
-	m.undo.Push("give user back", func(context.Context) error { return m.user.give() })
-	m.undo.Push("remove jail", func(context.Context) error { return os.RemoveAll(home) })
-	m.undo.Push("remove cgroup", func(ctx context.Context) error { return d.groups.remove(ctx, s.ID) })
+	m.undo.Push("give user back", m.giveUser)
+	m.pushRemoval("remove jail", func(context.Context) error { return os.RemoveAll(home) })
+	m.pushRemoval("remove cgroup", func(ctx context.Context) error { return d.groups.remove(ctx, s.ID) })
 }
 
 // sameFile returns flint.ErrNotFound unless both paths lead to one directory.

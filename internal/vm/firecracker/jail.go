@@ -84,17 +84,17 @@ func (d *Driver) furnish(ctx context.Context, s vm.Spec, m *machine) (view, erro
 		return view{}, err
 	}
 	m.user, m.uid = user, int(user.uid)
-	m.undo.Push("give user back", func(context.Context) error { return user.give() })
+	m.undo.Push("give user back", m.giveUser)
 	home := filepath.Join(d.base, s.ID)
 	if err := d.makeHome(ctx, s.ID, home, user.uid); err != nil {
 		return view{}, err
 	}
-	m.undo.Push("remove jail", func(context.Context) error { return os.RemoveAll(home) })
+	m.pushRemoval("remove jail", func(context.Context) error { return os.RemoveAll(home) })
 	if err := d.groups.create(s); err != nil {
 		return view{}, err
 	}
 	m.groups = d.groups
-	m.undo.Push("remove cgroup", func(ctx context.Context) error { return d.groups.remove(ctx, s.ID) })
+	m.pushRemoval("remove cgroup", func(ctx context.Context) error { return d.groups.remove(ctx, s.ID) })
 	root := filepath.Join(home, "root")
 	if err := os.Mkdir(root, 0o700); err != nil {
 		return view{}, fmt.Errorf("make root directory: %w", err)
@@ -111,6 +111,23 @@ func (d *Driver) furnish(ctx context.Context, s vm.Spec, m *machine) (view, erro
 
 // holder is what reserves a user: the VM's jail, relative to the chroot base. It survives a program of another name.
 func (d *Driver) holder(id string) string { return filepath.Join(filepath.Base(d.base), id) }
+
+// pushRemoval registers the removal of something that Sweep would find by the VM's user.
+func (m *machine) pushRemoval(name string, remove func(context.Context) error) {
+	m.undo.Push(name, func(ctx context.Context) error {
+		err := remove(ctx)
+		m.left = m.left || err != nil
+		return err
+	})
+}
+
+// giveUser frees the VM's user. If something of the VM is left, the user stays reserved: then Sweep tries again.
+func (m *machine) giveUser(context.Context) error {
+	if m.left {
+		return m.user.forget()
+	}
+	return m.user.give()
+}
 
 // makeHome makes a VM's directory. What a crash left of an earlier VM of the same name goes first.
 func (d *Driver) makeHome(ctx context.Context, id, home string, own uint32) (err error) {

@@ -62,6 +62,7 @@ type machine struct {
 
 	releasing sync.Mutex // held to run undo
 	undo      undo.Stack
+	left      bool // something of the jail could not be removed
 }
 
 var (
