@@ -156,6 +156,7 @@ func TestWhatIsWrongWithFirecrackerIsNotHidden(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: the jailer does, and without it nothing else is looked at")
 	}
+	both := map[string]string{"firecracker": "1.16.1", "jailer": "1.16.1"}
 	for name, tt := range map[string]struct {
 		programs map[string]string // name → version
 		named    string
@@ -163,14 +164,19 @@ func TestWhatIsWrongWithFirecrackerIsNotHidden(t *testing.T) {
 		code     string
 		fix      string
 		info     string
+		driver   string
 	}{
-		"nothing":                   {nil, "", vm.KVMWorks, "qemu.missing", "apt-get", "Firecracker is not installed"},
-		"no KVM":                    {map[string]string{"firecracker": "1.16.1"}, "", vm.KVMAbsent, "qemu.missing", "apt-get", "Firecracker needs KVM"},
-		"no jailer":                 {map[string]string{"firecracker": "1.16.1"}, "", vm.KVMWorks, "firecracker.missing", "vm.driver: qemu", ""},
-		"another jailer":            {map[string]string{"firecracker": "1.16.1", "jailer": "1.15.0"}, "", vm.KVMWorks, "firecracker.mismatch", "one release archive", ""},
-		"named and missing":         {map[string]string{"jailer": "1.16.1"}, "firecracker", vm.KVMWorks, "firecracker.missing", "vm.driver: qemu", ""},
-		"a name the jailer refuses": {map[string]string{"fc": "1.16.1", "jailer": "1.16.1"}, "fc", vm.KVMWorks, "firecracker.missing", "rename it", ""},
-		"old":                       {map[string]string{"firecracker": "1.12.0", "jailer": "1.12.0"}, "", vm.KVMWorks, "firecracker.version", "vm.driver: qemu", ""},
+		"asked for, no KVM":         {both, "", vm.KVMAbsent, "firecracker.kvm", "firmware", "", "firecracker"},
+		"asked for, KVM not ours":   {both, "", vm.KVMNoPermission, "firecracker.kvm", "as root", "", "firecracker"},
+		"asked for, KVM is broken":  {both, "", vm.KVMBroken, "firecracker.kvm", "nested virtualisation", "", "firecracker"},
+		"asked for, nothing there":  {nil, "", vm.KVMWorks, "firecracker.missing", "install firecracker", "", "firecracker"},
+		"nothing":                   {nil, "", vm.KVMWorks, "qemu.missing", "apt-get", "Firecracker is not installed", "auto"},
+		"no KVM":                    {map[string]string{"firecracker": "1.16.1"}, "", vm.KVMAbsent, "qemu.missing", "apt-get", "Firecracker needs KVM", "auto"},
+		"no jailer":                 {map[string]string{"firecracker": "1.16.1"}, "", vm.KVMWorks, "firecracker.missing", "vm.driver: qemu", "", "auto"},
+		"another jailer":            {map[string]string{"firecracker": "1.16.1", "jailer": "1.15.0"}, "", vm.KVMWorks, "firecracker.mismatch", "one release archive", "", "auto"},
+		"named and missing":         {map[string]string{"jailer": "1.16.1"}, "firecracker", vm.KVMWorks, "firecracker.missing", "vm.driver: qemu", "", "auto"},
+		"a name the jailer refuses": {map[string]string{"fc": "1.16.1", "jailer": "1.16.1"}, "fc", vm.KVMWorks, "firecracker.missing", "rename it", "", "auto"},
+		"old":                       {map[string]string{"firecracker": "1.12.0", "jailer": "1.12.0"}, "", vm.KVMWorks, "firecracker.version", "vm.driver: qemu", "", "auto"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -181,7 +187,7 @@ func TestWhatIsWrongWithFirecrackerIsNotHidden(t *testing.T) {
 			}
 			t.Setenv("PATH", dir)
 			c := config.Default()
-			c.StateDir = t.TempDir()
+			c.StateDir, c.VM.Driver = t.TempDir(), tt.driver
 			if tt.named != "" {
 				c.Firecracker.Binary = filepath.Join(dir, tt.named)
 			}
@@ -191,6 +197,9 @@ func TestWhatIsWrongWithFirecrackerIsNotHidden(t *testing.T) {
 			var fault *flint.Fault
 			if !errors.As(err, &fault) || fault.Code != tt.code || !strings.Contains(fault.Fix, tt.fix) {
 				t.Errorf("%v, want %s with a fix that says %q; fault %+v", err, tt.code, tt.fix, fault)
+			}
+			if tt.driver == "firecracker" && strings.Contains(fault.Fix, "vm.driver: qemu") {
+				t.Errorf("QEMU is offered to somebody who asked for Firecracker: %s", fault.Fix)
 			}
 			if tt.info != "" && !strings.Contains(log.String(), tt.info) {
 				t.Errorf("the log does not say %q:\n%s", tt.info, log.String())
