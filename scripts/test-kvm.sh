@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs on a real /dev/kvm what needs one, in an emulated Debian host (test/kvmhost): the probe of KVM, the driver suite, and
 # whole jobs. FLINT_FIRECRACKER_DIR names a directory with static `firecracker` and `jailer` binaries, to try those too.
-# FLINT_TEST_TIMEOUT bounds the host's life (default 70m; without Firecracker it lives five minutes or so).
+# FLINT_TEST_TIMEOUT bounds the host's life: by default the sum of what its parts may take, which is ten times what they take.
 # Nothing is built inside the host: it gets test binaries, programs and prepared assets.
 set -euo pipefail
 programs=${FLINT_FIRECRACKER_DIR:+$(realpath -- "$FLINT_FIRECRACKER_DIR")} # before we go elsewhere
@@ -54,9 +54,11 @@ add=(--add "$out:tests" --add build/flint --add build/flint-agent --add build/st
 for asset in vmlinux initrd base.ext4 scratch.ext4; do
 	add+=(--add "build/test-assets/$asset:assets/$asset")
 done
+timeout=40m
 if [ -n "$programs" ]; then
+	timeout=70m
 	add+=(--add "$programs/firecracker:firecracker/firecracker" --add "$programs/jailer:firecracker/jailer")
 fi
 go build -o build/kvmhost/run ./test/kvmhost
 # As root, because the images belong to root.
-exec "${sudo[@]}" build/kvmhost/run --cache "$PWD/build/kvmhost" --timeout "${FLINT_TEST_TIMEOUT:-70m}" "${add[@]}" test/kvmhost/test-kvm
+exec "${sudo[@]}" build/kvmhost/run --cache "$PWD/build/kvmhost" --timeout "${FLINT_TEST_TIMEOUT:-$timeout}" "${add[@]}" test/kvmhost/test-kvm
