@@ -7,7 +7,7 @@ import (
 // The runner's sessions: the old front door (V1), which sends every runner on to the broker, and the broker (V2).
 
 func (s *Server) routeBroker(mux *http.ServeMux) {
-	mux.HandleFunc("GET /tenant/_apis/connectionData", s.asRunner(s.serveConnectionData))
+	mux.HandleFunc("GET /tenant/_apis/connectionData", s.serveConnectionData)
 	mux.HandleFunc("POST /tenant/_apis/distributedtask/pools/{pool}/sessions", s.asRunner(s.serveOldSession))
 	mux.HandleFunc("DELETE /tenant/_apis/distributedtask/pools/{pool}/sessions/{session}", s.asRunner(
 		func(w http.ResponseWriter, _ *http.Request, _ string) { w.WriteHeader(http.StatusNoContent) }))
@@ -17,17 +17,32 @@ func (s *Server) routeBroker(mux *http.ServeMux) {
 	mux.HandleFunc("POST /broker/acknowledge", s.asRunner(s.serveAcknowledge))
 }
 
-// sessionsService is the id by which runners look up the route of V1 sessions in the connection data.
-const sessionsService = "134e239e-2df3-4794-a6f6-24f1f19ec8dc"
+// services are the routes runners look up in the connection data, by their fixed ids.
+func services() []any {
+	var list []any
+	for _, d := range []struct{ id, name, path string }{
+		{"134e239e-2df3-4794-a6f6-24f1f19ec8dc", "sessions", "/_apis/{area}/pools/{poolId}/{resource}/{sessionId}"},
+		{"e298ef32-5878-4cab-993c-043836571f42", "agents", "/_apis/{area}/pools/{poolId}/{resource}/{agentId}"},
+		{"a8c47e17-4d56-4a56-92bb-de7ea7dc65be", "pools", "/_apis/{area}/{resource}/{poolId}"},
+	} {
+		list = append(list, map[string]any{
+			"serviceType": "distributedtask", "identifier": d.id, "displayName": d.name, "relativeToSetting": "fullyQualified",
+			"relativePath": d.path, "minVersion": "1.0", "maxVersion": "12.0", "resourceVersion": 1, "releasedVersion": "0.0",
+		})
+	}
+	return list
+}
 
-func (s *Server) serveConnectionData(w http.ResponseWriter, _ *http.Request, _ string) {
+// serveConnectionData tells runners, and those that are about to register themselves, where things are.
+func (s *Server) serveConnectionData(w http.ResponseWriter, r *http.Request) {
+	token := bearer(r, "Bearer")
+	clientID, runs := s.creds.check(credRunner, token)
+	if _, registers := s.adminDomainOf(token); !registers && (!runs || s.hub.clientKey(clientID) == nil) {
+		writeError(w, errUnauthorized())
+		return
+	}
 	writeJSON(w, http.StatusOK, map[string]any{
-		"instanceId": newUUID(),
-		"locationServiceData": map[string]any{"serviceDefinitions": []any{map[string]any{
-			"serviceType": "distributedtask", "identifier": sessionsService, "displayName": "sessions",
-			"relativeToSetting": "fullyQualified", "relativePath": "/_apis/{area}/pools/{poolId}/{resource}/{sessionId}",
-			"minVersion": "1.0", "maxVersion": "12.0", "resourceVersion": 1, "releasedVersion": "0.0",
-		}}},
+		"instanceId": newUUID(), "locationServiceData": map[string]any{"serviceDefinitions": services()},
 	})
 }
 

@@ -37,14 +37,15 @@ const (
 	RunnerRegistered                 //
 	RunnerOnline                     // it has a session
 	RunnerRemoved                    //
-	JobUnserved                      // it waits, and will for ever: no scale set has all its labels
+	JobUnserved                      // it waits, and will for ever: no scale set and no runner has all its labels
+	JobHeld                          // it waits for a reviewer of its environment
 )
 
 // String returns the kind in lower case.
 func (k Kind) String() string {
 	names := [...]string{
 		"", "job queued", "job assigned", "job started", "step started", "step completed", "log line", "job completed", "job skipped",
-		"run completed", "runner registered", "runner online", "runner removed", "job unserved",
+		"run completed", "runner registered", "runner online", "runner removed", "job unserved", "job held",
 	}
 	if k < 1 || int(k) >= len(names) {
 		return fmt.Sprintf("kind(%d)", int(k))

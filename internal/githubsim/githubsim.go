@@ -1,8 +1,9 @@
-// Package githubsim is a GitHub that real clients and real runners can talk to, without GitHub: the scale set API, JIT
-// registration, the runner's sessions, its run service, results and live log. Tests and `flint demo` stand on it.
+// Package githubsim is a GitHub that real clients and real runners can talk to, without GitHub: the REST API of runners and
+// jobs, webhooks, the scale set API, registration, the runner's sessions, its run service, results and live log. Tests and
+// `flint demo` stand on it.
 //
 // It plans real workflow files and hands their `run:` steps to whoever is registered; it never runs a step itself,
-// never opens a network connection, and keeps everything in memory. Its HTTP side faces guests, so every body is
+// opens no network connection but to the webhooks it is told of, and keeps everything in memory. Its HTTP side faces guests, so every body is
 // bounded and every token checked. It must not know any other room of flint: to it, the coordinator is one more client.
 package githubsim
 
@@ -27,8 +28,22 @@ import (
 type Config struct {
 	URL   string // base URL as guests and the coordinator reach it: http://10.80.0.1:8080, without a path
 	Owner string // the organisation
-	Repo  string // the repository all runs belong to
+	Repo  string // the repository runs belong to that name none; the first of Repos when empty
 	Log   *slog.Logger
+	// Repos are the organisation's repositories. Repo is put before them, as a private one, unless it is among them.
+	Repos      []Repository
+	Enterprise string       // slug of the enterprise the organisation is part of; none when empty
+	Token      flint.Secret // a personal access token, which may do what the App's installation may; none when empty
+	// Permissions takes away what the App may do, or lessens it: {"actions": "read"}, {"administration": ""}. A permission
+	// that is not named is granted in full.
+	Permissions map[string]string
+	RateLimit   int      // REST requests an hour of each caller; 15,000 when zero, which is GitHub's highest
+	Hooks       []Hook   // told of what happens
+	Reviewed    []string // environments a job waits for until Approve
+	// RunnerVersion and RunnerReleased are of the newest release of the runner's software. When zero, it is a version that
+	// was published five days before New.
+	RunnerVersion  string
+	RunnerReleased time.Time
 	// Observe is called for every Event, in order, one at a time. It must not block for long; it may call the Server.
 	Observe func(Event)
 
@@ -45,6 +60,7 @@ type Config struct {
 // App is the GitHub App whose credentials the coordinator is configured with.
 type App struct {
 	ID             int64
+	ClientID       string // as good an issuer as the ID
 	InstallationID int64
 	PrivateKeyPEM  flint.Secret // PKCS #1
 }
@@ -58,6 +74,8 @@ type Server struct {
 	creds  *credentials
 	hub    *hub
 	feeds  feeds
+	policy *policy
+	rates  *rates
 }
 
 // adminTokenLife is that of the token runner-registration hands out; github.com's lives about 17 minutes.
@@ -75,11 +93,19 @@ func New(cfg Config) (*Server, error) {
 	block := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
 	s := &Server{
 		cfg:    cfg,
-		app:    App{ID: 1001, InstallationID: 2002, PrivateKeyPEM: flint.Secret(block)},
+		app:    App{ID: appID, ClientID: "Iv23liSimulated", InstallationID: installationID, PrivateKeyPEM: flint.Secret(block)},
 		appKey: &key.PublicKey,
 		signer: randomBytes(32),
 		creds:  newCredentials(),
 		hub:    newHub(cfg),
+		policy: newPolicy(cfg),
+		rates:  newRates(cfg.RateLimit),
+	}
+	for _, h := range cfg.Hooks {
+		if _, err := s.AddHook(h); err != nil {
+			s.Close()
+			return nil, err
+		}
 	}
 	return s, nil
 }
@@ -93,8 +119,23 @@ func (c *Config) complete() error {
 		return fmt.Errorf("read base URL %q: %w", c.URL, err)
 	}
 	c.URL = strings.TrimRight(c.URL, "/")
+	if c.Repo == "" && len(c.Repos) > 0 {
+		c.Repo = c.Repos[0].Name
+	}
 	if c.Owner == "" || c.Repo == "" {
 		return errors.New("make simulated GitHub: owner and repository are required")
+	}
+	if !slices.ContainsFunc(c.Repos, func(r Repository) bool { return strings.EqualFold(r.Name, c.Repo) }) {
+		c.Repos = append([]Repository{{Name: c.Repo}}, c.Repos...)
+	}
+	if c.RateLimit <= 0 {
+		c.RateLimit = 15_000
+	}
+	if c.RunnerVersion == "" {
+		c.RunnerVersion = "2.335.1"
+	}
+	if c.RunnerReleased.IsZero() {
+		c.RunnerReleased = time.Now().Add(-5 * 24 * time.Hour)
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -150,20 +191,22 @@ func collapseSlashes(p string) string {
 	return "/" + strings.Join(slices.DeleteFunc(strings.Split(p, "/"), func(s string) bool { return s == "" }), "/")
 }
 
-// Close ends every long poll and live log, and stops every timer. Runs that are not over stay as they are, and Wait
-// returns an error for them.
+// Close ends every long poll and live log, stops every timer, and waits for the webhook that is being sent. Runs that are not
+// over stay as they are, and Wait returns an error for them.
 func (s *Server) Close() {
 	s.hub.close()
 	s.feeds.close()
+	s.hub.hooks.close()
 }
 
 // RunnerInfo is one registration GitHub still has.
 type RunnerInfo struct {
 	ID       int64
 	Name     string
-	ScaleSet string // name
-	Online   bool   // it has a session
-	Busy     bool   // it has a job
+	ScaleSet string // name; empty when it belongs to none
+	Labels   []string
+	Online   bool // it has a session
+	Busy     bool // it has a job
 }
 
 // Runners returns the registrations that still exist, in the order they were made. None left means none leaked.

@@ -28,7 +28,7 @@ func newScript(t *testing.T, cfg Config) *script {
 		t.Fatal(err)
 	}
 	s.Server = &Server{cfg: cfg, hub: newHub(cfg), creds: newCredentials()}
-	set, err := s.hub.createSet("flint", nil, false)
+	set, err := s.hub.createSet("acme", groupID, "flint", nil, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +46,7 @@ func newScript(t *testing.T, cfg Config) *script {
 // runner registers a runner and brings it online.
 func (s *script) runner(name string) *runner {
 	s.t.Helper()
-	x, err := s.hub.register(s.set.id, name, &rsa.PublicKey{})
+	x, err := s.hub.register(registration{set: s.set.id, name: name, key: &rsa.PublicKey{}, ephemeral: true})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -188,7 +188,7 @@ func TestJobNobodyServesSaysSo(t *testing.T) {
 		if got := said(); len(got) != 0 {
 			t.Errorf("too early: %q", got)
 		}
-		late, err := s.hub.createSet("late", nil, false)
+		late, err := s.hub.createSet("acme", groupID, "late", nil, false)
 		if err != nil {
 			t.Fatal(err)
 		}

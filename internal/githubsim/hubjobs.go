@@ -153,7 +153,8 @@ func (h *hub) advance(r *Run) {
 	if r.cancelled && r.conclusion == Success {
 		r.conclusion = Cancelled
 	}
-	h.emit(Event{Kind: RunCompleted, RunID: r.id, Run: r.wf.Name, Conclusion: r.conclusion}, func() { close(r.done) })
+	done := r.done
+	h.emit(Event{Kind: RunCompleted, RunID: r.id, Run: r.wf.Name, Conclusion: r.conclusion}, func() { close(done) })
 }
 
 func allDone(jobs []*job) bool {
@@ -168,21 +169,30 @@ func allDone(jobs []*job) bool {
 // decide queues a job whose needs are met, or skips it. The caller holds the lock.
 func (h *hub) decide(j *job) {
 	run, err := h.scope(j).holds(j.spec.condition)
+	j.created = h.now()
 	switch {
 	case err != nil:
 		h.cfg.Log.Error("evaluate if", "job", j.name, "err", err)
 		j.queued = h.now()
 		h.finish(j, Failure)
+	case run && j.review:
+		j.state = jobHeld
+		h.emitJob(JobHeld, j, Event{})
 	case run:
-		j.state, j.queued = jobQueued, h.now()
-		h.emitJob(JobQueued, j, Event{})
-		h.watch(j)
+		h.queue(j)
 	case j.run.cancelled:
 		h.finish(j, Cancelled)
 	default:
-		j.state, j.conclusion, j.finished = jobDone, Skipped, h.now()
+		j.state, j.conclusion, j.finished = jobDone, Skipped, j.created
 		h.emitJob(JobSkipped, j, Event{Conclusion: Skipped})
 	}
+}
+
+// queue lets a job wait for a runner. The caller holds the lock.
+func (h *hub) queue(j *job) {
+	j.state, j.queued = jobQueued, h.now()
+	h.emitJob(JobQueued, j, Event{})
+	h.watch(j)
 }
 
 // requeue takes a placed job back from its scale set and runner. The caller holds the lock.
@@ -194,7 +204,13 @@ func (h *hub) requeue(j *job) {
 	h.watch(j)
 }
 
-// watch sees to it that a queued job which no scale set has the labels for does not wait in silence. A coordinator may make its
+// served reports whether a scale set, or a runner of none, is there that could take the job. The caller holds the lock.
+func (h *hub) served(j *job) bool {
+	return slices.ContainsFunc(h.sets, func(s *scaleSet) bool { return s.serves(j.labels) && h.reaches(j, s.domain, s.group) }) ||
+		slices.ContainsFunc(h.runners, func(x *runner) bool { return x.set == nil && h.takes(x, j) })
+}
+
+// watch sees to it that a queued job which nobody has the labels for does not wait in silence. A coordinator may make its
 // scale sets after the job, so they have a while. The caller holds the lock.
 func (h *hub) watch(j *job) {
 	if j.unserved != nil {
@@ -202,10 +218,10 @@ func (h *hub) watch(j *job) {
 	}
 	j.unserved = time.AfterFunc(h.cfg.Unserved, func() {
 		h.change(func() {
-			if h.isClosed() || j.state != jobQueued || slices.ContainsFunc(h.sets, func(s *scaleSet) bool { return s.serves(j.labels) }) {
+			if h.isClosed() || j.state != jobQueued || h.served(j) {
 				return
 			}
-			h.cfg.Log.Warn("job waits: no scale set has its labels", "job", j.name, "labels", j.labels)
+			h.cfg.Log.Warn("job waits: no scale set and no runner has its labels", "job", j.name, "labels", j.labels)
 			h.emitJob(JobUnserved, j, Event{Labels: slices.Clone(j.labels)})
 		})
 	})
@@ -217,7 +233,7 @@ func (h *hub) cancelJob(j *job) {
 	switch {
 	case j.state == jobRunning:
 		j.cancel = true
-	case j.state == jobQueued || j.state.placed():
+	case j.state == jobHeld || j.state == jobQueued || j.state.placed():
 		if x := j.runner; x != nil {
 			x.job = nil
 		}
@@ -231,6 +247,9 @@ func (h *hub) finish(j *job, c Conclusion) {
 	j.stopTimers()
 	assigned := !j.assigned.IsZero()
 	j.state, j.conclusion, j.finished = jobDone, c, h.now()
+	if j.created.IsZero() {
+		j.created = j.finished
+	}
 	for _, st := range j.steps {
 		if st.status == "in_progress" {
 			st.status, st.conclusion, st.completed = "completed", c, j.finished
@@ -271,7 +290,7 @@ func (h *hub) begin(clientID, request string) (j *job, err error) {
 			return
 		}
 		j.state, j.acknowledged, j.started = jobRunning, true, h.now()
-		j.runnerID, j.runnerName = x.id, x.name
+		j.runnerID, j.runnerName, j.groupID, j.groupName = x.id, x.name, x.group.id, x.group.name
 		j.lockedUntil = h.now().Add(h.cfg.Lease)
 		j.stopTimers()
 		j.lease = time.AfterFunc(h.cfg.Lease, func() { h.expire(j) })
@@ -327,7 +346,7 @@ func (h *hub) renew(jobID string) (until time.Time, err error) {
 	return until, err
 }
 
-// complete ends a running job with its runner's verdict; the runner's registration, being ephemeral, ends with it.
+// complete ends a running job with its runner's verdict; the runner's registration, if ephemeral, ends with it.
 func (h *hub) complete(jobID string, c Conclusion, outputs map[string]string) (err error) {
 	h.change(func() {
 		j := h.jobs[jobID]
@@ -338,8 +357,11 @@ func (h *hub) complete(jobID string, c Conclusion, outputs map[string]string) (e
 		j.outputs = outputs
 		x := j.runner
 		h.finish(j, c)
-		if x != nil {
+		switch {
+		case x != nil && x.ephemeral:
 			h.dropRunner(x)
+		case x != nil:
+			x.job = nil
 		}
 		h.advance(j.run)
 	})

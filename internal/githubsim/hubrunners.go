@@ -10,36 +10,75 @@ import (
 	"time"
 )
 
-// runner is one registration: ephemeral, for one job.
+// runner is one registration: of a scale set, or, when set is nil, one that takes any job its labels cover.
 type runner struct {
-	id       int64
-	name     string
-	clientID string
-	key      *rsa.PublicKey
-	set      *scaleSet
-	session  string // id; empty until it is online
-	poll     int    // number of the newest poll; older ones give way
-	job      *job   // dispatched to it or running on it
-	created  time.Time
+	id        int64
+	name      string
+	clientID  string
+	key       *rsa.PublicKey
+	set       *scaleSet
+	domain    string
+	group     *group
+	labels    []string
+	ephemeral bool   // it is for one job
+	session   string // id; empty until it is online
+	poll      int    // number of the newest poll; older ones give way
+	job       *job   // dispatched to it or running on it
+	created   time.Time
 }
 
 func (x *runner) busy() bool { return x.job != nil && x.job.state == jobRunning }
 
+func (x *runner) setName() string {
+	if x.set == nil {
+		return ""
+	}
+	return x.set.name
+}
+
+// setID is the id of its scale set; 0 when it has none.
+func (x *runner) setID() int64 {
+	if x.set == nil {
+		return 0
+	}
+	return x.set.id
+}
+
 const maxRunners = 10_000 // GitHub's limit for a group
 
-// register makes a registration for a scale set.
-func (h *hub) register(setID int64, name string, key *rsa.PublicKey) (x *runner, err error) {
+// registration is what a runner is registered with: by a scale set, or by a domain, a group and labels.
+type registration struct {
+	set       int64 // id; 0 for none
+	domain    string
+	group     int64
+	labels    []string
+	name      string
+	key       *rsa.PublicKey
+	ephemeral bool
+}
+
+// register makes a registration.
+func (h *hub) register(reg registration) (x *runner, err error) {
 	h.change(func() {
 		var s *scaleSet
-		if s, err = h.set(setID); err != nil {
+		var g *group
+		if reg.set != 0 {
+			if s, err = h.set(reg.set); err != nil {
+				return
+			}
+			reg.domain, reg.labels, g = s.domain, s.labels, s.group
+		} else if g, err = h.group(reg.domain, reg.group); err != nil {
 			return
 		}
-		if err = h.checkNewRunner(name); err != nil {
+		if err = h.checkNewRunner(reg.name); err != nil {
 			return
 		}
-		x = &runner{id: h.id(), name: name, clientID: newUUID(), key: key, set: s, created: h.now()}
+		x = &runner{
+			id: h.id(), name: reg.name, clientID: newUUID(), key: reg.key, set: s, domain: reg.domain, group: g, labels: reg.labels,
+			ephemeral: reg.ephemeral, created: h.now(),
+		}
 		h.runners = append(h.runners, x)
-		h.emit(Event{Kind: RunnerRegistered, Runner: name}, nil)
+		h.emit(Event{Kind: RunnerRegistered, Runner: reg.name}, nil)
 	})
 	return x, err
 }
@@ -76,10 +115,10 @@ func (h *hub) clientKey(clientID string) (key *rsa.PublicKey) {
 	return key
 }
 
-// removeRunner ends a registration, unless it runs a job.
-func (h *hub) removeRunner(id int64) (err error) {
+// removeRunner ends a domain's registration, unless it runs a job.
+func (h *hub) removeRunner(domain string, id int64) (err error) {
 	h.change(func() {
-		x := h.findRunner(func(x *runner) bool { return x.id == id })
+		x := h.findRunner(func(x *runner) bool { return x.id == id && x.domain == domain })
 		switch {
 		case x == nil:
 			err = &apiError{http.StatusNotFound, "AgentNotFoundException", "no such runner"}
@@ -97,15 +136,38 @@ func (h *hub) removeRunner(id int64) (err error) {
 func (h *hub) dropRunner(x *runner) {
 	h.runners = slices.DeleteFunc(h.runners, func(o *runner) bool { return o == x })
 	if j := x.job; j != nil && j.state == jobDispatched {
-		j.state, j.runner = jobAssigned, nil
+		h.takeBack(j)
 	}
 	x.job, x.session = nil, ""
 	h.emit(Event{Kind: RunnerRemoved, Runner: x.name}, nil)
 }
 
-// dispatch hands an assigned job to an idle runner of its scale set, if there is one. The caller holds the lock.
+// takeBack takes a job from the runner it was sent to. The caller holds the lock and sees to x.job.
+func (h *hub) takeBack(j *job) {
+	j.runner = nil
+	if j.state = jobAssigned; j.set == nil {
+		j.state = jobQueued
+		h.watch(j)
+	}
+}
+
+// takes reports whether a runner may do a job: one of the job's scale set, or one of no scale set whose labels, domain and
+// group fit.
+func (h *hub) takes(x *runner, j *job) bool {
+	if x.set != nil || j.set != nil {
+		return x.set == j.set
+	}
+	return covers(x.labels, j.labels) && h.reaches(j, x.domain, x.group)
+}
+
+// loose reports whether a runner without a scale set is idle. The caller holds the lock.
+func (h *hub) loose() bool {
+	return h.findRunner(func(x *runner) bool { return x.set == nil && x.session != "" && x.job == nil }) != nil
+}
+
+// dispatch hands a job to an idle runner that may do it, if there is one. The caller holds the lock.
 func (h *hub) dispatch(j *job) {
-	x := h.findRunner(func(x *runner) bool { return x.set == j.set && x.session != "" && x.job == nil })
+	x := h.findRunner(func(x *runner) bool { return x.session != "" && x.job == nil && h.takes(x, j) })
 	if x == nil {
 		return
 	}
@@ -121,7 +183,7 @@ func (h *hub) undispatch(j *job, x *runner) {
 		if !h.isClosed() && j.state == jobDispatched && j.runner == x {
 			h.cfg.Log.Warn("take job back: its runner has not begun it", "job", j.name, "runner", x.name)
 			x.job, x.session = nil, ""
-			j.state, j.runner = jobAssigned, nil
+			h.takeBack(j)
 			h.place()
 		}
 	})
@@ -153,7 +215,8 @@ func (h *hub) closeRunnerSession(clientID string) {
 		}
 		x.session = ""
 		if j := x.job; j != nil && j.state == jobDispatched {
-			j.state, j.runner, x.job = jobAssigned, nil, nil
+			x.job = nil
+			h.takeBack(j)
 			h.place()
 		}
 	})

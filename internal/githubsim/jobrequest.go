@@ -8,17 +8,18 @@ import (
 // githubContext is the github context of a job.
 func (h *hub) githubContext(j *job) *object {
 	r := j.run
-	event := newObject("ref", "refs/heads/main", "repository", newObject(
-		"name", h.cfg.Repo, "full_name", h.cfg.Owner+"/"+h.cfg.Repo, "owner", newObject("login", h.cfg.Owner), "default_branch", "main",
+	repo, ref := h.cfg.Owner+"/"+r.repo.name, "refs/heads/"+r.branch
+	event := newObject("ref", ref, "repository", newObject(
+		"name", r.repo.name, "full_name", repo, "private", !r.repo.public, "owner", newObject("login", h.cfg.Owner), "default_branch", "main",
 	))
 	if r.event == "workflow_dispatch" {
 		event.set("inputs", r.inputs)
 	}
 	return newObject(
-		"event_name", r.event, "event", event, "workflow", r.wf.Name, "workflow_ref", h.cfg.Owner+"/"+h.cfg.Repo+"/"+r.wf.Path+"@refs/heads/main",
-		"repository", h.cfg.Owner+"/"+h.cfg.Repo, "repository_owner", h.cfg.Owner, "ref", "refs/heads/main", "ref_name", "main", "ref_type", "branch",
+		"event_name", r.event, "event", event, "workflow", r.wf.Name, "workflow_ref", repo+"/"+r.wf.Path+"@"+ref,
+		"repository", repo, "repository_owner", h.cfg.Owner, "ref", ref, "ref_name", r.branch, "ref_type", "branch",
 		"sha", r.wf.sha, "actor", h.cfg.Owner, "triggering_actor", h.cfg.Owner, "job", j.spec.id,
-		"run_id", strconv.FormatInt(r.id, 10), "run_number", strconv.FormatInt(r.number, 10), "run_attempt", "1",
+		"run_id", strconv.FormatInt(r.id, 10), "run_number", strconv.FormatInt(r.number, 10), "run_attempt", strconv.Itoa(max(j.attempt, 1)),
 		"server_url", h.cfg.URL, "api_url", h.cfg.URL+"/api/v3", "graphql_url", h.cfg.URL+"/api/graphql",
 		"base_ref", "", "head_ref", "",
 	)

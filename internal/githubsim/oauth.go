@@ -37,7 +37,7 @@ func (s *Server) encodeJIT(x *runner, key *rsa.PrivateKey, workFolder string) (s
 	files := map[string]any{
 		".runner": map[string]string{
 			"AgentId": strconv.FormatInt(x.id, 10), "AgentName": x.name, "DisableUpdate": "True", "Ephemeral": "True",
-			"PoolId": "1", "PoolName": groupName, "GitHubUrl": s.cfg.URL + "/" + s.cfg.Owner, "WorkFolder": workFolder,
+			"PoolId": strconv.FormatInt(x.group.id, 10), "PoolName": x.group.name, "GitHubUrl": s.cfg.URL + "/" + x.domain, "WorkFolder": workFolder,
 			"ServerUrl": s.cfg.URL + "/tenant/", "ServerUrlV2": s.cfg.URL + "/broker/", "UseV2Flow": "True",
 		},
 		".credentials": map[string]any{

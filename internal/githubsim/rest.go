@@ -1,7 +1,9 @@
 package githubsim
 
 import (
+	"crypto/subtle"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -11,178 +13,260 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// The REST API, as a GitHub Enterprise Server has it under /api/v3: clients take any host but github.com for one.
+// The REST API, as a GitHub Enterprise Server has it: clients take any host but github.com for one. Here is who may call
+// what; the calls themselves are in the files rest*.go.
+
+const apiPath = "/api/v3"
 
 const (
 	installationTokenLife = time.Hour
 	registrationTokenLife = time.Hour
 )
 
+// The places things are registered at, as routes.
+const (
+	inOrg        = "/orgs/{owner}"
+	inRepo       = "/repos/{owner}/{repo}"
+	inEnterprise = "/enterprises/{enterprise}"
+)
+
 func (s *Server) routeREST(mux *http.ServeMux) {
-	const api = "/api/v3"
-	owner, repo := "/orgs/{owner}", "/repos/{owner}/{repo}"
-	for _, scope := range []string{owner, repo} {
-		mux.HandleFunc("GET "+api+scope+"/installation", s.asApp(s.serveInstallation))
-		mux.HandleFunc("POST "+api+scope+"/actions/runners/registration-token", s.asInstallation(s.serveRegistrationToken))
-		mux.HandleFunc("GET "+api+scope+"/actions/runners", s.asInstallation(s.serveListRunners))
-		mux.HandleFunc("DELETE "+api+scope+"/actions/runners/{id}", s.asInstallation(s.serveDeleteRunner))
-	}
-	mux.HandleFunc("POST "+api+"/app/installations/{id}/access_tokens", s.asApp(s.serveAccessToken))
-	mux.HandleFunc("POST "+api+"/actions/runner-registration", s.serveRunnerRegistration)
+	route := func(method, path string, h http.HandlerFunc) { mux.HandleFunc(method+" "+apiPath+path, h) }
+	s.routeApp(route)
+	s.routeRunners(route)
+	s.routeGroups(route)
+	s.routeRuns(route)
+	s.routeDeliveries(route)
 }
 
-// asApp lets a request through that carries a JWT signed with the App's key.
-func (s *Server) asApp(next http.HandlerFunc) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		if err := s.checkAppJWT(bearer(r, "Bearer")); err != nil {
-			s.cfg.Log.Warn("refuse App", "err", err)
-			writeError(w, &apiError{http.StatusUnauthorized, "UnauthorizedException", "the JSON web token is not valid: " + err.Error()})
-			return
-		}
-		if !s.inScope(r) {
-			writeError(w, errNotFound("not installed there"))
-			return
-		}
-		next(w, r)
-	}
+type router func(method, path string, h http.HandlerFunc)
+
+// caller is who sends a request.
+type caller int
+
+const (
+	nobody         caller = iota // or one whose credentials are worthless
+	theApp                       // by a JWT signed with its key
+	installation                 // by an access token
+	person                       // by a personal access token
+	runnerAdmin                  // by the token of runner-registration: the runner software that registers itself
+	runnerRemover                // by a removal token
+	credentialless               // by none
+)
+
+func (c caller) String() string {
+	return [...]string{"nobody", "app", "installation", "person", "runner admin", "runner remover", "anonymous"}[c]
 }
+
+// whoCalls says who sends a request, and for which domain when the credentials are bound to one.
+func (s *Server) whoCalls(r *http.Request) (who caller, domain string, err error) {
+	if r.Header.Get("Authorization") == "" {
+		return credentialless, "", nil
+	}
+	if d, ok := s.creds.check(credRegistration, bearer(r, "RemoteAuth")); ok {
+		return runnerRemover, d, nil
+	}
+	token := bearer(r, "Bearer", "token")
+	if _, password, ok := r.BasicAuth(); ok {
+		token = password
+	}
+	if t := string(s.cfg.Token); t != "" && subtle.ConstantTimeCompare([]byte(t), []byte(token)) == 1 {
+		return person, "", nil
+	}
+	if _, ok := s.creds.check(credInstallation, token); ok {
+		return installation, "", nil
+	}
+	if d, ok := s.adminDomainOf(token); ok {
+		return runnerAdmin, d, nil
+	}
+	if strings.Count(token, ".") != 2 {
+		return nobody, "", errUnauthorized()
+	}
+	if err := s.checkAppJWT(token); err != nil {
+		s.cfg.Log.Warn("refuse App", "err", err)
+		return nobody, "", &apiError{http.StatusUnauthorized, "UnauthorizedException", jwtMessage(err)}
+	}
+	return theApp, "", nil
+}
+
+// jwtMessage explains a JWT that is refused in GitHub's words, where there are any.
+func jwtMessage(err error) string {
+	switch {
+	case errors.Is(err, jwt.ErrTokenExpired):
+		return "'Expiration time' claim ('exp') must be a numeric value representing the future time at which the assertion expires"
+	case errors.Is(err, errLongLife):
+		return "'Expiration time' claim ('exp') is too far in the future"
+	case errors.Is(err, jwt.ErrTokenUsedBeforeIssued):
+		return "'Issued at' claim ('iat') must be an Integer representing the time that the assertion was issued"
+	case errors.Is(err, jwt.ErrTokenSignatureInvalid):
+		return "A JSON web token could not be decoded"
+	case errors.Is(err, jwt.ErrTokenInvalidIssuer):
+		return "Integration not found"
+	}
+	return "the JSON web token is not valid: " + err.Error()
+}
+
+var errLongLife = errors.New("it lives for more than 10 minutes")
 
 func (s *Server) checkAppJWT(raw string) error {
 	var claims jwt.RegisteredClaims
 	_, err := jwt.ParseWithClaims(raw, &claims, func(*jwt.Token) (any, error) { return s.appKey, nil },
-		jwt.WithValidMethods([]string{"RS256"}), jwt.WithExpirationRequired(), jwt.WithIssuedAt(), jwt.WithIssuer(strconv.FormatInt(s.app.ID, 10)))
-	if err != nil {
+		jwt.WithValidMethods([]string{"RS256"}), jwt.WithExpirationRequired(), jwt.WithIssuedAt())
+	switch {
+	case err != nil:
 		return err
-	}
-	if claims.IssuedAt == nil || claims.ExpiresAt.Sub(claims.IssuedAt.Time) > 10*time.Minute {
-		return errors.New("it lives for more than 10 minutes")
+	case claims.Issuer != strconv.FormatInt(s.app.ID, 10) && claims.Issuer != s.app.ClientID:
+		return jwt.ErrTokenInvalidIssuer
+	case claims.IssuedAt == nil || claims.ExpiresAt.Sub(claims.IssuedAt.Time) > 10*time.Minute:
+		return errLongLife
 	}
 	return nil
 }
 
-// asInstallation lets a request through that carries an installation's access token.
-func (s *Server) asInstallation(next http.HandlerFunc) http.HandlerFunc {
+// metered lets a request through that the caller's rate limit has room for, and says what is left of it.
+func (s *Server) metered(next func(http.ResponseWriter, *http.Request, caller, string)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if _, ok := s.creds.check(credInstallation, bearer(r, "Bearer", "token")); !ok {
-			writeError(w, errUnauthorized())
+		who, domain, err := s.whoCalls(r)
+		if !s.rates.take(w.Header(), who) {
+			writeError(w, &apiError{http.StatusForbidden, "RateLimitedException", "API rate limit exceeded for " + who.String() + "."})
 			return
 		}
-		if !s.inScope(r) {
+		if err != nil {
+			writeError(w, err)
+			return
+		}
+		next(w, r, who, domain)
+	}
+}
+
+// asApp lets a request through that carries a JWT signed with the App's key.
+func (s *Server) asApp(next http.HandlerFunc) http.HandlerFunc {
+	return s.metered(func(w http.ResponseWriter, r *http.Request, who caller, _ string) {
+		if who != theApp {
+			writeError(w, &apiError{http.StatusUnauthorized, "UnauthorizedException", "A JSON web token could not be decoded"})
+			return
+		}
+		if _, ok := s.domainOf(r); !ok {
 			writeError(w, errNotFound("Not Found"))
 			return
 		}
 		next(w, r)
-	}
-}
-
-// inScope reports whether the request's owner and repository, as far as its path has them, are ours.
-func (s *Server) inScope(r *http.Request) bool {
-	owner, repo := r.PathValue("owner"), r.PathValue("repo")
-	return (owner == "" || strings.EqualFold(owner, s.cfg.Owner)) && (repo == "" || strings.EqualFold(repo, s.cfg.Repo))
-}
-
-// isScope reports whether a path is the organisation's or the repository's.
-func (s *Server) isScope(path string) bool {
-	return strings.EqualFold(path, s.cfg.Owner) || strings.EqualFold(path, s.cfg.Owner+"/"+s.cfg.Repo)
-}
-
-func (s *Server) serveInstallation(w http.ResponseWriter, _ *http.Request) {
-	writeJSON(w, http.StatusOK, map[string]any{
-		"id": s.app.InstallationID, "app_id": s.app.ID, "target_type": "Organization",
-		"account":     map[string]any{"login": s.cfg.Owner},
-		"permissions": map[string]any{"organization_self_hosted_runners": "write", "administration": "write", "actions": "write", "metadata": "read"},
 	})
 }
 
-func (s *Server) serveAccessToken(w http.ResponseWriter, r *http.Request) {
-	if r.PathValue("id") != strconv.FormatInt(s.app.InstallationID, 10) {
-		writeError(w, errNotFound("no such installation"))
-		return
-	}
-	writeJSON(w, http.StatusCreated, map[string]any{
-		"token": s.creds.issue(credInstallation, "", installationTokenLife), "expires_at": time.Now().Add(installationTokenLife).UTC().Format(time.RFC3339),
-	})
-}
+// runnerPermission stands for the permission over self-hosted runners, which depends on the scope.
+const runnerPermission = "runners"
 
-func (s *Server) serveRegistrationToken(w http.ResponseWriter, _ *http.Request) {
-	writeJSON(w, http.StatusCreated, map[string]any{
-		"token": s.creds.issue(credRegistration, "", registrationTokenLife), "expires_at": time.Now().Add(registrationTokenLife).UTC().Format(time.RFC3339),
-	})
-}
-
-// serveRunnerRegistration trades a registration token for the address of the scale set API and a token for it.
-func (s *Server) serveRunnerRegistration(w http.ResponseWriter, r *http.Request) {
-	if _, ok := s.creds.check(credRegistration, bearer(r, "RemoteAuth")); !ok {
-		writeError(w, errUnauthorized())
-		return
-	}
-	var in struct {
-		URL string `json:"url"`
-	}
-	if err := readJSON(w, r, &in); err != nil {
-		writeError(w, err)
-		return
-	}
-	scope, err := url.Parse(in.URL)
-	if err != nil || !s.isScope(strings.Trim(scope.Path, "/")) {
-		writeError(w, errNotFound("no such organization or repository: "+clip(in.URL, 200)))
-		return
-	}
-	now := time.Now()
-	admin, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.RegisteredClaims{
-		Subject: adminSubject, IssuedAt: jwt.NewNumericDate(now), ExpiresAt: jwt.NewNumericDate(now.Add(adminTokenLife)),
-	}).SignedString(s.signer)
-	if err != nil {
-		writeError(w, err)
-		return
-	}
-	writeJSON(w, http.StatusOK, map[string]any{"url": s.cfg.URL + "/tenant/", "token": admin, "token_schema": "OAuthAccessToken", "use_v2_flow": true})
-}
-
-const adminSubject = "scale-set-admin"
-
-// asAdmin lets a request through that carries the token of runner-registration.
-func (s *Server) asAdmin(next http.HandlerFunc) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		_, err := jwt.Parse(bearer(r, "Bearer"), func(*jwt.Token) (any, error) { return s.signer, nil },
-			jwt.WithValidMethods([]string{"HS256"}), jwt.WithExpirationRequired(), jwt.WithSubject(adminSubject))
-		if err != nil {
-			writeError(w, errUnauthorized())
+// may lets a request through whose caller has a permission at a level, read or write.
+func (s *Server) may(permission, level string, next http.HandlerFunc) http.HandlerFunc {
+	return s.metered(func(w http.ResponseWriter, r *http.Request, who caller, bound string) {
+		domain, ok := s.domainOf(r)
+		if err := s.permit(who, bound, domain, r, permission, level); err != nil {
+			writeError(w, err)
 			return
 		}
+		if !ok {
+			writeError(w, errNotFound("Not Found"))
+			return
+		}
+		r.SetPathValue(domainValue, domain)
 		next(w, r)
-	}
+	})
 }
 
-func (s *Server) serveListRunners(w http.ResponseWriter, r *http.Request) {
+// domainValue is the path value under which the domain a request is about is kept once it was admitted.
+const domainValue = "domain"
+
+func domainIn(r *http.Request) string { return r.PathValue(domainValue) }
+
+func (s *Server) permit(who caller, bound, domain string, r *http.Request, permission, level string) error {
+	by := "integration"
+	switch who {
+	case installation:
+		if s.policy.isSuspended() {
+			return errSuspended()
+		}
+	case person:
+		by = "personal access token"
+	case runnerAdmin, runnerRemover:
+		// What the runner software does while it registers itself, and when it goes.
+		if permission == runnerPermission && bound == domain && (level == "read" || r.Method == http.MethodDelete) {
+			return nil
+		}
+		return errUnauthorized()
+	case credentialless:
+		return &apiError{http.StatusUnauthorized, "UnauthorizedException", "Requires authentication"}
+	default:
+		return errUnauthorized()
+	}
+	if permission == runnerPermission {
+		permission = permissionOver(domain)
+	}
+	if !s.policy.grants(permission, level) {
+		return errForbidden("Resource not accessible by " + by)
+	}
+	return nil
+}
+
+// permissionOver names the permission over the runners of a domain.
+func permissionOver(domain string) string {
+	switch {
+	case strings.HasPrefix(domain, enterprisePrefix):
+		return "enterprise_self_hosted_runners"
+	case strings.Contains(domain, "/"):
+		return "administration"
+	}
+	return "organization_self_hosted_runners"
+}
+
+func errSuspended() error { return errForbidden("This installation has been suspended") }
+
+// domainOf returns the domain a request's path is about: "" when about none. It is not ok when there is no such one.
+func (s *Server) domainOf(r *http.Request) (domain string, ok bool) {
+	owner, repo, enterprise := r.PathValue("owner"), r.PathValue("repo"), r.PathValue("enterprise")
+	switch {
+	case enterprise != "":
+		return s.hub.domain(enterprisePrefix + enterprise)
+	case repo != "":
+		return s.hub.domain(owner + "/" + repo)
+	case owner != "":
+		return s.hub.domain(owner)
+	}
+	return "", true
+}
+
+// page answers with the part of a list the request asks for, under a key unless it is empty.
+func (s *Server) page(w http.ResponseWriter, r *http.Request, key string, all []map[string]any) {
 	q := r.URL.Query()
-	perPage, page := atoi(q.Get("per_page"), 30), atoi(q.Get("page"), 1)
-	perPage, page = min(max(perPage, 1), 100), max(page, 1)
-	var all []map[string]any
-	for _, x := range s.Runners() {
-		if name := q.Get("name"); name != "" && name != x.Name {
-			continue
-		}
-		status := "offline"
-		if x.Online {
-			status = "online"
-		}
-		all = append(all, map[string]any{
-			"id": x.ID, "name": x.Name, "os": "Linux", "status": status, "busy": x.Busy, "ephemeral": true,
-			"labels": []any{map[string]any{"name": x.ScaleSet, "type": "custom"}},
-		})
+	perPage, page := min(max(atoi(q.Get("per_page"), 30), 1), 100), max(atoi(q.Get("page"), 1), 1)
+	last := max(1, (len(all)+perPage-1)/perPage)
+	from := min(len(all), (min(page, last+1)-1)*perPage)
+	part := append([]map[string]any{}, all[from:min(len(all), from+perPage)]...)
+	var links []string
+	link := func(n int, rel string) {
+		q.Set("page", strconv.Itoa(n))
+		links = append(links, s.link(r, q, rel))
 	}
-	from := min(len(all), (page-1)*perPage)
-	to := min(len(all), from+perPage)
-	writeJSON(w, http.StatusOK, map[string]any{"total_count": len(all), "runners": append([]map[string]any{}, all[from:to]...)})
-}
-
-func (s *Server) serveDeleteRunner(w http.ResponseWriter, r *http.Request) {
-	if err := s.hub.removeRunner(int64(atoi(r.PathValue("id"), 0))); err != nil {
-		writeError(w, err)
+	if page < last {
+		link(page+1, "next")
+		link(last, "last")
+	}
+	if page > 1 {
+		link(page-1, "prev")
+		link(1, "first")
+	}
+	if len(links) > 0 {
+		w.Header().Set("Link", strings.Join(links, ", "))
+	}
+	if key == "" {
+		writeJSON(w, http.StatusOK, part)
 		return
 	}
-	w.WriteHeader(http.StatusNoContent)
+	writeJSON(w, http.StatusOK, map[string]any{"total_count": len(all), key: part})
+}
+
+func (s *Server) link(r *http.Request, q url.Values, rel string) string {
+	return fmt.Sprintf("<%s%s?%s>; rel=%q", s.cfg.URL, r.URL.Path, q.Encode(), rel)
 }
 
 // atoi reads a number, or returns def.
@@ -192,4 +276,16 @@ func atoi(s string, def int) int {
 		return def
 	}
 	return int(n)
+}
+
+// answer writes v, or the error.
+func answer(w http.ResponseWriter, status int, v any, err error) {
+	switch {
+	case err != nil:
+		writeError(w, err)
+	case v == nil:
+		w.WriteHeader(status)
+	default:
+		writeJSON(w, status, v)
+	}
 }

@@ -18,6 +18,8 @@ type Trigger struct {
 	Event  string            // github.event_name; "workflow_dispatch" when empty
 	Inputs map[string]string // of workflow_dispatch; the file's defaults fill in
 	Env    map[string]string // added to the workflow's env:, where it wins over the file
+	Repo   string            // name of the repository; Config.Repo when empty
+	Branch string            // "main" when empty
 }
 
 // Run is one run of a workflow.
@@ -29,10 +31,16 @@ type Run struct {
 	inputs *object
 	env    []pair
 	hub    *hub
-	done   chan struct{} // closed after RunCompleted was observed
+	repo   *repository
+	branch string
 
 	// guarded by the hub's lock
-	jobs       []*job
+	done       chan struct{} // closed after RunCompleted was observed; a new one for each attempt
+	created    time.Time
+	began      time.Time // the attempt
+	attempt    int       // from 1
+	jobs       []*job    // of this attempt
+	earlier    []*job    // of those before
 	cancelled  bool
 	over       bool
 	conclusion Conclusion
@@ -42,6 +50,7 @@ type jobState int
 
 const (
 	jobWaiting    jobState = iota // for its needs
+	jobHeld                       // for a reviewer
 	jobQueued                     // for a scale set
 	jobAvailable                  // offered to one, which has not acquired it
 	jobAssigned                   // a scale set has it; it waits for a runner
@@ -50,7 +59,7 @@ const (
 	jobDone
 )
 
-var jobStateNames = [...]string{"waiting", "queued", "queued", "assigned", "assigned", "in_progress", "completed"}
+var jobStateNames = [...]string{"waiting", "waiting", "queued", "queued", "assigned", "assigned", "in_progress", "completed"}
 
 // placed reports whether a scale set has the job and no runner has begun it.
 func (s jobState) placed() bool { return s == jobAvailable || s == jobAssigned || s == jobDispatched }
@@ -69,6 +78,8 @@ type job struct {
 	index   int     // within its matrix
 	total   int
 	mayFail bool // continue-on-error
+	attempt int  // of the run, from 1
+	review  bool // its environment has a reviewer
 
 	state      jobState
 	conclusion Conclusion
@@ -77,16 +88,18 @@ type job struct {
 	runner     *runner
 	runnerID   int64 // kept when the runner is gone
 	runnerName string
+	groupID    int64
+	groupName  string
 
 	acknowledged bool // the runner has the job request
 	cancel       bool // the runner is to be told to cancel it
 	cancelTold   bool
 
-	queued, assigned, started, finished time.Time
-	lockedUntil                         time.Time
-	lease                               *time.Timer // ends it when it is not renewed
-	deadline                            *time.Timer // its timeout-minutes
-	unserved                            *time.Timer // says that nobody serves it
+	created, queued, assigned, started, finished time.Time
+	lockedUntil                                  time.Time
+	lease                                        *time.Timer // ends it when it is not renewed
+	deadline                                     *time.Timer // its timeout-minutes
+	unserved                                     *time.Timer // says that nobody serves it
 
 	steps    []*step
 	blobs    []*blob
@@ -119,9 +132,21 @@ type step struct {
 // has the wrong type, and workflow.expression when a job's name, label or continue-on-error cannot be worked out.
 func (s *Server) Submit(wf *Workflow, t Trigger) (*Run, error) {
 	h := s.hub
-	r := &Run{wf: wf, event: t.Event, hub: h, done: make(chan struct{}), inputs: newObject()}
+	r := &Run{wf: wf, event: t.Event, branch: t.Branch, hub: h, done: make(chan struct{}), inputs: newObject(), attempt: 1}
 	if r.event == "" {
 		r.event = "workflow_dispatch"
+	}
+	if r.branch == "" {
+		r.branch = "main"
+	}
+	if t.Repo == "" {
+		t.Repo = h.cfg.Repo
+	}
+	if r.repo = h.repository(t.Repo); r.repo == nil {
+		return nil, &flint.Fault{
+			Code: "workflow.repository", Kind: flint.ErrUsage, What: "start workflow " + wf.Path, Err: fmt.Errorf("%s has no repository %q", h.cfg.Owner, t.Repo),
+			Fix: "name one of the repositories the simulated GitHub was made with",
+		}
 	}
 	if err := r.takeInputs(t.Inputs); err != nil {
 		return nil, &flint.Fault{
@@ -139,7 +164,7 @@ func (s *Server) Submit(wf *Workflow, t Trigger) (*Run, error) {
 			err = errors.New("submit run: the simulated GitHub is closed")
 			return
 		}
-		r.id = h.id()
+		r.id, r.created, r.began = h.id(), h.now(), h.now()
 		r.number = int64(len(h.runs) + 1)
 		if err = h.planJobs(r); err != nil {
 			err = &flint.Fault{
@@ -194,19 +219,23 @@ func (h *hub) planJobs(r *Run) error {
 			}
 			j := &job{
 				id: newUUID(), number: h.id(), plan: newUUID(), request: newUUID(), run: r, spec: spec,
-				matrix: combo, index: n, total: len(spec.matrix), feedSeen: map[string]int{},
+				matrix: combo, index: n, total: len(spec.matrix), feedSeen: map[string]int{}, attempt: r.attempt,
 			}
 			if err := h.nameJob(j); err != nil {
 				return fmt.Errorf("job %s: %w", spec.id, err)
 			}
-			for k := range spec.steps {
-				st := &spec.steps[k]
-				j.steps = append(j.steps, &step{id: newUUID(), spec: st, name: clip(st.name, maxName), number: k + 1, status: "pending"})
-			}
+			j.makeSteps()
 			r.jobs = append(r.jobs, j)
 		}
 	}
 	return nil
+}
+
+func (j *job) makeSteps() {
+	for k := range j.spec.steps {
+		st := &j.spec.steps[k]
+		j.steps = append(j.steps, &step{id: newUUID(), spec: st, name: clip(st.name, maxName), number: k + 1, status: "pending"})
+	}
 }
 
 // nameJob works out what depends on the matrix: the job's name, labels, and whether it may fail.
@@ -240,16 +269,23 @@ func (h *hub) nameJob(j *job) error {
 		return fmt.Errorf("expand continue-on-error: %w", err)
 	}
 	j.mayFail, _ = strconv.ParseBool(mayFail)
+	environment, err := sc.expand(j.spec.environment)
+	if err != nil {
+		return fmt.Errorf("expand environment: %w", err)
+	}
+	j.review = slices.ContainsFunc(h.cfg.Reviewed, func(e string) bool { return strings.EqualFold(e, environment) })
 	return nil
 }
 
 // ID returns the run's number on the server.
 func (r *Run) ID() int64 { return r.id }
 
-// Wait waits until the run is over and the observer has seen it so. It must not be called by the observer.
+// Wait waits until the run's newest attempt is over and the observer has seen it so. It must not be called by the observer.
 func (r *Run) Wait(ctx context.Context) (Conclusion, error) {
+	var done chan struct{}
+	r.hub.read(func() { done = r.done })
 	select {
-	case <-r.done:
+	case <-done:
 	case <-ctx.Done():
 		return "", fmt.Errorf("wait for run %d: %w", r.id, ctx.Err())
 	case <-r.hub.ended:
@@ -263,37 +299,43 @@ func (r *Run) Wait(ctx context.Context) (Conclusion, error) {
 // ForceCancel ends the run at once, as GitHub's force-cancel does: every job that is not over is cancelled without waiting
 // for its runner, whose registration goes with it.
 func (r *Run) ForceCancel() {
-	r.hub.change(func() {
-		if r.over {
-			return
+	r.hub.change(func() { r.hub.forceCancelRun(r) })
+}
+
+// forceCancelRun ends a run. The caller holds the lock.
+func (h *hub) forceCancelRun(r *Run) {
+	if r.over {
+		return
+	}
+	r.cancelled = true
+	for _, j := range r.jobs {
+		if j.state == jobDone {
+			continue
 		}
-		r.cancelled = true
-		for _, j := range r.jobs {
-			if j.state == jobDone {
-				continue
-			}
-			if x := j.runner; x != nil {
-				r.hub.dropRunner(x)
-			}
-			r.hub.finish(j, Cancelled)
+		if x := j.runner; x != nil {
+			h.dropRunner(x)
 		}
-		r.hub.advance(r)
-	})
+		h.finish(j, Cancelled)
+	}
+	h.advance(r)
 }
 
 // Cancel cancels the run: jobs that have not started end at once, except those whose `if:` asks for it; runners are
 // told to cancel the others.
 func (r *Run) Cancel() {
-	r.hub.change(func() {
-		if r.over || r.cancelled {
-			return
-		}
-		r.cancelled = true
-		for _, j := range r.jobs {
-			r.hub.cancelJob(j)
-		}
-		r.hub.advance(r)
-	})
+	r.hub.change(func() { r.hub.cancelRun(r) })
+}
+
+// cancelRun begins to cancel a run. The caller holds the lock.
+func (h *hub) cancelRun(r *Run) {
+	if r.over || r.cancelled {
+		return
+	}
+	r.cancelled = true
+	for _, j := range r.jobs {
+		h.cancelJob(j)
+	}
+	h.advance(r)
 }
 
 // JobInfo is one job of a run as it is now.

@@ -27,28 +27,28 @@ func (s *Server) routeScaleSets(mux *http.ServeMux) {
 	mux.HandleFunc("POST "+scaleSetsPath+"/{id}/acquirejobs", s.serveAcquire)
 	mux.HandleFunc("GET /queue/{id}/{session}", s.asSession(s.serveMessage))
 	mux.HandleFunc("DELETE /queue/{id}/{session}/{message}", s.asSession(s.serveDeleteMessage))
+	mux.HandleFunc("GET /tenant/_apis/distributedtask/pools", s.asAdmin(s.servePools))
+	mux.HandleFunc("POST /tenant/_apis/distributedtask/pools/{pool}/agents", s.asAdmin(s.serveAddAgent))
 	mux.HandleFunc("GET /tenant/_apis/distributedtask/pools/{pool}/agents", s.asAdmin(s.serveFindAgents))
 	mux.HandleFunc("GET /tenant/_apis/distributedtask/pools/{pool}/agents/{id}", s.asAdmin(s.serveAgent))
 	mux.HandleFunc("DELETE /tenant/_apis/distributedtask/pools/{pool}/agents/{id}", s.asAdmin(s.serveDeleteRunner))
 }
 
-// There is one runner group, the default one.
-const (
-	groupID   = 1
-	groupName = "default"
-)
-
 func (s *Server) serveGroups(w http.ResponseWriter, r *http.Request) {
-	groups := []any{}
-	if name := r.URL.Query().Get("groupName"); name == "" || strings.EqualFold(name, groupName) {
-		groups = append(groups, map[string]any{"id": groupID, "name": groupName, "isDefaultGroup": true})
-	}
+	groups, name := []any{}, r.URL.Query().Get("groupName")
+	s.hub.read(func() {
+		for _, g := range s.hub.groupsOf(domainIn(r)) {
+			if name == "" || strings.EqualFold(name, g.name) {
+				groups = append(groups, map[string]any{"id": g.id, "name": g.name, "isDefaultGroup": g.id == groupID})
+			}
+		}
+	})
 	writeJSON(w, http.StatusOK, map[string]any{"count": len(groups), "value": groups})
 }
 
 type scaleSetBody struct {
 	Name    string `json:"name"`
-	GroupID int    `json:"runnerGroupId"`
+	GroupID int64  `json:"runnerGroupId"`
 	Labels  []struct {
 		Name string `json:"name"`
 	} `json:"labels"`
@@ -66,7 +66,7 @@ func (s *Server) view(set *scaleSet) map[string]any {
 		labels = append(labels, map[string]any{"name": l, "type": "System"})
 	}
 	return map[string]any{
-		"id": set.id, "name": set.name, "runnerGroupId": groupID, "runnerGroupName": groupName, "labels": labels,
+		"id": set.id, "name": set.name, "runnerGroupId": set.group.id, "runnerGroupName": set.group.name, "labels": labels,
 		"RunnerSetting": map[string]any{"disableUpdate": set.disableUpdate}, "createdOn": timestamp(set.created),
 		"runnerJitConfigUrl": fmt.Sprintf("%s%s/%d/generatejitconfig", s.cfg.URL, scaleSetsPath, set.id),
 		"statistics":         s.hub.statistics(set),
@@ -75,9 +75,10 @@ func (s *Server) view(set *scaleSet) map[string]any {
 
 func (s *Server) serveFindSets(w http.ResponseWriter, r *http.Request) {
 	name, found := r.URL.Query().Get("name"), []any{}
+	group := int64(atoi(r.URL.Query().Get("runnerGroupId"), 0))
 	s.hub.read(func() {
 		for _, set := range s.hub.sets {
-			if name == "" || strings.EqualFold(set.name, name) {
+			if set.domain == domainIn(r) && (group == 0 || group == set.group.id) && (name == "" || strings.EqualFold(set.name, name)) {
 				found = append(found, s.view(set))
 			}
 		}
@@ -110,15 +111,14 @@ func (s *Server) serveCreateSet(w http.ResponseWriter, r *http.Request) {
 		writeError(w, err)
 		return
 	}
-	if in.GroupID != 0 && in.GroupID != groupID {
-		writeError(w, errNotFound(fmt.Sprintf("no runner group has the id %d", in.GroupID)))
-		return
+	if in.GroupID == 0 {
+		in.GroupID = groupID
 	}
 	var labels []string
 	for _, l := range in.Labels {
 		labels = append(labels, l.Name)
 	}
-	set, err := s.hub.createSet(in.Name, labels, in.Setting.DisableUpdate)
+	set, err := s.hub.createSet(domainIn(r), in.GroupID, in.Name, labels, in.Setting.DisableUpdate)
 	if err != nil {
 		writeError(w, err)
 		return
@@ -270,18 +270,18 @@ func (s *Server) serveJIT(w http.ResponseWriter, r *http.Request) {
 		writeError(w, fmt.Errorf("make the runner's key: %w", err))
 		return
 	}
-	x, err := s.hub.register(pathID(r), in.Name, &key.PublicKey)
+	x, err := s.hub.register(registration{set: pathID(r), name: in.Name, key: &key.PublicKey, ephemeral: true})
 	if err != nil {
 		writeError(w, err)
 		return
 	}
 	jit, err := s.encodeJIT(x, key, in.WorkFolder)
 	if err != nil {
-		_ = s.hub.removeRunner(x.id) // it was made a moment ago and has no job
+		_ = s.hub.removeRunner(x.domain, x.id) // it was made a moment ago and has no job
 		writeError(w, err)
 		return
 	}
-	writeJSON(w, http.StatusOK, map[string]any{"runner": agentView(x.id, x.name, x.set.id), "encodedJITConfig": jit})
+	writeJSON(w, http.StatusOK, map[string]any{"runner": agentView(x.id, x.name, x.setID()), "encodedJITConfig": jit})
 }
 
 func agentView(id int64, name string, set int64) map[string]any {
@@ -292,8 +292,8 @@ func (s *Server) serveFindAgents(w http.ResponseWriter, r *http.Request) {
 	name, found := r.URL.Query().Get("agentName"), []any{}
 	s.hub.read(func() {
 		for _, x := range s.hub.runners {
-			if name == "" || strings.EqualFold(x.name, name) {
-				found = append(found, agentView(x.id, x.name, x.set.id))
+			if x.domain == domainIn(r) && (name == "" || strings.EqualFold(x.name, name)) {
+				found = append(found, agentView(x.id, x.name, x.setID()))
 			}
 		}
 	})
@@ -304,8 +304,8 @@ func (s *Server) serveAgent(w http.ResponseWriter, r *http.Request) {
 	id := pathID(r)
 	var found map[string]any
 	s.hub.read(func() {
-		if x := s.hub.findRunner(func(x *runner) bool { return x.id == id }); x != nil {
-			found = agentView(x.id, x.name, x.set.id)
+		if x := s.hub.findRunner(func(x *runner) bool { return x.id == id && x.domain == domainIn(r) }); x != nil {
+			found = agentView(x.id, x.name, x.setID())
 		}
 	})
 	if found == nil {

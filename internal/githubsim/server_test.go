@@ -429,11 +429,13 @@ func TestRESTRunners(t *testing.T) {
 			Status string
 		}
 	}
-	for _, scope := range []string{"/api/v3/orgs/acme", "/api/v3/repos/acme/widget"} {
-		x.want(200, x.call("GET", r.cfg.URL+scope+"/actions/runners?per_page=2&page=2", token, nil, &list), "list")
-		if list.Total != 3 || len(list.Runners) != 1 || list.Runners[0].Name != "r2" || list.Runners[0].Status != "offline" {
-			t.Errorf("%s: %+v", scope, list)
-		}
+	x.want(200, x.call("GET", r.cfg.URL+"/api/v3/repos/acme/widget/actions/runners", token, nil, &list), "list of the repository's")
+	if list.Total != 0 {
+		t.Errorf("the repository has the organisation's runners: %+v", list)
+	}
+	x.want(200, x.call("GET", r.cfg.URL+"/api/v3/orgs/acme/actions/runners?per_page=2&page=2", token, nil, &list), "list")
+	if list.Total != 3 || len(list.Runners) != 1 || list.Runners[0].Name != "r2" || list.Runners[0].Status != "offline" {
+		t.Errorf("%+v", list)
 	}
 	x.want(404, x.call("GET", r.cfg.URL+"/api/v3/orgs/other/actions/runners", token, nil, nil), "list of another")
 	x.want(204, x.call("DELETE", fmt.Sprintf("%s/api/v3/orgs/acme/actions/runners/%d", r.cfg.URL, list.Runners[0].ID), token, nil, nil), "delete")

@@ -68,6 +68,7 @@ type jobSpec struct {
 	failFast        bool
 	maxParallel     int // 0: no limit
 	continueOnError string
+	environment     string // template; "" for none
 	timeoutMinutes  float64
 }
 

@@ -29,9 +29,9 @@ func TestParseWorkflowRefusesByName(t *testing.T) {
 			[]string{"4:11: calling the reusable workflow o/r/.github/workflows/x.yml@v1 is not"},
 		},
 		"job sections": {
-			"on: push\nconcurrency: x\njobs:\n  a:\n    runs-on: { group: g, labels: flint }\n    container: debian\n    services: { db: { image: pg } }\n    environment: prod\n    concurrency: y\n    steps: [{run: x}]\n",
+			"on: push\nconcurrency: x\njobs:\n  a:\n    runs-on: { group: g, labels: flint }\n    container: debian\n    services: { db: { image: pg } }\n    environment: { name: prod, url: x }\n    concurrency: y\n    steps: [{run: x}]\n",
 			"workflow.unsupported",
-			[]string{"2:1: concurrency: is", "5:23: runs-on.group: is", "6:5: container: is", "7:17: services: is", "8:5: environment: is", "9:5: concurrency: is"},
+			[]string{"2:1: concurrency: is", "5:23: runs-on.group: is", "6:5: container: is", "7:17: services: is", "8:5: more of an environment: than its name is", "9:5: concurrency: is"},
 		},
 		"contexts and functions": {
 			"on: push\njobs:\n  a:\n    runs-on: flint\n    if: hashFiles('x') == vars.y\n    env: { K: \"${{ secrets.KEY }}\", T: \"${{ secrets.GITHUB_TOKEN }}\" }\n    steps:\n      - run: echo ${{ vars.x }}\n",
@@ -234,7 +234,7 @@ func FuzzParseWorkflow(f *testing.F) {
 	if src, err := os.ReadFile(filepath.Join("..", "..", "examples", "hello", ".github", "workflows", "ci.yml")); err == nil {
 		f.Add(src)
 	}
-	h := newHub(Config{URL: "http://x", Owner: "o", Repo: "r"})
+	h := newHub(Config{URL: "http://x", Owner: "o", Repo: "r", Repos: []Repository{{Name: "r"}}})
 	f.Fuzz(func(t *testing.T, src []byte) {
 		w, err := ParseWorkflow("f.yml", src)
 		if err != nil {
@@ -245,7 +245,7 @@ func FuzzParseWorkflow(f *testing.F) {
 			return
 		}
 		// What was accepted can be planned and rendered, or is refused with an error.
-		r := &Run{wf: w, event: "push", hub: h, inputs: newObject(), done: make(chan struct{})}
+		r := &Run{wf: w, event: "push", hub: h, inputs: newObject(), done: make(chan struct{}), repo: h.repository("r")}
 		if h.planJobs(r) != nil {
 			return
 		}

@@ -50,6 +50,10 @@ func (r *reader) job(j *actionlint.Job, defaults *actionlint.Defaults) jobSpec {
 		r.template(o.Value, runnerContexts, stepFunctions)
 		spec.outputs = append(spec.outputs, pair{o.Name.Value, o.Value.Value})
 	}
+	if j.Environment != nil && j.Environment.Name != nil {
+		spec.environment = j.Environment.Name.Value
+		r.template(j.Environment.Name, planContexts, planFunctions)
+	}
 	r.strategy(j.Strategy, &spec)
 	if len(j.Steps) > maxStepsPerJob {
 		r.syntax(j.Pos, fmt.Sprintf("job %q has more than %d steps", j.ID.Value, maxStepsPerJob))
@@ -103,8 +107,8 @@ func (r *reader) refuseJobSections(j *actionlint.Job) {
 	if j.Concurrency != nil {
 		r.unsupported(j.Concurrency.Pos, "concurrency:", "take it out")
 	}
-	if j.Environment != nil {
-		r.unsupported(j.Environment.Pos, "environment:", "take it out")
+	if j.Environment != nil && (j.Environment.URL != nil || j.Environment.Deployment != nil) {
+		r.unsupported(j.Environment.Pos, "more of an environment: than its name", "write environment: and the name")
 	}
 	if j.Snapshot != nil {
 		pos := j.Pos

@@ -1,0 +1,295 @@
+package githubsim
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"flint"
+)
+
+// Webhooks: what happens to jobs is posted to whoever is configured. Like GitHub, a delivery is tried once and never again
+// unless somebody asks for it by the deliveries API.
+
+// Hook is a receiver of webhooks.
+type Hook struct {
+	URL    string       // http or https
+	Secret flint.Secret // of the signature; none when empty
+	Events []string     // those it is told of; workflow_job when empty
+	Scope  string       // "" for the App's own hook, of which there is one; else "acme" or "acme/widget"
+}
+
+const (
+	hookTimeout   = 10 * time.Second    // GitHub's patience with a receiver
+	deliveryKept  = 3 * 24 * time.Hour  // how long GitHub keeps deliveries
+	maxDeliveries = 10_000              // those kept at most
+	maxHooks      = 20                  // GitHub's limit per scope
+	maxReply      = 4 << 10             // bytes of a receiver's answer kept
+	hookAgent     = "GitHub-Hookshot/0" // the real one has part of a commit's hash there
+)
+
+// fate is what becomes of one delivery. The zero value is an ordinary one.
+type fate struct {
+	lost  bool          // never sent; recorded as one the receiver did not answer
+	never bool          // neither sent nor recorded
+	again bool          // sent twice
+	delay time.Duration // sent that much later, after those that come behind it
+}
+
+// delivery is one attempt to tell a hook of an event. All but the outcome is set when it is made.
+type delivery struct {
+	id         int64
+	hook       *hook
+	guid       string // the same when it is delivered again
+	event      string
+	action     string
+	repository int64
+	redelivery bool
+	body       []byte
+
+	// the outcome, guarded by the lock of hooks
+	done     bool
+	at       time.Time
+	took     time.Duration
+	code     int // 0 when there was no answer
+	status   string
+	request  http.Header
+	response http.Header
+	reply    string
+}
+
+type hook struct {
+	Hook
+	id    int64
+	queue []*delivery   // guarded by the lock of hooks
+	wake  chan struct{} // holds one when the queue is not empty
+}
+
+// hooks sends deliveries, those of one hook in order, and keeps them. Each hook has one goroutine; close waits for all.
+type hooks struct {
+	log     *slog.Logger
+	now     func() time.Time
+	client  *http.Client
+	ctx     context.Context // over at close: what bounds the senders, not a caller's
+	cancel  context.CancelFunc
+	senders sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool
+	list   []*hook
+	kept   []*delivery          // the oldest first
+	later  map[*time.Timer]bool // of delayed deliveries
+	fate   func(event string) fate
+}
+
+func newHooks(log *slog.Logger) *hooks {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &hooks{
+		log: log, now: time.Now, ctx: ctx, cancel: cancel, later: map[*time.Timer]bool{},
+		client: &http.Client{
+			Timeout:       hookTimeout,
+			Transport:     &http.Transport{MaxIdleConnsPerHost: 2, IdleConnTimeout: time.Minute},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}
+}
+
+// close stops sending and waits for the senders. What was not sent stays so.
+func (k *hooks) close() {
+	k.mu.Lock()
+	k.closed = true
+	for t := range k.later {
+		t.Stop()
+	}
+	k.mu.Unlock()
+	k.cancel()
+	k.senders.Wait()
+	k.client.CloseIdleConnections()
+}
+
+// add starts to serve a hook.
+func (k *hooks) add(id int64, spec Hook) error {
+	u, err := url.Parse(spec.URL)
+	if err != nil {
+		return fmt.Errorf("read webhook URL: %w", err)
+	}
+	if u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		return fmt.Errorf("read webhook URL %q: want http://host/path or https", spec.URL)
+	}
+	if len(spec.Events) == 0 {
+		spec.Events = []string{"workflow_job"}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	same := 0
+	for _, o := range k.list {
+		if strings.EqualFold(o.Scope, spec.Scope) {
+			same++
+		}
+	}
+	switch {
+	case k.closed:
+		return errClosed()
+	case spec.Scope == "" && same > 0:
+		return fmt.Errorf("add webhook %s: an App has one", spec.URL)
+	case same >= maxHooks:
+		return fmt.Errorf("add webhook %s: the scope has %d already", spec.URL, maxHooks)
+	}
+	h := &hook{Hook: spec, id: id, wake: make(chan struct{}, 1)}
+	k.list = append(k.list, h)
+	k.senders.Go(func() { k.serve(h) })
+	return nil
+}
+
+// tells reports whether a hook is told of an event of a repository.
+func (h *hook) tells(event, repository string) bool {
+	owner, _, _ := strings.Cut(repository, "/")
+	return (slices.Contains(h.Events, event) || slices.Contains(h.Events, "*")) &&
+		(h.Scope == "" || strings.EqualFold(h.Scope, owner) || strings.EqualFold(h.Scope, repository))
+}
+
+// wanted returns the hooks that are told of an event of a repository ("acme/widget").
+func (k *hooks) wanted(event, repository string) []*hook {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var list []*hook
+	for _, h := range k.list {
+		if h.tells(event, repository) {
+			list = append(list, h)
+		}
+	}
+	return list
+}
+
+// post queues a delivery, as its fate has it.
+func (k *hooks) post(d *delivery) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
+		return
+	}
+	var f fate
+	if k.fate != nil {
+		f = k.fate(d.event)
+	}
+	switch {
+	case f.never:
+	case f.lost:
+		d.done, d.at, d.status = true, k.now(), "failed to connect to host"
+		d.request = d.header()
+		k.keep(d)
+	case f.delay > 0:
+		k.postponed(d, f)
+	default:
+		k.enqueue(d, f.again)
+	}
+}
+
+// postponed queues a delivery after its delay. The caller holds the lock.
+func (k *hooks) postponed(d *delivery, f fate) {
+	var t *time.Timer
+	t = time.AfterFunc(f.delay, func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		delete(k.later, t)
+		k.enqueue(d, f.again)
+	})
+	k.later[t] = true
+}
+
+// enqueue hands a delivery to its hook's sender. The caller holds the lock.
+func (k *hooks) enqueue(d *delivery, again bool) {
+	if k.closed || len(d.hook.queue) >= maxDeliveries {
+		return
+	}
+	d.hook.queue = append(d.hook.queue, d)
+	if again {
+		d.hook.queue = append(d.hook.queue, d)
+	}
+	select {
+	case d.hook.wake <- struct{}{}:
+	default:
+	}
+}
+
+// keep records what became of a delivery, and forgets those too old. The caller holds the lock.
+func (k *hooks) keep(d *delivery) {
+	if !slices.Contains(k.kept[max(0, len(k.kept)-8):], d) { // one sent twice is one
+		k.kept = append(k.kept, d)
+	}
+	old := 0
+	for old < len(k.kept) && (len(k.kept)-old > maxDeliveries || k.now().Sub(k.kept[old].at) > deliveryKept) {
+		old++
+	}
+	k.kept = slices.Delete(k.kept, 0, old)
+}
+
+// serve sends what comes into one hook's queue.
+func (k *hooks) serve(h *hook) {
+	for {
+		select {
+		case <-h.wake:
+		case <-k.ctx.Done():
+			return
+		}
+		for k.ctx.Err() == nil {
+			k.mu.Lock()
+			if len(h.queue) == 0 {
+				k.mu.Unlock()
+				break
+			}
+			d := h.queue[0]
+			h.queue = h.queue[1:]
+			k.mu.Unlock()
+			k.send(d)
+		}
+	}
+}
+
+// SetFate decides what becomes of every later delivery; nil makes all ordinary ones.
+func (k *hooks) setFate(f func(event string) fate) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.fate = f
+}
+
+// view is what receivers are posted: an event with what belongs to every event.
+func (h *hub) posted(action string, repo *repository, more map[string]any) ([]byte, error) {
+	v := map[string]any{
+		"action": action, "repository": h.repositoryView(repo), "organization": map[string]any{"login": h.cfg.Owner, "id": ownerID},
+		"sender": map[string]any{"login": h.cfg.Owner, "id": ownerID, "type": "User"},
+	}
+	for name, value := range more {
+		v[name] = value
+	}
+	return json.Marshal(v)
+}
+
+// post tells the hooks that want it of an event. The caller holds the lock.
+func (h *hub) post(event, action string, repo *repository, more map[string]any) {
+	for _, to := range h.hooks.wanted(event, h.cfg.Owner+"/"+repo.name) {
+		if to.Scope == "" {
+			more["installation"] = map[string]any{"id": installationID, "node_id": nodeID("I", installationID)}
+		} else {
+			delete(more, "installation")
+		}
+		body, err := h.posted(action, repo, more)
+		if err != nil {
+			h.cfg.Log.Error("encode webhook", "event", event, "err", err)
+			return
+		}
+		h.hooks.post(&delivery{id: h.id(), hook: to, guid: newUUID(), event: event, action: action, repository: repo.id, body: body})
+	}
+}
+
+// postJob tells the hooks what became of a job. The caller holds the lock.
+func (h *hub) postJob(action string, j *job) {
+	h.post("workflow_job", action, j.run.repo, map[string]any{"workflow_job": h.jobView(j)})
+}
