@@ -196,7 +196,10 @@ func (t *tally) waitReason() flint.Reason {
 }
 
 // room is what the hosts still have free.
-type room struct{ hosts []flint.HostState }
+type room struct {
+	hosts []flint.HostState
+	taken bool // place has succeeded, so that some host has more on it than its Runners
+}
 
 func newRoom(hosts []flint.HostState) *room {
 	r := &room{hosts: slices.Clone(hosts)}
@@ -217,6 +220,7 @@ func (r *room) place(shape flint.Shape) (string, flint.Reason) {
 		return "", r.full(shape)
 	}
 	take(&r.hosts[best], shape)
+	r.taken = true
 	return r.hosts[best].Name, flint.Reason{}
 }
 
@@ -257,12 +261,14 @@ func (r *room) full(shape flint.Shape) flint.Reason {
 	if len(r.hosts) == 0 {
 		return flint.Because("host.none", "there is no host")
 	}
+	idle := !r.taken
 	var memory, cpus *flint.HostState // most memory free; most CPUs free among those with memory enough
 	for i := range r.hosts {
 		h := &r.hosts[i]
 		if !h.Refuses.IsZero() {
 			continue
 		}
+		idle = idle && len(h.Runners) == 0
 		if memory == nil || h.Free.Memory > memory.Free.Memory {
 			memory = h
 		}
@@ -270,15 +276,19 @@ func (r *room) full(shape flint.Shape) flint.Reason {
 			cpus = h
 		}
 	}
+	left := "left"
+	if idle {
+		left = "with nothing on it: make the pool's vm smaller, or give the host more"
+	}
 	switch {
 	case memory == nil:
 		return flint.Because("host.refuses", "host %s takes no runner: %s", r.hosts[0].Name, r.hosts[0].Refuses.Text)
 	case cpus != nil:
-		return flint.Because("host.cpus", "one needs %s, and host %s, which has most, has %d left",
-			plural(shape.CPUs, "CPU"), cpus.Name, max(0, cpus.Free.CPUs))
+		return flint.Because("host.cpus", "one needs %s, and host %s, which has most, has %d %s",
+			plural(shape.CPUs, "CPU"), cpus.Name, max(0, cpus.Free.CPUs), left)
 	default:
-		return flint.Because("host.memory", "one needs %s of memory, and host %s, which has most, has %s left",
-			shape.Memory, memory.Name, max(0, memory.Free.Memory))
+		return flint.Because("host.memory", "one needs %s of memory, and host %s, which has most, has %s %s",
+			shape.Memory, memory.Name, max(0, memory.Free.Memory), left)
 	}
 }
 

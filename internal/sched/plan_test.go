@@ -220,11 +220,26 @@ func TestPlan(t *testing.T) {
 }
 
 func TestPlanSaysWhatWouldFit(t *testing.T) {
-	actions := sched.Plan(now, []flint.Pool{{Name: "big", Max: 4, Shape: flint.Shape{CPUs: 2, Memory: 8 * flint.GiB}}},
-		[]flint.Demand{wants("big", 1)}, []flint.HostState{host("h1", 8, 3*flint.GiB), host("h2", 8, 6*flint.GiB)})
-	want := "pool big is 1 runner short: one needs 8GiB of memory, and host h2, which has most, has 6GiB left"
-	if len(actions) != 1 || actions[0].Reason.Text != want {
-		t.Errorf("got %v, want %q", actions, want)
+	big := []flint.Pool{{Name: "big", Max: 4, Shape: flint.Shape{CPUs: 2, Memory: 8 * flint.GiB}}}
+	busy := runner("r1", "other", flint.Running, 0)
+	for want, hosts := range map[string][]flint.HostState{
+		"pool big is 1 runner short: one needs 8GiB of memory, and host h2, which has most, has 6GiB left": {
+			host("h1", 8, 3*flint.GiB, busy), host("h2", 8, 6*flint.GiB),
+		},
+		"pool big is 1 runner short: one needs 8GiB of memory, and host h2, which has most, has 6GiB with nothing on it: " +
+			"make the pool's vm smaller, or give the host more": {host("h1", 8, 3*flint.GiB), host("h2", 8, 6*flint.GiB)},
+		"pool big is 1 runner short: one needs 2 CPUs, and host h1, which has most, has 1 with nothing on it: " +
+			"make the pool's vm smaller, or give the host more": {host("h1", 1, 9*flint.GiB)},
+		"pool big is 1 runner short: one needs 2 CPUs, and host h1, which has most, has 1 left": {host("h1", 3, 99*flint.GiB)},
+	} {
+		n := 1
+		if hosts[0].Free.CPUs == 3 { // one is started first
+			n = 2
+		}
+		actions := sched.Plan(now, big, []flint.Demand{wants("big", n)}, hosts)
+		if len(actions) != n || actions[n-1].Reason.Text != want {
+			t.Errorf("got %v, want %q", actions, want)
+		}
 	}
 }
 
