@@ -144,10 +144,11 @@ func (s System) static(file string) (bool, error) {
 	return true, nil
 }
 
-// Releases of Firecracker: the oldest flint drives, and the one to install.
+// Of Firecracker: the oldest release flint drives, the one to install, and a limit of both.
 const (
 	oldestMinor = 13
 	recommended = "1.16.1"
+	maxCPUs     = 32 // of a guest
 )
 
 const installFirecracker = "install firecracker and jailer " + recommended + " from one release archive of github.com/firecracker-microvm/firecracker"
@@ -185,12 +186,16 @@ func (e *exam) judgeFirecracker() Finding {
 		return fail(installFirecracker+", and name the program itself, no script around it", "%s cannot run alone in its jail: %v", p.path, p.elf)
 	case !e.NoJail && !e.executable(p.path):
 		return fail("chmod a+rx "+p.path, "the users of VMs cannot execute %s", p.path)
-	case f.Verdict != Pass:
-		return f
-	case p.release.before(1, 16):
-		return pass("%s is %s; %s is recommended", p.path, p.release, recommended)
 	}
-	return pass("%s is %s", p.path, p.release)
+	for _, pool := range e.Pools {
+		if pool.Shape.CPUs > maxCPUs {
+			return fail("lower the pool's vm.cpus", "a VM of pool %s has %d CPUs, but a Firecracker guest at most %d", pool.Name, pool.Shape.CPUs, maxCPUs)
+		}
+	}
+	if f.Verdict == Pass && p.release.before(1, 16) {
+		return pass("%s; %s is recommended", f.Text, recommended)
+	}
+	return f
 }
 
 // examine finds what would keep any of the two programs from being used.
