@@ -91,6 +91,12 @@ func TestJail(t *testing.T) {
 	if want := []string{"api.sock", "dev", "firecracker", "firecracker.pid", "log", "metrics", "out", "run", "v.sock"}; !slices.Equal(root, want) {
 		t.Errorf("its root has %v; want %v", root, want)
 	}
+	for _, dir := range []string{"", "dev", "dev/net", "run"} {
+		st, err := os.Stat(filepath.Join(proc, "root", dir))
+		if err != nil || st.Mode().Perm() != 0o755 || owner(t, filepath.Join(proc, "root", dir)) != 0 {
+			t.Errorf("it may write to /%s: %v, %v", dir, st, err)
+		}
+	}
 	limits := read(t, proc, "limits")
 	for _, line := range []string{"Max open files            2048                 2048", "Max file size             268435456            268435456", "Max core file size        0                    0"} {
 		if !strings.Contains(limits, line) {

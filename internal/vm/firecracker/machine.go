@@ -128,8 +128,15 @@ func (m *machine) configure(ctx context.Context, s vm.Spec, args string, v view)
 	m.boot = time.Since(m.started)
 	m.mu.Unlock()
 	m.api.close()
-	// Everything is open now. Without their names the files are gone with the process, whatever else dies.
-	return m.dir.remove(v.links...)
+	// Everything is open now. Without their names the files are gone with the process, whatever else dies; and who breaks out
+	// of the guest finds no place to write to.
+	if err := m.dir.remove(v.links...); err != nil || m.uid < 0 {
+		return err
+	}
+	if err := m.dir.seal("dev", "dev/net", "run"); err != nil {
+		return fmt.Errorf("seal its root directory: %w", err)
+	}
+	return nil
 }
 
 // finish records how the process ended and lets everybody who waits know.

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -60,6 +62,41 @@ func (p *place) remove(names ...string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// seal takes the directory and the ones below it from whoever owns them: its user can go on using what is there, and can
+// make, rename and remove nothing any more. Names are never followed where they lead.
+func (p *place) seal(below ...string) error {
+	// The top goes first: from then on the names in it stay what they are.
+	err := p.do(func(dir int) error { return sealDir(dir) })
+	for _, path := range below {
+		if err != nil {
+			return err
+		}
+		err = p.do(func(dir int) error {
+			for _, name := range strings.Split(path, "/") {
+				fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+				if err != nil {
+					return fmt.Errorf("open %s: %w", path, err)
+				}
+				defer unix.Close(fd)
+				dir = fd
+			}
+			return sealDir(dir)
+		})
+	}
+	return err
+}
+
+func sealDir(dir int) error {
+	if err := unix.Fchownat(dir, "", 0, 0, unix.AT_EMPTY_PATH); err != nil {
+		return fmt.Errorf("take directory: %w", err)
+	}
+	// The descriptor is for the path only, so it is changed by way of its name in /proc.
+	if err := unix.Chmod("/proc/self/fd/"+strconv.Itoa(dir), 0o755); err != nil {
+		return fmt.Errorf("close directory to others: %w", err)
+	}
+	return nil
 }
 
 func (p *place) close() error {

@@ -250,6 +250,38 @@ func TestHostileSocket(t *testing.T) {
 	}
 }
 
+// TestSealFollowsNothing has a VMM put links where its directories should be.
+func TestSealFollowsNothing(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: files of others")
+	}
+	elsewhere := t.TempDir()
+	for name, spoil := range map[string]func(dir string) error{
+		"dev": func(dir string) error { return os.Symlink(elsewhere, filepath.Join(dir, "dev")) },
+		"dev/net": func(dir string) error {
+			return errors.Join(os.Mkdir(filepath.Join(dir, "dev"), 0o700), os.Symlink(elsewhere, filepath.Join(dir, "dev/net")))
+		},
+	} {
+		dir := t.TempDir()
+		if err := errors.Join(spoil(dir), os.Chown(elsewhere, 12345, 12345), os.Chmod(elsewhere, 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		var p place
+		if err := p.open(dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.seal("dev", "dev/net"); err == nil {
+			t.Errorf("a link for %s was taken for a directory", name)
+		}
+		if got := owner(t, elsewhere); got != 12345 {
+			t.Errorf("a link for %s was followed", name)
+		}
+		if err := p.close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestHandshake(t *testing.T) {
 	for answer, fine := range map[string]bool{
 		"OK 1073741824\nhello": true, "OK\n": false, "OK x\n": false, "NO 5\n": false, "OK 99999999999\n": false, "": false, "OK 1": false,
