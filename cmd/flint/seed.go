@@ -170,8 +170,8 @@ func cause(err error) error {
 // warn tells of secrets in the command line.
 func (f *seedFlags) warn(log *slog.Logger) {
 	tell := func(flag string) {
-		log.Warn("the secret --"+flag+" is in the command line, where every user of this machine can read it",
-			"fix", "make a new one, put it into a file (chmod 600), and give the absolute path of that")
+		log.Warn("the secret --" + flag + " is in the command line, where every user of this machine can read it: " +
+			"make a new one, put it into a file (chmod 600), and give the absolute path of that")
 	}
 	if isKey(f.privateKey) {
 		tell("privateKey")
