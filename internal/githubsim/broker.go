@@ -1,6 +1,7 @@
 package githubsim
 
 import (
+	"errors"
 	"net/http"
 )
 
@@ -78,6 +79,8 @@ func (s *Server) serveEndRunnerSession(w http.ResponseWriter, _ *http.Request, c
 func (s *Server) serveRunnerMessage(w http.ResponseWriter, r *http.Request, clientID string) {
 	msg, err := s.hub.nextRunnerMessage(r.Context(), clientID, r.URL.Query().Get("sessionId"))
 	switch {
+	case errors.Is(err, errVersion):
+		writeVersionError(w)
 	case err != nil:
 		writeError(w, err)
 	case msg == nil:

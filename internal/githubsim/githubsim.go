@@ -55,6 +55,8 @@ type Config struct {
 	// Acquire makes the coordinator acquire each job (JobAvailable, then acquirejobs), as GitHub Enterprise Server does.
 	// Otherwise jobs are assigned without asking, as on github.com.
 	Acquire bool
+	// Keys is how many RSA keys the runners share, which makes registrations cheap. When zero, each has its own.
+	Keys int
 }
 
 // App is the GitHub App whose credentials the coordinator is configured with.
@@ -73,6 +75,7 @@ type Server struct {
 	signer []byte // of the admin tokens, which are JWTs because clients read their expiry
 	creds  *credentials
 	hub    *hub
+	keys   keys
 	feeds  feeds
 	policy *policy
 	rates  *rates
@@ -98,6 +101,7 @@ func New(cfg Config) (*Server, error) {
 		signer: randomBytes(32),
 		creds:  newCredentials(),
 		hub:    newHub(cfg),
+		keys:   keys{reuse: cfg.Keys},
 		policy: newPolicy(cfg),
 		rates:  newRates(cfg.RateLimit),
 	}
@@ -180,7 +184,7 @@ func (s *Server) Handler() http.Handler {
 		r.URL.Path = collapseSlashes(r.URL.Path)
 		r.URL.RawPath = ""
 		s.cfg.Log.Debug("serve", "method", r.Method, "path", clip(r.URL.Path, 200))
-		mux.ServeHTTP(w, r)
+		s.misbehave(mux, w, r)
 	})
 }
 

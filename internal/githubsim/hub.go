@@ -13,30 +13,33 @@ type hub struct {
 	cfg    Config
 	now    func() time.Time
 	events eventQueue
+	faults *faults
 	hooks  *hooks
 
 	// set when it is made
 	repos   []*repository
 	domains []string
 
-	mu      sync.Mutex
-	changed chan struct{} // closed and replaced at every change, for the long polls
-	ended   chan struct{} // closed by close
-	lastID  int64
-	groups  []*group
-	sets    []*scaleSet
-	runners []*runner
-	runs    []*Run
-	jobs    map[string]*job // by id
-	blobs   map[string]*blob
+	mu         sync.Mutex
+	changed    chan struct{} // closed and replaced at every change, for the long polls
+	ended      chan struct{} // closed by close
+	lastID     int64
+	groups     []*group
+	sets       []*scaleSet
+	runners    []*runner
+	registered int // how many there ever were
+	runs       []*Run
+	jobs       map[string]*job // by id
+	blobs      map[string]*blob
 }
 
 func newHub(cfg Config) *hub {
 	h := &hub{
-		cfg: cfg, now: time.Now, events: eventQueue{observe: cfg.Observe}, hooks: newHooks(cfg.Log),
+		cfg: cfg, now: time.Now, events: eventQueue{observe: cfg.Observe}, faults: newFaults(), hooks: newHooks(cfg.Log),
 		changed: make(chan struct{}), ended: make(chan struct{}),
 		jobs: map[string]*job{}, blobs: map[string]*blob{},
 	}
+	h.hooks.setFate(h.faults.webhook)
 	h.makeScopes()
 	return h
 }

@@ -259,6 +259,9 @@ func (h *hub) finish(j *job, c Conclusion) {
 	if assigned {
 		h.tell(j, "JobCompleted", map[Conclusion]string{Success: "succeeded", Failure: "failed", Cancelled: "canceled", Skipped: "skipped"}[c])
 	}
+	if assigned && h.faults.strikes(repeatAssignments) {
+		h.tell(j, "JobAssigned", "")
+	}
 	if c == Failure && j.spec.failFast && !j.mayFail && j.total > 1 {
 		for _, o := range j.run.group(j.spec.id) {
 			if o != j {

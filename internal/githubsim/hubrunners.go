@@ -24,6 +24,9 @@ type runner struct {
 	session   string // id; empty until it is online
 	poll      int    // number of the newest poll; older ones give way
 	job       *job   // dispatched to it or running on it
+	nth       int    // of all registrations there ever were, from 1
+	refused   bool   // its version is too old: it gets no job
+	cut       bool   // nothing it asks is answered any more
 	created   time.Time
 }
 
@@ -77,7 +80,10 @@ func (h *hub) register(reg registration) (x *runner, err error) {
 			id: h.id(), name: reg.name, clientID: newUUID(), key: reg.key, set: s, domain: reg.domain, group: g, labels: reg.labels,
 			ephemeral: reg.ephemeral, created: h.now(),
 		}
+		h.registered++
+		x.nth = h.registered
 		h.runners = append(h.runners, x)
+		h.watchIdle(x)
 		h.emit(Event{Kind: RunnerRegistered, Runner: reg.name}, nil)
 	})
 	return x, err
@@ -85,6 +91,9 @@ func (h *hub) register(reg registration) (x *runner, err error) {
 
 // checkNewRunner makes sure the name is free and good. The caller holds the lock.
 func (h *hub) checkNewRunner(name string) error {
+	if h.faults.strikes(refuseNames) {
+		return &apiError{http.StatusConflict, "AgentExistsException", "a runner named " + clip(name, 64) + " exists already"}
+	}
 	if name == "" || len(name) > 64 || name != clip(name, 64) {
 		return errBadRequest("a runner's name has 1 to 64 characters")
 	}
@@ -122,7 +131,7 @@ func (h *hub) removeRunner(domain string, id int64) (err error) {
 		switch {
 		case x == nil:
 			err = &apiError{http.StatusNotFound, "AgentNotFoundException", "no such runner"}
-		case x.busy():
+		case x.busy() || h.faults.strikes(refuseRemovals):
 			err = &apiError{http.StatusUnprocessableEntity, "JobStillRunningException", "runner " + x.name + " is running a job"}
 		default:
 			h.dropRunner(x)
@@ -196,6 +205,10 @@ func (h *hub) openRunnerSession(clientID string) (session string, x *runner, err
 			err = errUnauthorized()
 			return
 		}
+		if x.refused = x.refused || h.faults.strikes(refuseVersions); x.refused {
+			session = newUUID()
+			return
+		}
 		if x.session == "" {
 			h.emit(Event{Kind: RunnerOnline, Runner: x.name}, nil)
 		}
@@ -240,6 +253,8 @@ func (h *hub) nextRunnerMessage(ctx context.Context, clientID, session string) (
 			err = errUnauthorized()
 		case h.isClosed():
 			err = errClosed()
+		case x.refused:
+			err = errVersion
 		case x.session == "" || x.session != session:
 			err = &apiError{http.StatusNotFound, "TaskAgentSessionExpiredException", "no such session"}
 		}

@@ -32,7 +32,10 @@ type scaleSet struct {
 
 	lastMessage int
 	pending     []jobMessage
-	inflight    *envelope // sent and not yet deleted; sent again until it is
+	sent        []jobMessage // the last ones of all sessions
+	samples     []sample     // of the statistics, when they lag; the oldest first
+	last        statistics   // as the owner was told
+	inflight    *envelope    // sent and not yet deleted; sent again until it is
 }
 
 // statistics are the numbers a scale set's owner scales by. Assigned includes Running.
@@ -223,6 +226,7 @@ func (h *hub) offer(j *job, free map[*scaleSet]int) {
 // assign makes a job its scale set's. The caller holds the lock.
 func (h *hub) assign(j *job) {
 	j.state, j.assigned = jobAssigned, h.now()
+	h.watchAssigned(j)
 	h.emitJob(JobAssigned, j, Event{})
 	h.tell(j, "JobAssigned", "")
 }
@@ -283,6 +287,13 @@ func (h *hub) openSession(setID int64, owner string) (session string, err error)
 			err = &apiError{http.StatusConflict, "RunnerScaleSetSessionConflictException", fmt.Sprintf("scale set %s has a session already, owned by %s", s.name, s.owner)}
 			return
 		}
+		if h.faults.strikes(refuseSessions) {
+			err = &apiError{http.StatusConflict, "RunnerScaleSetSessionConflictException", fmt.Sprintf("scale set %s has a session already, owned by another", s.name)}
+			return
+		}
+		if h.faults.strikes(replayMessages) {
+			s.pending = append(slices.Clone(s.sent), s.pending...)
+		}
 		s.session, s.owner, s.lastPoll, s.capacity = newUUID(), owner, h.now(), -1
 		session = s.session
 		// What the old session was offered and did not take is offered again.
@@ -318,11 +329,14 @@ func (h *hub) closeSession(setID int64, session string) (err error) {
 func (h *hub) nextMessage(ctx context.Context, setID int64, session string, capacity int) (msg *envelope, err error) {
 	var s *scaleSet
 	mine := 0
+	if h.faults.strikes(deleteScaleSets) {
+		_ = h.deleteSet(setID) // one that is gone already is the poll's own error
+	}
 	h.change(func() {
 		if s, err = h.checkSession(setID, session); err != nil {
 			return
 		}
-		s.capacity = min(max(capacity, 0), math.MaxInt32)
+		s.capacity = h.capacityOf(min(max(capacity, 0), math.MaxInt32))
 		s.polls++
 		s.poll++
 		mine = s.poll
@@ -350,13 +364,14 @@ func (h *hub) nextMessage(ctx context.Context, setID int64, session string, capa
 
 // nextEnvelope returns the message to send now: the one not yet deleted, or a new one. The caller holds the lock.
 func (h *hub) nextEnvelope(s *scaleSet) *envelope {
-	if s.inflight == nil && len(s.pending) > 0 {
+	if s.inflight == nil && (len(s.pending) > 0 || h.outdated(s)) {
 		n := min(len(s.pending), maxBatch)
-		body, err := json.Marshal(s.pending[:n])
+		body, err := json.Marshal(append([]jobMessage{}, s.pending[:n]...))
 		if err != nil {
 			h.cfg.Log.Error("encode scale set message", "err", err)
 			return nil
 		}
+		s.remember(s.pending[:n])
 		s.pending = slices.Clone(s.pending[n:])
 		s.lastMessage++
 		s.inflight = &envelope{ID: s.lastMessage, Type: "RunnerScaleSetJobMessages", Body: string(body)}
@@ -365,7 +380,7 @@ func (h *hub) nextEnvelope(s *scaleSet) *envelope {
 		return nil
 	}
 	msg := *s.inflight
-	msg.Statistics = h.statistics(s)
+	msg.Statistics = h.told(s)
 	return &msg
 }
 

@@ -1,12 +1,10 @@
 package githubsim
 
 import (
-	"crypto/rand"
 	"crypto/rsa"
 	"encoding/base64"
 	"encoding/xml"
 	"errors"
-	"fmt"
 	"math/big"
 	"net/http"
 	"net/url"
@@ -102,9 +100,9 @@ func (s *Server) serveRunnerJIT(w http.ResponseWriter, r *http.Request) {
 		writeError(w, err)
 		return
 	}
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	key, err := s.keys.key()
 	if err != nil {
-		writeError(w, fmt.Errorf("make the runner's key: %w", err))
+		writeError(w, err)
 		return
 	}
 	x, err := s.hub.register(registration{

@@ -94,6 +94,7 @@ type job struct {
 	acknowledged bool // the runner has the job request
 	cancel       bool // the runner is to be told to cancel it
 	cancelTold   bool
+	reassigned   int // how often it was taken back because no runner took it
 
 	created, queued, assigned, started, finished time.Time
 	lockedUntil                                  time.Time

@@ -1,8 +1,6 @@
 package githubsim
 
 import (
-	"crypto/rand"
-	"crypto/rsa"
 	"fmt"
 	"net/http"
 	"strings"
@@ -69,7 +67,7 @@ func (s *Server) view(set *scaleSet) map[string]any {
 		"id": set.id, "name": set.name, "runnerGroupId": set.group.id, "runnerGroupName": set.group.name, "labels": labels,
 		"RunnerSetting": map[string]any{"disableUpdate": set.disableUpdate}, "createdOn": timestamp(set.created),
 		"runnerJitConfigUrl": fmt.Sprintf("%s%s/%d/generatejitconfig", s.cfg.URL, scaleSetsPath, set.id),
-		"statistics":         s.hub.statistics(set),
+		"statistics":         s.hub.told(set),
 	}
 }
 
@@ -180,7 +178,7 @@ func (s *Server) answerSession(w http.ResponseWriter, id int64, session string) 
 		var set *scaleSet
 		if set, err = s.hub.checkSession(id, session); err == nil {
 			out = map[string]any{
-				"sessionId": session, "ownerName": set.owner, "runnerScaleSet": s.view(set), "statistics": s.hub.statistics(set),
+				"sessionId": session, "ownerName": set.owner, "runnerScaleSet": s.view(set), "statistics": s.hub.told(set),
 				"messageQueueUrl": fmt.Sprintf("%s/queue/%d/%s", s.cfg.URL, id, session),
 			}
 		}
@@ -265,9 +263,9 @@ func (s *Server) serveJIT(w http.ResponseWriter, r *http.Request) {
 		writeError(w, err)
 		return
 	}
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	key, err := s.keys.key()
 	if err != nil {
-		writeError(w, fmt.Errorf("make the runner's key: %w", err))
+		writeError(w, err)
 		return
 	}
 	x, err := s.hub.register(registration{set: pathID(r), name: in.Name, key: &key.PublicKey, ephemeral: true})

@@ -1,0 +1,44 @@
+package githubsim
+
+import (
+	"crypto/rand"
+	"crypto/rsa"
+	"fmt"
+	"sync"
+)
+
+// keys makes the runners' RSA keys. Making one takes a tenth of a second and more, so tests with thousands of runners have
+// them use a few in turn.
+type keys struct {
+	reuse int // how many; 0 makes one for each runner
+
+	mu   sync.Mutex
+	made []*rsa.PrivateKey
+	next int
+}
+
+func (k *keys) key() (*rsa.PrivateKey, error) {
+	if k.reuse <= 0 {
+		return newKey()
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.made) < k.reuse {
+		key, err := newKey()
+		if err != nil {
+			return nil, err
+		}
+		k.made = append(k.made, key)
+		return key, nil
+	}
+	k.next = (k.next + 1) % len(k.made)
+	return k.made[k.next], nil
+}
+
+func newKey() (*rsa.PrivateKey, error) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return nil, fmt.Errorf("make the runner's key: %w", err)
+	}
+	return key, nil
+}
