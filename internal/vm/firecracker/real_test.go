@@ -1,6 +1,7 @@
 package firecracker
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -13,8 +14,9 @@ import (
 	"flint/internal/vm/vmtest"
 )
 
-// TestRealVM holds real Firecracker under its real jailer to the suite, with real guests.
-func TestRealVM(t *testing.T) {
+// realConfig finds real Firecracker, its real jailer, and what guests boot from, or skips.
+func realConfig(t *testing.T) (c Config, assets string) {
+	t.Helper()
 	programs, assets := os.Getenv("FLINT_TEST_FIRECRACKER"), os.Getenv("FLINT_TEST_ASSETS")
 	if programs == "" || assets == "" {
 		t.Skip("needs Firecracker and what guests boot from: FLINT_TEST_FIRECRACKER names a directory with firecracker and jailer, FLINT_TEST_ASSETS one with vmlinux, initrd, base.ext4 and scratch.ext4")
@@ -26,11 +28,30 @@ func TestRealVM(t *testing.T) {
 		t.Skipf("needs KVM: %s", s)
 	}
 	// The jails are on the file system of the assets: TMPDIR must be, as hard links do not leave theirs.
-	c := Config{
+	return Config{
 		Firecracker: filepath.Join(programs, "firecracker"), Jailer: filepath.Join(programs, "jailer"), Serial: true,
 		ChrootBase: filepath.Join(t.TempDir(), "jail"), UIDs: testUIDs, ParentCgroup: fmt.Sprintf("flint-real-%d", os.Getpid()),
 		Log: slog.New(slog.NewTextHandler(testLog{t}, nil)),
+	}, assets
+}
+
+// realSpec returns a bootable spec of a VM of its own.
+func realSpec(t *testing.T, assets, id string) vm.Spec {
+	t.Helper()
+	dir := t.TempDir()
+	scratch := filepath.Join(dir, "scratch.ext4")
+	if out, err := exec.Command("cp", "--sparse=always", filepath.Join(assets, "scratch.ext4"), scratch).CombinedOutput(); err != nil {
+		t.Fatalf("make scratch disk: %v: %s", err, out)
 	}
+	return vm.Spec{
+		ID: id, Kernel: resolved(t, assets, "vmlinux"), Initrd: resolved(t, assets, "initrd"), CPUs: 1, Memory: 512 * flint.MiB, Dir: dir,
+		Drives: []vm.Drive{{ID: "base", Path: resolved(t, assets, "base.ext4"), ReadOnly: true}, {ID: "scratch", Path: scratch}},
+	}
+}
+
+// TestRealVM holds real Firecracker under its real jailer to the suite, with real guests.
+func TestRealVM(t *testing.T) {
+	c, assets := realConfig(t)
 	n := 0
 	vmtest.Run(t, func(t *testing.T) (vm.Driver, vm.Spec) {
 		n++
@@ -41,16 +62,44 @@ func TestRealVM(t *testing.T) {
 		if n == 1 {
 			c.Log.Info("found Firecracker", "version", d.Version())
 		}
-		dir := t.TempDir()
-		scratch := filepath.Join(dir, "scratch.ext4")
-		if out, err := exec.Command("cp", "--sparse=always", filepath.Join(assets, "scratch.ext4"), scratch).CombinedOutput(); err != nil {
-			t.Fatalf("make scratch disk: %v: %s", err, out)
-		}
-		return d, vm.Spec{
-			ID: fmt.Sprintf("real-%d", n), Kernel: resolved(t, assets, "vmlinux"), Initrd: resolved(t, assets, "initrd"), CPUs: 1, Memory: 512 * flint.MiB, Dir: dir,
-			Drives: []vm.Drive{{ID: "base", Path: resolved(t, assets, "base.ext4"), ReadOnly: true}, {ID: "scratch", Path: scratch}},
-		}
+		return d, realSpec(t, assets, fmt.Sprintf("real-%d", n))
 	})
+}
+
+// TestRealNIC boots a real guest with a network interface and limits, asks it what it sees, and looks at what is counted.
+func TestRealNIC(t *testing.T) {
+	c, assets := realConfig(t)
+	d, err := New(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := realSpec(t, assets, "real-nic")
+	s.CPUs, s.NIC = 2, testNIC(t)
+	s.Limits = vm.Limits{DiskBytes: flint.GiB, DiskOps: 100_000, NetRx: flint.GiB, NetTx: flint.GiB}
+	m, err := d.Boot(patiently(t), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close(context.Background())
+	g := attach(t, m)
+	if out := output(t, g, "cat", "/sys/class/net/eth0/address"); out != "02:f1:00:00:00:07\n" {
+		t.Errorf("the guest's interface is %q", out)
+	}
+	if out := output(t, g, "cat", "/sys/class/net/eth0/mtu"); d.Version().atLeast(mtuMinor) && out != "1400\n" {
+		t.Errorf("the interface's MTU is %q", out)
+	}
+	if out := output(t, g, "nproc"); out != "2\n" {
+		t.Errorf("the guest's processors are %q", out)
+	}
+	if err := m.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if counted := m.(vm.Metrics).Metrics(); counted.Boot <= 0 || counted.BlockRead < flint.MiB {
+		t.Errorf("counters %+v: a guest that booted has read more", counted)
+	}
+	if entries, err := os.ReadDir(d.base); err != nil || len(entries) != 0 {
+		t.Errorf("jails are left: %v, %v", entries, err)
+	}
 }
 
 // resolved is what a link in the assets' directory names.
