@@ -33,11 +33,13 @@ func (s *Server) encodeJIT(x *runner, key *rsa.PrivateKey, workFolder string) (s
 	if workFolder == "" {
 		workFolder = "_work"
 	}
+	var g group
+	s.hub.read(func() { g = *x.group })
 	b64 := func(n *big.Int) string { return base64.StdEncoding.EncodeToString(n.Bytes()) }
 	files := map[string]any{
 		".runner": map[string]string{
 			"AgentId": strconv.FormatInt(x.id, 10), "AgentName": x.name, "DisableUpdate": "True", "Ephemeral": "True",
-			"PoolId": strconv.FormatInt(x.group.id, 10), "PoolName": x.group.name, "GitHubUrl": s.cfg.URL + "/" + x.domain, "WorkFolder": workFolder,
+			"PoolId": strconv.FormatInt(g.id, 10), "PoolName": g.name, "GitHubUrl": s.cfg.URL + "/" + x.domain, "WorkFolder": workFolder,
 			"ServerUrl": s.cfg.URL + "/tenant/", "ServerUrlV2": s.cfg.URL + "/broker/", "UseV2Flow": "True",
 		},
 		".credentials": map[string]any{

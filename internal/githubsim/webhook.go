@@ -253,43 +253,39 @@ func (k *hooks) serve(h *hook) {
 	}
 }
 
-// SetFate decides what becomes of every later delivery; nil makes all ordinary ones.
+// setFate has f decide what becomes of every later delivery; nil makes all ordinary ones. f is called under the hub's lock:
+// it must neither block nor call the Server.
 func (k *hooks) setFate(f func(event string) fate) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.fate = f
 }
 
-// view is what receivers are posted: an event with what belongs to every event.
-func (h *hub) posted(action string, repo *repository, more map[string]any) ([]byte, error) {
-	v := map[string]any{
-		"action": action, "repository": h.repositoryView(repo), "organization": map[string]any{"login": h.cfg.Owner, "id": ownerID},
-		"sender": map[string]any{"login": h.cfg.Owner, "id": ownerID, "type": "User"},
+// post tells the hooks that want it of an event: more is what this event has that others have not. The caller holds the lock.
+func (h *hub) post(event, action string, repo *repository, more func() map[string]any) {
+	to := h.hooks.wanted(event, h.cfg.Owner+"/"+repo.name)
+	if len(to) == 0 {
+		return
 	}
-	for name, value := range more {
-		v[name] = value
-	}
-	return json.Marshal(v)
-}
-
-// post tells the hooks that want it of an event. The caller holds the lock.
-func (h *hub) post(event, action string, repo *repository, more map[string]any) {
-	for _, to := range h.hooks.wanted(event, h.cfg.Owner+"/"+repo.name) {
-		if to.Scope == "" {
-			more["installation"] = map[string]any{"id": installationID, "node_id": nodeID("I", installationID)}
-		} else {
-			delete(more, "installation")
+	v := more()
+	v["action"], v["repository"] = action, h.repositoryView(repo)
+	v["organization"] = map[string]any{"login": h.cfg.Owner, "id": ownerID}
+	v["sender"] = map[string]any{"login": h.cfg.Owner, "id": ownerID, "type": "User"}
+	for _, hook := range to {
+		delete(v, "installation")
+		if hook.Scope == "" {
+			v["installation"] = map[string]any{"id": installationID, "node_id": nodeID("I", installationID)}
 		}
-		body, err := h.posted(action, repo, more)
+		body, err := json.Marshal(v)
 		if err != nil {
 			h.cfg.Log.Error("encode webhook", "event", event, "err", err)
 			return
 		}
-		h.hooks.post(&delivery{id: h.id(), hook: to, guid: newUUID(), event: event, action: action, repository: repo.id, body: body})
+		h.hooks.post(&delivery{id: h.id(), hook: hook, guid: newUUID(), event: event, action: action, repository: repo.id, body: body})
 	}
 }
 
 // postJob tells the hooks what became of a job. The caller holds the lock.
 func (h *hub) postJob(action string, j *job) {
-	h.post("workflow_job", action, j.run.repo, map[string]any{"workflow_job": h.jobView(j)})
+	h.post("workflow_job", action, j.run.repo, func() map[string]any { return map[string]any{"workflow_job": h.jobView(j)} })
 }
