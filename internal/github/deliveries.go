@@ -99,7 +99,7 @@ func (p *accountAPI) Redeliver(ctx context.Context, id int64) error {
 	}
 	verb := fmt.Sprintf("ask for delivery %d again", id)
 	_, err = ask(ctx, verb, request{method: http.MethodPost, path: path + "/" + strconv.FormatInt(id, 10) + "/attempts"})
-	if status(err) == http.StatusNotFound {
+	if refused(err) == http.StatusNotFound {
 		return fmt.Errorf("%s: %w", verb, flint.ErrNotFound)
 	}
 	return err
@@ -112,7 +112,7 @@ func (p *accountAPI) Job(ctx context.Context, repository string, id int64) (flin
 	}
 	s := p.scopeFor(repository)
 	j, err := s.job(ctx, repository, id)
-	if status(err) == http.StatusNotFound {
+	if refused(err) == http.StatusNotFound {
 		err = fmt.Errorf("look up job %d of %s: %w", id, repository, flint.ErrNotFound)
 	}
 	return j, err
@@ -250,7 +250,7 @@ func (v *survey) repository(ctx context.Context, at place) error {
 		err := surveyPages(ctx, v, at.scope, "list the runs of "+at.name, request{
 			method: http.MethodGet, path: base, query: url.Values{"status": {state}},
 		}, func(page *gh.WorkflowRuns) { runs = append(runs, page.WorkflowRuns...) })
-		if status(err) == http.StatusNotFound { // gone since it was listed
+		if refused(err) == http.StatusNotFound { // gone since it was listed
 			return nil
 		}
 		if err != nil {
@@ -272,7 +272,7 @@ func (v *survey) repository(ctx context.Context, at place) error {
 				}
 			}
 		})
-		if err != nil && status(err) != http.StatusNotFound {
+		if err != nil && refused(err) != http.StatusNotFound {
 			return err
 		}
 	}

@@ -1,8 +1,6 @@
 package github
 
 import (
-	"bytes"
-	"context"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -10,7 +8,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -18,7 +15,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -49,13 +45,19 @@ type far struct {
 	agents   map[int]agent
 	nextRun  int
 	acquired []int64
+	revoked  int  // generations of admin tokens that are not good any more
 	mute     bool // polls are never answered
+
+	farREST
 }
 
 type agent struct {
-	name string
-	set  int
-	busy bool
+	name   string
+	set    int
+	busy   bool
+	online bool
+	labels []string
+	home   string // path of its scope; empty: any
 }
 
 type answer struct {
@@ -88,10 +90,12 @@ func testPEM() flint.Secret {
 }
 
 func newFar(t testing.TB) *far {
-	return &far{
+	f := &far{
 		t: t, base: "http://127.0.0.1:8080", calls: map[string]int{}, changed: make(chan struct{}), sets: map[int]string{}, nextSet: 7,
 		stats: map[string]int{}, agents: map[int]agent{}, nextRun: 100, nextID: 1,
 	}
+	f.farREST = newFarREST(f)
+	return f
 }
 
 // RoundTrip lets the far end be the transport, so that it works inside a synctest bubble.
@@ -165,8 +169,6 @@ func (f *far) serve(w http.ResponseWriter, r *http.Request) error {
 		{queuePath + "/", "ack"},
 		{queuePath, "poll"},
 		{"/api/v3/app/installations/", "access_token"},
-		{"/api/v3/orgs/acme/installation", "installation"},
-		{"/api/v3/orgs/acme/actions/runners/registration-token", "registration-token"},
 		{"/api/v3/actions/runner-registration", "register"},
 		{"/tenant/_apis/runtime/runnergroups/", "groups"},
 		{"/tenant/_apis/distributedtask/pools/0/agents", "agents"},
@@ -181,6 +183,10 @@ func (f *far) serve(w http.ResponseWriter, r *http.Request) error {
 			}
 			break
 		}
+	}
+	rest := ""
+	if route == r.Method+" "+r.URL.Path && strings.HasPrefix(r.URL.Path, "/api/v3/") {
+		route, rest = f.restRoute(r)
 	}
 	f.mu.Lock()
 	f.calls[route]++
@@ -202,7 +208,11 @@ func (f *far) serve(w http.ResponseWriter, r *http.Request) error {
 		_, _ = io.WriteString(w, no.body)
 		return nil
 	}
-	f.route(w, r, route)
+	if rest != "" {
+		f.rest.ServeHTTP(w, r)
+	} else {
+		f.route(w, r, route)
+	}
 	return nil
 }
 
@@ -225,13 +235,31 @@ func (f *far) expect(r *http.Request, authorization string) {
 	}
 }
 
+// revokeAdmin ends all admin tokens before their time. The caller holds mu.
+func (f *far) revokeAdmin() { f.revoked++ }
+
+// admin makes a token of the scale set service.
 func (f *far) admin() string {
+	f.mu.Lock()
+	key := fmt.Sprint("k", f.revoked)
+	f.mu.Unlock()
 	s, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.RegisteredClaims{ExpiresAt: jwt.NewNumericDate(time.Now().Add(17 * time.Minute))}).
-		SignedString([]byte("k"))
+		SignedString([]byte(key))
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	return s
+}
+
+func (f *far) adminSigned(r *http.Request) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	raw := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if strings.HasSuffix(r.URL.Path, "/acquirejobs") {
+		return true // with the queue's token
+	}
+	_, err := jwt.Parse(raw, func(*jwt.Token) (any, error) { return []byte(fmt.Sprint("k", f.revoked)), nil })
+	return err == nil
 }
 
 func (f *far) route(w http.ResponseWriter, r *http.Request, route string) {
@@ -239,20 +267,21 @@ func (f *far) route(w http.ResponseWriter, r *http.Request, route string) {
 		if v := r.URL.Query().Get("api-version"); v != "6.0-preview" {
 			f.t.Errorf("%s %s: api-version %q", r.Method, r.URL, v)
 		}
+		if !f.adminSigned(r) {
+			f.reply(w, 401, map[string]string{"message": "token is not valid"})
+			return
+		}
 	}
 	switch route {
 	case "GET installation":
 		f.checkJWT(r)
-		f.reply(w, 200, map[string]any{"id": 99})
+		f.installation(w, r)
 	case "POST access_token":
 		f.checkJWT(r)
-		if !strings.HasSuffix(r.URL.Path, "/99/access_tokens") {
-			f.t.Errorf("token of installation %s", r.URL.Path)
-		}
-		f.reply(w, 201, map[string]any{"token": secretInst, "expires_at": time.Now().Add(time.Hour)})
+		f.accessToken(w, r)
 	case "POST registration-token":
-		if got := r.Header.Get("Authorization"); got != "Bearer "+secretInst && got != "Bearer "+secretPAT {
-			f.t.Errorf("registration token with %q", got)
+		if !f.signedIn(w, r) {
+			return
 		}
 		f.reply(w, 201, map[string]any{"token": secretReg, "expires_at": time.Now().Add(time.Hour)})
 	case "POST register":
@@ -495,98 +524,4 @@ func (f *far) agentsRoute(w http.ResponseWriter, r *http.Request) {
 		delete(f.agents, id)
 		w.WriteHeader(204)
 	}
-}
-
-// desk is a client with a far end, and what it persisted and logged.
-type desk struct {
-	*Client
-	far    *far
-	log    lockedBuffer
-	mu     sync.Mutex
-	events []flint.JobEvent
-	fail   int // so many calls of Events fail
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-func newDesk(t testing.TB, f *far, change func(*Config)) *desk {
-	t.Helper()
-	d := &desk{far: f}
-	cfg := Config{
-		Accounts: []Account{{URL: f.base + "/acme", AppID: "Iv1.app", PrivateKey: testPEM()}},
-		Owner:    "test-host", Prefix: "flint-", StateDir: t.TempDir(),
-		Pools: []flint.Pool{{Name: "flint", Max: 4}}, Log: slog.New(slog.NewTextHandler(&d.log, nil)), Transport: f,
-		Events: func(_ context.Context, e flint.JobEvent) error {
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			f.note(fmt.Sprintf("event %d of %s", e.Kind, e.Runner))
-			if d.fail > 0 {
-				d.fail--
-				return fmt.Errorf("disk full")
-			}
-			d.events = append(d.events, e)
-			return nil
-		},
-	}
-	if change != nil {
-		change(&cfg)
-	}
-	c, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.jitter = func() float64 { return 0 }
-	d.Client = c
-	t.Cleanup(func() {
-		for _, secret := range []string{secretPAT, secretInst, secretReg, secretQueue, secretJIT, "PRIVATE KEY"} {
-			if strings.Contains(d.log.String(), secret) {
-				t.Errorf("the log holds %s:\n%s", secret, d.log.String())
-			}
-		}
-	})
-	return d
-}
-
-// start runs the client; the returned function stops it and waits.
-func (d *desk) start(t testing.TB) (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- d.Run(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("Run returned %v", err)
-		}
-	})
-	t.Cleanup(stop)
-	return stop
-}
-
-// settle lets time pass inside a bubble and waits until everybody has done what there is to do.
-func settle(d time.Duration) {
-	time.Sleep(d)
-	synctest.Wait()
-}
-
-// since returns the log entries after the first occurrence of what.
-func (f *far) since(what string) []string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	i := slices.Index(f.log, what)
-	return slices.Clone(f.log[max(0, i):])
 }

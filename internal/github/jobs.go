@@ -143,7 +143,11 @@ func (c *Client) Find(ctx context.Context, what string) ([]flint.JobStatus, erro
 			}
 		}
 		why = errors.New("no configured account sees it")
-		if st := status(err); hard == nil && st != http.StatusNotFound && !(st == http.StatusForbidden && !s.covers(q.repository)) {
+		unseen := refused(err) == http.StatusNotFound
+		if st := status(err); !s.covers(q.repository) && st >= http.StatusUnauthorized && st <= http.StatusNotFound {
+			unseen = true
+		}
+		if hard == nil && !unseen {
 			hard = err
 		}
 	}
@@ -184,7 +188,7 @@ func (s *scope) find(ctx context.Context, q query) ([]flint.JobStatus, error) {
 		if err == nil {
 			return []flint.JobStatus{j}, nil
 		}
-		if q.id == 0 || status(err) != http.StatusNotFound {
+		if q.id == 0 || refused(err) != http.StatusNotFound {
 			return nil, err
 		}
 	}
@@ -362,7 +366,7 @@ func (c *Client) LatestRunner(ctx context.Context) (version string, published ti
 		})
 		version := strings.TrimPrefix(r.GetTagName(), "v")
 		switch {
-		case status(err) == http.StatusNotFound:
+		case refused(err) == http.StatusNotFound:
 		case err != nil:
 			errs = append(errs, err)
 		case !versionForm.MatchString(version) || r.GetPublishedAt().IsZero():

@@ -36,8 +36,9 @@ type poller struct {
 	journal  *journal
 	svc      *service // nil: not signed in
 	session  *session // nil: none open
-	last     int      // the last message acknowledged in this session
-	acquired int      // jobs acquired since the last statistics
+	left     *leftSession
+	last     int // the last message acknowledged in this session
+	acquired int // jobs acquired since the last statistics
 	started  time.Time
 	tracked  bool // since is the begin of the present trouble
 	since    time.Time
@@ -51,6 +52,12 @@ type poller struct {
 	capacity int
 	asked    int    // the capacity of the poll under way
 	giveUp   func() // ends the poll under way; nil: none is
+}
+
+// leftSession is a session that could not be closed, because its service was signed out.
+type leftSession struct {
+	set int
+	id  string
 }
 
 func newPoller(c *Client, s *scope, pool flint.Pool, j *journal) *poller {
@@ -80,6 +87,9 @@ func (p *poller) run(ctx context.Context) {
 	}
 	if p.session != nil {
 		p.leave(context.WithoutCancel(ctx))
+	}
+	if p.left != nil {
+		p.client.cfg.Log.Warn("message session is left to time out", "pool", p.pool.Name, "error", "GitHub has signed us out")
 	}
 }
 
@@ -123,8 +133,14 @@ func (p *poller) findSet(ctx context.Context) error {
 }
 
 func (p *poller) open(ctx context.Context) error {
+	if l := p.left; l != nil {
+		p.left = nil
+		if err := p.svc.discard(ctx, l.set, l.id); err != nil {
+			p.client.cfg.Log.Warn("message session is left to time out", "pool", p.pool.Name, "error", err)
+		}
+	}
 	s, stats, err := p.svc.open(ctx, p.scaleSet(), p.client.cfg.Owner)
-	if status(err) == http.StatusConflict {
+	if refused(err) == http.StatusConflict {
 		return &flint.Fault{
 			Code: "github.session", What: fmt.Sprintf("listen to scale set %s of %s", p.pool.Name, p.scope.name),
 			Kind: flint.ErrConflict, Err: err,
@@ -209,7 +225,7 @@ func (p *poller) acquire(ctx context.Context) error {
 		return nil
 	}
 	got, err := p.session.acquire(ctx, pending[:n])
-	if status(err) == http.StatusNotFound { // this GitHub assigns by itself
+	if refused(err) == http.StatusNotFound { // this GitHub assigns by itself
 		got, err = 0, nil
 	}
 	if err != nil {
@@ -285,7 +301,11 @@ func (p *poller) let(ctx context.Context, err error) {
 func (p *poller) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
 	defer cancel()
-	if err := p.session.close(ctx); err != nil {
+	err := p.session.close(ctx)
+	if e := (*callError)(nil); errors.As(err, &e) && e.signedOut() {
+		p.left, err = &leftSession{p.scaleSet(), p.session.id()}, nil
+	}
+	if err != nil {
 		p.client.cfg.Log.Warn("message session is left to time out", "pool", p.pool.Name, "error", err)
 	}
 	p.session = nil

@@ -61,7 +61,7 @@ func (c *Client) registerREST(ctx context.Context, p *served, name string) (flin
 		return flint.Registration{}, err
 	}
 	reg, err := p.scope.jitREST(ctx, p.Pool, g, name)
-	if status(err) == http.StatusConflict {
+	if refused(err) == http.StatusConflict {
 		if err := c.removeStaleREST(ctx, p.scope, name); err != nil {
 			return flint.Registration{}, err
 		}
@@ -96,7 +96,7 @@ func (s *scope) jitREST(ctx context.Context, pool flint.Pool, g group, name stri
 		body: gh.GenerateJITConfigRequest{Name: name, RunnerGroupID: g.id, Labels: labels(pool), WorkFolder: gh.Ptr(workFolder)},
 	})
 	switch {
-	case status(err) == http.StatusNotFound: // only the group can be missing: that the scope is there was seen with it
+	case refused(err) == http.StatusNotFound: // only the group can be missing: that the scope is there was seen with it
 		s.forgetGroups()
 		if g.name != "" {
 			return flint.Registration{}, s.groupFault(g.name, err)
@@ -158,7 +158,7 @@ func (s *scope) lookUp(ctx context.Context, name string, id int64) (*gh.Runner, 
 		_, err := s.ask(ctx, "look up runner "+name, request{
 			method: http.MethodGet, path: s.path + "/actions/runners/" + strconv.FormatInt(id, 10), into: &r,
 		})
-		if status(err) == http.StatusNotFound || err == nil && r.GetName() != name {
+		if refused(err) == http.StatusNotFound || err == nil && r.GetName() != name {
 			return nil, nil
 		}
 		return &r, err
@@ -204,7 +204,7 @@ func (s *scope) removeREST(ctx context.Context, name string, id int64) (found bo
 	_, err = s.ask(ctx, "remove runner "+name, request{
 		method: http.MethodDelete, path: s.path + "/actions/runners/" + strconv.FormatInt(id, 10),
 	})
-	switch status(err) {
+	switch refused(err) {
 	case http.StatusNotFound:
 		return false, nil
 	case http.StatusUnprocessableEntity:

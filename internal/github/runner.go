@@ -20,7 +20,11 @@ func (c *Client) Register(ctx context.Context, r flint.Runner) (flint.Registrati
 	c.remember(r.ID, p)
 	switch {
 	case p.poller != nil:
-		return c.registerInSet(ctx, p, r.ID)
+		reg, err := c.registerInSet(ctx, p, r.ID)
+		if refused(err) == http.StatusUnauthorized { // the service of before is signed out
+			reg, err = c.registerInSet(ctx, p, r.ID)
+		}
+		return reg, err
 	case p.scope.account.SelfRegister:
 		return p.scope.selfRegistration(ctx, p.Pool, r.ID)
 	}
@@ -120,6 +124,13 @@ func (s *scope) removeRunner(ctx context.Context, name string, id int64) (found 
 	if s.account.Mode == Webhooks {
 		return s.removeREST(ctx, name, id)
 	}
+	if found, err = s.removeFromSet(ctx, name, id); refused(err) == http.StatusUnauthorized {
+		found, err = s.removeFromSet(ctx, name, id)
+	}
+	return found, err
+}
+
+func (s *scope) removeFromSet(ctx context.Context, name string, id int64) (found bool, err error) {
 	svc, err := s.controlService(ctx)
 	if err != nil {
 		return false, err
@@ -191,7 +202,7 @@ func (c *Client) Prune(ctx context.Context, live func(name string) bool) (remove
 // outcome reads the answer to a removal.
 func outcome(name string, err error) error {
 	switch {
-	case exception(err, "AgentNotFoundException"), status(err) == http.StatusNotFound:
+	case exception(err, "AgentNotFoundException"), refused(err) == http.StatusNotFound:
 		return nil
 	case exception(err, "JobStillRunningException"):
 		return busyFault(name, err)

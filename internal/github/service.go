@@ -25,14 +25,16 @@ const defaultGroup = 1
 type service struct {
 	scope *scope
 	c     *scaleset.Client
+	wire  *recorder
 	// gate is held during a call. The library has a mutex of its own around each call, which nobody can stop waiting for.
 	gate chan struct{}
 }
 
 // newService makes a client that does not retry by itself: retries are ours, so that they can be seen and are bounded once.
 func newService(s *scope, cred *credential) (*service, error) {
+	wire := cred.recorder()
 	options := []scaleset.HTTPOption{
-		scaleset.WithRetryableHTTPClint(libraryClient(cred.recorder())),
+		scaleset.WithRetryableHTTPClint(libraryClient(wire)),
 		scaleset.WithLogger(slog.New(slog.DiscardHandler)), // it logs URLs; what matters comes back as errors
 	}
 	info := scaleset.SystemInfo{System: "flint", Subsystem: "coordinator"}
@@ -53,7 +55,7 @@ func newService(s *scope, cred *credential) (*service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make scale set client: %w", err)
 	}
-	return &service{scope: s, c: c, gate: make(chan struct{}, 1)}, nil
+	return &service{scope: s, c: c, wire: wire, gate: make(chan struct{}, 1)}, nil
 }
 
 // libraryClient wraps our transport in what the library insists on: a retrying client whose transport is an *http.Transport.
@@ -115,7 +117,7 @@ func (s *service) scaleSet(ctx context.Context, pool flint.Pool) (int, error) {
 			})
 			return err
 		})
-		if st := status(err); st == http.StatusBadRequest || st == http.StatusUnprocessableEntity {
+		if st := refused(err); st == http.StatusBadRequest || st == http.StatusUnprocessableEntity {
 			err = &flint.Fault{
 				Code: "github.pool", What: fmt.Sprintf("make scale set %s of pool %s in %s", name, pool.Name, s.scope.name),
 				Kind: flint.ErrConfig, Err: err, Fix: "give the pool another name, or its first label another: GitHub refuses this one",
@@ -216,6 +218,8 @@ func (s *session) usable() bool {
 		(queue.Scheme == "https" || queue.Scheme == "http" && strings.HasPrefix(s.svc.scope.api, "http:"))
 }
 
+func (s *session) id() string { return s.c.Session().SessionID.String() }
+
 // next polls for the message after last. It returns nil when there is none.
 func (s *session) next(ctx context.Context, last, capacity int) (*message, error) {
 	var m *scaleset.RunnerScaleSetMessage
@@ -234,7 +238,7 @@ func (s *session) acknowledge(ctx context.Context, id int) error {
 	err := s.svc.call(ctx, fmt.Sprintf("acknowledge message %d", id), callTimeout, func(ctx context.Context) error {
 		return s.c.DeleteMessage(ctx, id)
 	})
-	if status(err) == http.StatusNotFound {
+	if refused(err) == http.StatusNotFound {
 		return nil
 	}
 	return err
@@ -253,10 +257,40 @@ func (s *session) acquire(ctx context.Context, requests []int64) (int, error) {
 // close deletes the session; until then GitHub refuses another one. One that is gone already is as good.
 func (s *session) close(ctx context.Context) error {
 	err := s.svc.call(ctx, "close message session", callTimeout, s.c.Close)
-	if status(err) == http.StatusNotFound {
+	if refused(err) == http.StatusNotFound {
 		return nil
 	}
 	return err
+}
+
+// refused returns the HTTP status of a refusal that means what it says of the thing asked for; 0 for anything else, and where
+// it amounts to a fault: that the installation is not found says nothing of a runner.
+func refused(err error) int {
+	var f *flint.Fault
+	if errors.As(err, &f) {
+		return 0
+	}
+	return status(err)
+}
+
+// discard deletes a session that was opened with a service whose tokens are not taken any more. Until then GitHub refuses
+// another one.
+func (s *service) discard(ctx context.Context, set int, id string) error {
+	return s.call(ctx, "close the message session of before", closeTimeout, func(ctx context.Context) error {
+		req := s.wire.session(ctx, set, id)
+		if req == nil {
+			return errors.New("the service is not known yet")
+		}
+		resp, err := s.wire.RoundTrip(req)
+		if err != nil {
+			return err
+		}
+		resp.Body.Close()
+		if resp.StatusCode >= 300 {
+			return errors.New(resp.Status)
+		}
+		return nil
+	})
 }
 
 // status returns the HTTP status of a refusal; 0 for anything else.

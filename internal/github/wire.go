@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 )
@@ -48,6 +49,27 @@ type recorder struct {
 	api  string // base of the REST API
 	// How much may be asked as the App, with the credential, and of the scale set service; nil: nothing is known.
 	app, rest, tenant *limits
+
+	mu    sync.Mutex
+	admin *http.Request // guarded by mu: the last one to the scale set service, which shows where it is and how to sign
+}
+
+// scaleSetsPath is the path of scale sets in their service.
+const scaleSetsPath = "/_apis/runtime/runnerscalesets"
+
+// session returns a request that deletes a message session, signed as the library signs now; nil before its first call.
+func (r *recorder) session(ctx context.Context, set int, id string) *http.Request {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.admin == nil {
+		return nil
+	}
+	req := r.admin.Clone(ctx)
+	base, _, _ := strings.Cut(req.URL.Path, scaleSetsPath)
+	req.Method, req.Body, req.ContentLength, req.GetBody = http.MethodDelete, nil, 0, nil
+	req.URL.Path, req.URL.RawPath = fmt.Sprintf("%s%s/%d/sessions/%s", base, scaleSetsPath, set, id), ""
+	req.URL.RawQuery = url.Values{"api-version": req.URL.Query()["api-version"]}.Encode()
+	return req
 }
 
 // limits returns those that apply to a request.
@@ -69,6 +91,11 @@ func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 		ex = &exchange{}
 	}
 	*ex = exchange{method: req.Method, path: req.URL.Path}
+	if strings.Contains(req.URL.Path, scaleSetsPath) {
+		r.mu.Lock()
+		r.admin = req
+		r.mu.Unlock()
+	}
 	l := r.limits(req.URL)
 	if d := l.hold(ex.path, time.Now()); d > 0 {
 		return ex.held(req, d), nil
