@@ -86,6 +86,8 @@ func TestDeadlinesBeforeTheJob(t *testing.T) {
 		kind   error
 		took   time.Duration
 		asked  int // for the status
+
+		onWithdraw func(w *world, h *host.Host, id string, finish func())
 	}{
 		"never online":        {code: "runner.offline", kind: flint.ErrGuest, took: online, asked: 1},
 		"GitHub is silent":    {github: &fakeGitHub{silent: 3}, code: "runner.offline", kind: flint.ErrGuest, took: online + 7*time.Second, asked: 4},
@@ -109,8 +111,12 @@ func TestDeadlinesBeforeTheJob(t *testing.T) {
 		},
 		"a job nobody told us of": {
 			github: &fakeGitHub{status: flint.RunnerStatus{Online: true}, busy: true},
-			steps:  []step{{30 * time.Minute, github(func(g *fakeGitHub) { g.busy = false })}, {30 * time.Minute, ends}},
+			steps:  []step{{20 * time.Minute, github(func(g *fakeGitHub) { g.busy = false })}, {30 * time.Minute, ends}},
 			code:   "runner.done", took: 30 * time.Minute, asked: 1,
+		},
+		"a job in the moment of its withdrawal": {
+			github: &fakeGitHub{status: flint.RunnerStatus{Online: true}}, onWithdraw: begins, steps: []step{{30 * time.Minute, ends}},
+			code: "runner.done", took: 30 * time.Minute, asked: 1,
 		},
 		"busy and no session": {
 			github: &fakeGitHub{status: flint.RunnerStatus{Busy: true}}, steps: []step{{2 * time.Minute, ends}}, code: "runner.done",
@@ -141,13 +147,18 @@ func TestDeadlinesBeforeTheJob(t *testing.T) {
 				if tt.limits == (host.Deadlines{}) {
 					w.config.Deadlines = host.Deadlines{Boot: 20 * time.Second, Online: online, Pickup: pickup, Job: job, Finish: finish}
 				}
+				var h *host.Host
 				running := 0 // VMs when GitHub was first asked to forget the runner
 				g.onRemove = func() {
-					if g.removals == 1 {
-						running = w.fake.Running()
+					if g.removals > 1 {
+						return
+					}
+					running = w.fake.Running()
+					if tt.onWithdraw != nil {
+						tt.onWithdraw(w, h, h.State().Runners[0].ID, nil)
 					}
 				}
-				h := w.host()
+				h = w.host()
 				begin := time.Now()
 				id, ended := w.begin(t.Context(), h)
 				for _, s := range tt.steps {
