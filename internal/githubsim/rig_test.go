@@ -243,8 +243,8 @@ func (f *fleet) HandleDesiredRunnerCount(ctx context.Context, count int) (int, e
 	return f.launched - f.completed, nil
 }
 
-// actRunner returns how to start the real third-party runner, or skips the test.
-func actRunner(t *testing.T) func(ctx context.Context, name, jit string) {
+// actRunnerProgram returns the path of the real third-party runner, or skips the test.
+func actRunnerProgram(t *testing.T) string {
 	t.Helper()
 	path := os.Getenv("FLINT_TEST_ACT_RUNNER")
 	if path == "" {
@@ -259,6 +259,13 @@ func actRunner(t *testing.T) func(ctx context.Context, name, jit string) {
 			t.Skipf("needs github-act-runner: build images/demo-runner: %v\n%s", err, out)
 		}
 	}
+	return path
+}
+
+// actRunner returns how to start the real third-party runner, or skips the test.
+func actRunner(t *testing.T) func(ctx context.Context, name, jit string) {
+	t.Helper()
+	path := actRunnerProgram(t)
 	return func(ctx context.Context, name, jit string) {
 		dir := t.TempDir()
 		// The job may run detached; ending the test ends it.
