@@ -24,9 +24,9 @@ const (
 	outKept = 64 << 10 // bytes of the serial console
 	logKept = 32 << 10 // bytes of Firecracker's log
 
-	flushWithin = 200 * time.Millisecond // for the last report of the metrics
-	killGrace   = 10 * time.Second       // from the kill to giving up; only a process stuck in the kernel takes so long
-	diagnosing  = time.Second            // for a VMM that hung up to end, so that we know why
+	flushWithin = time.Second      // for the last report of the metrics, which takes milliseconds
+	killGrace   = 10 * time.Second // from the kill to giving up; only a process stuck in the kernel takes so long
+	diagnosing  = time.Second      // for a VMM that hung up to end, so that we know why
 )
 
 // panicMark is what a Linux kernel says before it dies. After it the guest resets, which alone looks like a reboot.
@@ -222,7 +222,7 @@ func (m *machine) explain(ctx context.Context, err error) error {
 		return refusal(refused)
 	case errors.Is(err, context.DeadlineExceeded): // of our own limits
 		return &flint.Fault{
-			Code: "firecracker.hung", What: "start Firecracker", Kind: flint.ErrTimeout, Err: fmt.Errorf("it does not answer: %w%s", err, m.complaint()),
+			Code: "firecracker.hung", What: "start Firecracker", Err: fmt.Errorf("it does not answer: %w%s", err, m.complaint()),
 			Fix: "see whether this machine is overloaded or its disk stuck (`dmesg`), then try again",
 		}
 	}
