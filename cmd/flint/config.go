@@ -42,15 +42,21 @@ func loadServe(file string) (config.Config, error) {
 	if err != nil {
 		return cfg, err
 	}
+	return cfg, servable(&cfg, file)
+}
+
+// servable reports whether a configuration is complete enough for the coordinator, and reads its secrets.
+func servable(cfg *config.Config, where string) error {
 	if err := cfg.ValidateServe(); err != nil {
-		return cfg, config.Invalid(file, err)
+		return config.Invalid(where, err)
 	}
-	if err := cfg.CheckFiles(); err != nil {
-		var fault *flint.Fault
-		if errors.As(err, &fault) && fault == err {
-			return cfg, err
-		}
-		return cfg, config.Invalid(file, err)
+	err := cfg.CheckFiles()
+	if err == nil {
+		return nil
 	}
-	return cfg, nil
+	var fault *flint.Fault
+	if all := parts(err); len(all) == 1 && errors.As(all[0], &fault) {
+		return all[0]
+	}
+	return config.Invalid(where, err)
 }

@@ -27,6 +27,7 @@ const (
 	exitFailed     = 1
 	exitUsage      = 2
 	exitConfig     = 3
+	exitDaemon     = 4
 	exitNotFound   = 5
 	exitPermission = 6
 	exitChecks     = 7
@@ -94,7 +95,7 @@ func newRoot() *cobra.Command {
 	}
 	root.PersistentFlags().String("log-level", "", "debug, info, warn or error (overrides the configuration)")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, withoutValues(err)) })
-	root.AddCommand(newDemo(), newRun(), newServe(), newDoctor(), newConfig(), newVersion())
+	root.AddCommand(newDemo(), newRun(), newServe(), newExplain(), newDoctor(), newConfig(), newVersion())
 	return root
 }
 
@@ -130,6 +131,8 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.Is(err, flint.ErrConfig):
 		return exitConfig
+	case errors.Is(err, flint.ErrUnreachable):
+		return exitDaemon
 	case errors.Is(err, flint.ErrNotFound):
 		return exitNotFound
 	case errors.Is(err, flint.ErrPermission):

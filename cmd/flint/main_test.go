@@ -64,8 +64,8 @@ func TestExitCodesAndErrors(t *testing.T) {
 		"one dash":          {[]string{"-webhookSecret=hunter2"}, 2, []string{"it has two dashes: --webhookSecret"}},
 		"one dash, unknown": {[]string{"-webSecret=hunter2"}, 2, []string{"unknown flag: -webSecret"}},
 		"a secret astray":   {[]string{"--filesystem=" + key, "--webhookSecret=", "hunter2"}, 2, []string{"belongs to no flag"}},
-		"webhooks":          {[]string{"--filesystem=" + key, "--webhookSecret=hunter2"}, 2, []string{"[seed.webhooks]", "flint serve", "the secret --webhookSecret is in the command line", "chmod 600"}},
-		"a key in the line": {[]string{"--filesystem=" + key, "--privateKey=-----BEGIN hunter2"}, 2, []string{"[seed.webhooks]", "the secret --privateKey is in the command line"}},
+		"webhooks":          {[]string{"--filesystem=" + key, "--webhookSecret=hunter2"}, 3, []string{"[config.invalid]", "github.organization", "github.app_id", "the secret --webhookSecret is in the command line", "chmod 600"}},
+		"a key in the line": {[]string{"--filesystem=" + key, "--privateKey=-----BEGIN hunter2"}, 3, []string{"[config.invalid]", "github.webhook_secret_file: is missing", "the secret --privateKey is in the command line"}},
 		"no terminal":       {[]string{"--filesystem=" + key, "--interactive"}, 2, []string{"--interactive needs a terminal"}},
 	} {
 		t.Run(name, func(t *testing.T) {

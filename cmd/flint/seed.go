@@ -192,11 +192,10 @@ func (f *seedFlags) run(c *cobra.Command) error {
 	}
 	f.warn(log)
 	if !f.interactive {
-		return &flint.Fault{
-			Code: "seed.webhooks", What: "serve webhooks", Kind: flint.ErrUsage,
-			Err: errors.New("this flint takes its jobs from GitHub's scale sets, not from webhooks"),
-			Fix: "write a configuration (`flint config example`) and run `flint serve`; --interactive works with this launch line",
+		if err := servable(&cfg, "of the launch line"); err != nil {
+			return err
 		}
+		return coordinate(c, cfg)
 	}
 	if in, ok := c.InOrStdin().(*os.File); !ok || !term.IsTerminal(int(in.Fd())) {
 		return usage(c, errors.New("--interactive needs a terminal on standard input"))

@@ -8,6 +8,7 @@ import (
 
 	"flint"
 	"flint/internal/app"
+	"flint/internal/config"
 )
 
 func newServe() *cobra.Command {
@@ -20,26 +21,33 @@ func newServe() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		log, err := logger(c, c.ErrOrStderr(), cfg.LogLevel, false)
-		if err != nil {
-			return err
-		}
-		ctx := c.Context()
-		a, err := app.New(ctx, cfg, app.Options{Log: log, Progress: newSteps(c.ErrOrStderr()).report})
-		if err != nil {
-			return stopped(ctx, err)
-		}
-		err = a.Connect(ctx)
-		if err == nil {
-			err = a.Prepare(ctx)
-		}
-		if err == nil {
-			log.Info("serving", "scope", cfg.GitHub.Scope(), "pools", len(cfg.Pools))
-			err = a.Serve(ctx)
-		}
-		return errors.Join(stopped(ctx, err), a.Close(ctx))
+		return coordinate(c, cfg)
 	}
 	return c
+}
+
+// coordinate is the coordinator of a configuration that is complete, until the program is told to stop.
+func coordinate(c *cobra.Command, cfg config.Config) error {
+	log, err := logger(c, c.ErrOrStderr(), cfg.LogLevel, false)
+	if err != nil {
+		return err
+	}
+	ctx := c.Context()
+	a, err := app.New(ctx, cfg, app.Options{Log: log, Progress: newSteps(c.ErrOrStderr()).report, API: cfg.API.Socket})
+	if err != nil {
+		return stopped(ctx, err)
+	}
+	err = a.Connect(ctx)
+	if err == nil {
+		err = a.Prepare(ctx)
+	}
+	if err == nil {
+		for _, g := range cfg.All() {
+			log.Info("serving", "scope", g.Scope(), "mode", g.Mode)
+		}
+		err = a.Serve(ctx)
+	}
+	return errors.Join(stopped(ctx, err), a.Close(ctx))
 }
 
 // stopped leaves out of err what is only there because the program was told to stop, and did.

@@ -25,10 +25,12 @@ import (
 	"flint"
 	"flint/internal/config"
 	"flint/internal/github"
+	"flint/internal/github/webhook"
 	"flint/internal/host"
 	"flint/internal/image"
 	"flint/internal/kernel"
 	"flint/internal/network"
+	"flint/internal/sched"
 	"flint/internal/undo"
 	"flint/internal/vm"
 )
@@ -47,6 +49,8 @@ type Options struct {
 	Services []netip.AddrPort
 	// Result is told how each runner ended; it may be called concurrently. May be nil.
 	Result func(flint.Result, error)
+	// API is the path of the socket at which commands ask Serve; empty: they cannot.
+	API string
 }
 
 // App is a flint that has what it needs. Make it with New and end it with Close.
@@ -61,17 +65,26 @@ type App struct {
 	driver vm.Driver
 	extra  flint.Bytes // memory a VMM is counted with beyond its guest's
 	net    *network.Network
-	github *github.Client // after Connect
-	host   *host.Host     // knows GitHub after Connect
+	host   *host.Host // knows GitHub after Connect
 	sweep  sync.Once
 	attach func(ctx context.Context, id string) (host.Port, error)
+
+	// After Connect:
+	prefix   string // of the names of all our runners
+	github   *github.Client
+	hooks    *webhook.Receiver // nil where no account uses webhooks
+	listener net.Listener      // of the webhooks
+	demand   *sources
+	reruns   *reruns
 
 	tasks  *errgroup.Group // what runs from New to Close
 	served chan struct{}   // closed when the network no longer serves
 
-	mu     sync.Mutex
-	pack   kernel.Pack
-	supply map[string]host.Supply
+	mu       sync.Mutex
+	pack     kernel.Pack
+	supply   map[string]host.Supply
+	software software
+	loop     *sched.Loop // while Serve runs
 }
 
 // New acquires, in this order: the state directory, its lock, the image store, the VM driver, and the network, whose DNS
@@ -183,11 +196,20 @@ func attachTo(n *network.Network) func(context.Context, string) (host.Port, erro
 	}
 }
 
+// How long a runner may take from its registration to GitHub's seeing it online, from there to a job, and from its job's end
+// to its own.
+const (
+	onlineTime = time.Minute
+	pickupTime = 3 * time.Minute
+	finishTime = 30 * time.Second
+)
+
 func (a *App) newHost(github host.Registrar) *host.Host {
 	return host.New(host.Config{
 		Name: a.cfg.Host.Name, Dir: filepath.Join(a.dir, "runners"), Limits: limits(a.cfg.Host), Overhead: a.extra,
 		Deadlines: host.Deadlines{
-			Boot: time.Duration(a.cfg.VM.BootTimeout), Job: time.Duration(a.cfg.VM.JobTimeout), Finish: 30 * time.Second,
+			Boot: time.Duration(a.cfg.VM.BootTimeout), Online: onlineTime, Pickup: pickupTime,
+			Job: time.Duration(a.cfg.VM.JobTimeout), Finish: finishTime,
 		},
 		Driver: a.driver, Attach: a.attach, Supply: a.supplyOf, Scratch: a.store.Scratch, GitHub: github, Log: a.log,
 	})

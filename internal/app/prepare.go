@@ -51,7 +51,7 @@ func (a *App) Prepare(ctx context.Context) error {
 		a.mu.Lock()
 		a.supply[p.Name] = host.Supply{
 			Shape: flint.Shape(p.VM), Kernel: a.pack.Kernel, Initrd: a.pack.Initrd, Modules: a.pack.Modules,
-			Base: base.Path, Runner: runner, Env: base.Env,
+			Base: base.Path, Runner: runner, Start: runnerInImage(a.cfg.Runner.InImage), Env: base.Env,
 			Limits: vm.Limits{
 				DiskBytes: p.Limits.DiskBandwidth, DiskOps: p.Limits.DiskOps, NetRx: p.Limits.NetworkIn, NetTx: p.Limits.NetworkOut,
 			},
@@ -130,6 +130,27 @@ func (a *App) localBase(ctx context.Context, p config.Pool) (map[string]string, 
 func DemoRunner(ctx context.Context, stateDir, moduleDir string, p flint.Progress) (string, error) {
 	dir := filepath.Join(stateDir, "demo-runner")
 	return dir, image.BuildDemoRunner(ctx, moduleDir, dir, p)
+}
+
+// startInImage starts GitHub's runner software where an image holds it. Like runner.dir's start it reads the JIT configuration
+// from its standard input and hands it on in an environment variable, which the runner takes out again before a job.
+const startInImage = `IFS= read -r ACTIONS_RUNNER_INPUT_JITCONFIG && export ACTIONS_RUNNER_INPUT_JITCONFIG || exit 1
+for dir do
+	if [ -x "$dir/bin/Runner.Listener" ]; then cd "$dir" && exec ./bin/Runner.Listener run </dev/null; fi
+done
+echo "flint: no runner software (bin/Runner.Listener) in: $*" >&2
+exit 127`
+
+// runnerInImage is the program that starts the runner software of an image that has it in dir; nil: on a drive of its own.
+func runnerInImage(dir string) []string {
+	if dir == "" {
+		return nil
+	}
+	places := []string{dir}
+	if dir == "auto" {
+		places = []string{"/home/runner", "/actions-runner", "/opt/actions-runner", "/home/runner/actions-runner", "/runner"}
+	}
+	return append([]string{"/bin/sh", "-c", startInImage, "flint"}, places...)
 }
 
 // agentPath finds the guest's program: where the configuration says, or beside this one.

@@ -4,77 +4,75 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strconv"
+	"net/http"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"flint"
-	"flint/internal/github"
+	"flint/internal/api"
 	"flint/internal/host"
 	"flint/internal/sched"
 )
 
-// sweepEvery is how often what could not be released is tried again.
-const sweepEvery = 5 * time.Minute
+const (
+	// sweepEvery is how often what could not be released is tried again.
+	sweepEvery = 5 * time.Minute
+	// webhookGrace is what webhooks under way get when the program ends.
+	webhookGrace = 2 * time.Second
+)
 
-// Connect makes the coordinator's side of GitHub, without talking to it yet, and undoes what an earlier process left: VMs,
-// registrations, records. What cannot be undone now is tried again while Serve runs.
-func (a *App) Connect(ctx context.Context) error {
-	journals := filepath.Join(a.dir, "github")
-	if err := os.MkdirAll(journals, 0o700); err != nil {
-		return fmt.Errorf("make directory of journals: %w", err)
-	}
-	var err error
-	a.github, err = github.New(github.Config{
-		Accounts: []github.Account{{
-			URL: a.cfg.GitHub.Scope(), AppID: strconv.FormatInt(a.cfg.GitHub.AppID, 10), InstallationID: a.cfg.GitHub.InstallationID,
-			PrivateKey: a.cfg.GitHub.PrivateKey,
-		}},
-		Owner: "flint-" + a.cfg.Host.Name, StateDir: journals,
-		Pools: a.cfg.FlintPools(), Log: a.log,
-		Events: func(ctx context.Context, ev flint.JobEvent) error { return a.host.Note(ctx, ev) },
-	})
-	if err != nil {
-		return err
-	}
-	a.host = a.newHost(a.github)
-	a.undoEarlier(ctx)
-	return nil
-}
-
+// undoEarlier undoes what earlier processes left, here and at GitHub.
 func (a *App) undoEarlier(ctx context.Context) {
 	if err := a.host.Sweep(ctx); err != nil {
 		a.log.Warn("not everything of an earlier process could be undone yet", "err", err)
 	}
 }
 
+// prune removes the registrations that bear our mark and that no runner claims.
+func (a *App) prune(ctx context.Context) {
+	removed, err := a.github.Prune(ctx, a.host.Claims)
+	if len(removed) > 0 {
+		a.log.Warn("removed registrations nobody claims", "runners", removed)
+	}
+	if err != nil && ctx.Err() == nil {
+		a.log.Warn("registrations could not be swept", "err", err)
+	}
+}
+
 // Serve is the coordinator: it runs the jobs of the configured pools until ctx ends, and returns when the last runner is
 // gone. Call Connect and Prepare first.
 func (a *App) Serve(ctx context.Context) error {
-	gh, h := a.github, a.host
 	loop := sched.New(sched.Config{
-		Pools: a.cfg.FlintPools, Source: gh, Hosts: []sched.Host{h}, Log: a.log, Done: a.ended,
-		NewID: func(pool string) string { return host.NewID("flint-", pool) },
+		Pools: a.pools, Source: a.demand, Hosts: []sched.Host{a.host}, Log: a.log, Done: a.ended,
+		NewID: func(pool string) string { return host.NewID(a.prefix, pool) },
 	})
+	a.mu.Lock()
+	a.loop = loop
+	a.mu.Unlock()
 	// GitHub is listened to until the last runner is gone: its messages say how their jobs ended.
 	listen, stopListening := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopListening()
 	tasks, tctx := errgroup.WithContext(ctx)
-	tasks.Go(func() error {
-		err := gh.Run(listen)
-		if listen.Err() != nil {
-			return nil
-		}
-		return errors.Join(errors.New("GitHub's messages ended"), err)
-	})
+	if err := a.serveAPI(tctx, tasks); err != nil {
+		return err
+	}
+	tasks.Go(func() error { return untilTold(listen, "GitHub's messages", a.github.Run) })
+	for _, s := range a.demand.all {
+		tasks.Go(func() error { return a.demand.forward(tctx, s) })
+	}
+	if a.hooks != nil {
+		tasks.Go(func() error { return untilTold(listen, "GitHub's webhooks", a.hooks.Run) })
+		tasks.Go(func() error { return untilTold(listen, "the port for webhooks", a.serveHooks) })
+	}
 	tasks.Go(func() error { return a.watchNetwork(tctx) })
+	tasks.Go(func() error { return a.watchSoftware(tctx) })
+	tasks.Go(func() error { return a.reruns.run(tctx, a.github.Rerun, a.reran) })
 	tasks.Go(func() error {
 		tick := time.NewTicker(sweepEvery)
 		defer tick.Stop()
 		for {
+			a.prune(tctx)
 			select {
 			case <-tick.C:
 				a.undoEarlier(tctx)
@@ -85,19 +83,68 @@ func (a *App) Serve(ctx context.Context) error {
 	})
 	tasks.Go(func() error {
 		defer stopListening()
-		stop := context.AfterFunc(tctx, h.Stop)
+		stop := context.AfterFunc(tctx, a.host.Stop)
 		defer stop()
 		return loop.Run(tctx)
 	})
 	return tasks.Wait()
 }
 
+// untilTold runs f until ctx ends; that it ends before is an error.
+func untilTold(ctx context.Context, what string, f func(context.Context) error) error {
+	err := f(ctx)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return errors.Join(errors.New(what+" ended"), err)
+}
+
+// serveAPI starts to answer the commands, where a socket is asked for.
+func (a *App) serveAPI(ctx context.Context, tasks *errgroup.Group) error {
+	if a.opt.API == "" {
+		return nil
+	}
+	s, err := api.Listen(ctx, a.opt.API, a, a.log)
+	if err != nil {
+		return err
+	}
+	tasks.Go(func() error { return s.Serve(ctx) })
+	return nil
+}
+
+// serveHooks answers GitHub's deliveries until ctx ends.
+func (a *App) serveHooks(ctx context.Context) error {
+	s := a.hookServer()
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), webhookGrace)
+		defer cancel()
+		if s.Shutdown(end) != nil {
+			_ = s.Close()
+		}
+	})
+	a.log.Info("listening for webhooks", "address", a.listener.Addr().String(), "path", a.cfg.Webhook.Path)
+	err := s.Serve(a.listener)
+	if stop() {
+		return fmt.Errorf("serve webhooks: %w", err)
+	}
+	<-ended
+	if !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// ended is told how each runner ended.
 func (a *App) ended(res flint.Result, err error) {
 	log := a.log.With("runner", res.Runner.ID, "pool", res.Runner.Pool, "reason", res.Reason)
 	if res.Runner.Job != nil {
 		log = log.With("job", res.Runner.Job.Name, "conclusion", res.Conclusion)
 	}
 	switch {
+	case res.Lost:
+		log.Error("job lost", "err", err, "output", res.Output, "console", res.Console)
 	case errors.Is(err, flint.ErrUnneeded), errors.Is(err, flint.ErrStopped):
 		log.Info("runner ended")
 	case err != nil:
@@ -107,7 +154,39 @@ func (a *App) ended(res flint.Result, err error) {
 	default:
 		log.Info("runner ended", "peak_memory", res.PeakMemory)
 	}
+	if res.Reason.Code == "runner.deprecated" {
+		a.mu.Lock()
+		a.software.refused = true
+		a.mu.Unlock()
+	}
+	if res.Lost && a.rerunsLost(res.Runner.Pool) {
+		if err := a.reruns.add(rerun{Job: *res.Runner.Job, Runner: res.Runner.ID, Lost: time.Now()}); err != nil {
+			log.Error("lost job will not run again", "err", err)
+		}
+	}
 	if a.opt.Result != nil {
 		a.opt.Result(res, err)
+	}
+}
+
+func (a *App) rerunsLost(pool string) bool {
+	for _, p := range a.cfg.Pools {
+		if p.Name == pool {
+			return p.RerunLost
+		}
+	}
+	return false
+}
+
+// reran is told what became of a lost job.
+func (a *App) reran(x rerun, err error, over bool) {
+	log := a.log.With("job", x.Job.Name, "repository", x.Job.Repository, "runner", x.Runner)
+	switch {
+	case err == nil:
+		log.Info("lost job runs again")
+	case over:
+		log.Error("lost job does not run again", "err", err)
+	default:
+		log.Debug("lost job cannot run again yet", "err", err)
 	}
 }
