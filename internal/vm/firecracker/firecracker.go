@@ -101,7 +101,7 @@ func newDriver(ctx context.Context, c Config, fs cgroupFS) (*Driver, error) {
 	}
 	if c.NoJail {
 		d.log.Warn("Firecracker runs WITHOUT its jailer: a guest that breaks out of it has all this user may do",
-			"uid", os.Geteuid(), "fix", "set firecracker.jailer to the jailer's path")
+			"uid", os.Geteuid(), "fix", "remove firecracker.jail: false from the configuration")
 		return d, nil
 	}
 	if err := d.prepareJail(ctx, fs); err != nil {

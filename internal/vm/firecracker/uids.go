@@ -37,10 +37,10 @@ func newUIDPool(r Range, dir string) (*uidPool, error) {
 	}
 	if r.First == 0 || r.Count == 0 || r.First > math.MaxUint32-1-r.Count {
 		return nil, uidFault(r, flint.ErrConfig, errors.New("it is empty, or begins with root, or ends beyond what there is"),
-			"set the range to user ids nothing else uses, such as 1000 from 1900000000")
+			"set firecracker.uid_first and firecracker.uid_count to user ids nothing else uses, such as 1000 from 1900000000")
 	}
 	if err := unused(r, "/etc"); err != nil {
-		return nil, uidFault(r, flint.ErrConflict, err, "set firecracker.uids to a range nothing else uses")
+		return nil, uidFault(r, flint.ErrConflict, err, "set firecracker.uid_first and firecracker.uid_count to a range nothing else uses")
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory of reserved users: %w", err)
@@ -148,7 +148,7 @@ func (p *uidPool) take(holder string) (*reservation, error) {
 		return r, nil
 	}
 	return nil, uidFault(Range{p.first, p.count}, nil, errors.New("all of them are taken"),
-		"give firecracker.uids more users than the host may have VMs")
+		"raise firecracker.uid_count above the number of VMs the host may have")
 }
 
 // hold takes over a reservation whose owner is gone. The error is flint.ErrConflict when a living process has it, and
