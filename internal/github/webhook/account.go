@@ -23,6 +23,9 @@ type account struct {
 	swept  time.Time        // up to when lost webhooks were looked for
 	failed map[string]*lost // by GUID
 
+	// For the goroutine of its polls only:
+	unlisted bool // open jobs cannot be listed, which was said
+
 	mu    sync.Mutex // guards what follows
 	heard time.Time  // when a webhook came, or GitHub last answered us
 	poll  trouble

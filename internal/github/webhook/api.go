@@ -8,7 +8,6 @@ package webhook
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"flint"
@@ -25,22 +24,17 @@ type Delivery struct {
 	Status     int // HTTP status we answered; 0: none was heard
 }
 
-// ErrNoDeliveries is what API.Deliveries answers when it has no way to see deliveries: a token whose webhook's id is not
-// configured. Redelivery is off from then on.
-var ErrNoDeliveries = errors.New("webhook deliveries cannot be listed")
-
 // API is what the receiver asks GitHub for one account. Errors that a person can mend are faults; their codes and texts are
 // shown as the reason why demand may be incomplete.
 type API interface {
-	// Deliveries returns the deliveries made since a time, newest first, of all events. Its error is ErrNoDeliveries where
-	// there is no way to see them. What was read before an error is returned with it.
+	// Deliveries returns the deliveries made since a time, newest first, of all events, and what it read before an error with
+	// the error. errors.ErrUnsupported: there is no way to see them (a token whose webhook's id is not configured).
 	Deliveries(ctx context.Context, since time.Time) ([]Delivery, error)
-	// Redeliver asks GitHub to deliver once more. An error of kind flint.ErrNotFound, flint.ErrPermission, flint.ErrConflict or
-	// flint.ErrUsage is final for this delivery.
+	// Redeliver asks GitHub to deliver once more. flint.ErrNotFound: it does not know this delivery any more.
 	Redeliver(ctx context.Context, id int64) error
 	// Open returns the jobs of these repositories ("owner/name"; nil: of all that the account sees) that are queued or in
-	// progress, with at most budget requests. What was read before an error, or before the budget was used up, is returned. A
-	// fault github.rate says that the rate limit leaves no room.
+	// progress, with at most budget requests: what it read before the budget was used up, and before an error with the error. A
+	// fault github.rate says that the rate limit leaves no room; errors.ErrUnsupported, that nobody can list them.
 	Open(ctx context.Context, repositories []string, budget int) ([]flint.JobStatus, error)
 	// Job returns one job. flint.ErrNotFound: there is no such job, or not any more.
 	Job(ctx context.Context, repository string, id int64) (flint.JobStatus, error)

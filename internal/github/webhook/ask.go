@@ -31,6 +31,8 @@ const (
 	// maxAttempts is how often GitHub is asked to deliver a webhook again; maxRedeliver, how many of them in one sweep.
 	maxAttempts  = 6
 	maxRedeliver = 100
+	// maxRefusals ends a sweep: GitHub then refuses the others, too.
+	maxRefusals = 3
 	// maxLost bounds the webhooks that wait for that.
 	maxLost = 10_000
 )
@@ -47,7 +49,10 @@ type lost struct {
 // poller returns the step that asks for open jobs, and for those that nothing was heard of.
 func (a *account) poller(r *Receiver) func(context.Context) error {
 	return func(ctx context.Context) error {
-		err := errors.Join(r.pollOpen(ctx, a), r.pollSilent(ctx, a))
+		err := r.pollOpen(ctx, a)
+		if err == nil { // otherwise that GitHub does not know a job may only mean that it hides it from us
+			err = r.pollSilent(ctx, a)
+		}
 		r.report(ctx, a, &a.poll, "open jobs", err)
 		return err
 	}
@@ -57,6 +62,13 @@ func (r *Receiver) pollOpen(ctx context.Context, a *account) error {
 	callCtx, cancel := context.WithTimeout(ctx, listTime)
 	defer cancel()
 	jobs, err := a.cfg.API.Open(callCtx, a.repositories(), openBudget)
+	if errors.Is(err, errors.ErrUnsupported) {
+		if !a.unlisted {
+			a.unlisted = true
+			r.log.Info("open jobs are not asked for; webhooks that get lost stay so", "account", a.cfg.Name, "error", err)
+		}
+		err = nil
+	}
 	return errors.Join(r.takeOver(a, jobs), err)
 }
 
@@ -135,7 +147,7 @@ func (r *Receiver) pollJob(ctx context.Context, a *account, j *job) error {
 func (a *account) sweeper(r *Receiver) func(context.Context) error {
 	return func(ctx context.Context) error {
 		err := r.sweep(ctx, a)
-		if errors.Is(err, ErrNoDeliveries) {
+		if errors.Is(err, errors.ErrUnsupported) {
 			r.log.Info("lost webhooks are not sent again: their deliveries cannot be seen; open jobs are still asked for",
 				"account", a.cfg.Name, "error", err)
 			return errOff
@@ -158,7 +170,7 @@ func (r *Receiver) sweep(ctx context.Context, a *account) error {
 	callCtx, cancel := context.WithTimeout(ctx, listTime)
 	defer cancel()
 	list, err := a.cfg.API.Deliveries(callCtx, since)
-	if errors.Is(err, ErrNoDeliveries) {
+	if errors.Is(err, errors.ErrUnsupported) {
 		return err
 	}
 	r.sort(a, list, now)
@@ -220,27 +232,27 @@ func (r *Receiver) redeliver(ctx context.Context, a *account, now time.Time) err
 	due := slices.SortedFunc(maps.Values(a.failed), func(a, b *lost) int {
 		return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.guid, b.guid))
 	})
+	var errs []error
 	asked := 0
 	for _, l := range due {
 		switch {
 		case now.Sub(l.at) > deliveryTime, l.attempts >= maxAttempts && now.After(l.next):
 			delete(a.failed, l.guid) // by now no sweep lists it
 			continue
-		case now.Before(l.next), l.attempts >= maxAttempts, asked >= maxRedeliver:
+		case now.Before(l.next), l.attempts >= maxAttempts, asked >= maxRedeliver, len(errs) >= maxRefusals:
 			continue
 		}
 		asked++
+		l.attempts++
 		callCtx, cancel := context.WithTimeout(ctx, callTime)
 		err := a.cfg.API.Redeliver(callCtx, l.id)
 		cancel()
 		switch {
-		case err == nil:
-			l.attempts++
-		case final(err):
+		case errors.Is(err, flint.ErrNotFound):
 			l.attempts = maxAttempts
-			r.log.Info("a lost webhook is not sent again: GitHub refuses", "account", a.cfg.Name, "delivery", clean(l.guid), "error", err)
-		default:
-			return err
+			r.log.Info("a lost webhook is not sent again: GitHub has forgotten it", "account", a.cfg.Name, "delivery", clean(l.guid))
+		case err != nil:
+			errs = append(errs, err)
 		}
 		l.next = now.Add(sweepPeriod << l.attempts)
 		if err == nil && l.attempts == maxAttempts {
@@ -249,17 +261,7 @@ func (r *Receiver) redeliver(ctx context.Context, a *account, now time.Time) err
 		}
 	}
 	if asked > 0 {
-		r.log.Info("lost webhooks are sent again", "account", a.cfg.Name, "asked_for", asked, "known", len(a.failed))
+		r.log.Info("lost webhooks are sent again", "account", a.cfg.Name, "asked_for", asked, "refused", len(errs), "known", len(a.failed))
 	}
-	return nil
-}
-
-// final reports whether asking again for the same delivery is of no use.
-func final(err error) bool {
-	for _, kind := range []error{flint.ErrNotFound, flint.ErrPermission, flint.ErrConflict, flint.ErrUsage} {
-		if errors.Is(err, kind) {
-			return true
-		}
-	}
-	return false
+	return errors.Join(errs...)
 }

@@ -44,6 +44,7 @@ type ledger struct {
 
 	mu       sync.Mutex // guards what follows
 	jobs     map[jobKey]*entry
+	limit    int // of open; maxOpen
 	open     int
 	queued   []int               // per pool
 	running  map[jobKey]*entry   // on runners that are, or were, ours
@@ -58,7 +59,7 @@ func newLedger(m *matcher, runner func(string) (string, bool)) *ledger {
 	l := &ledger{
 		matcher: m, runner: runner, jobs: map[jobKey]*entry{}, queued: make([]int, len(m.pools)), running: map[jobKey]*entry{},
 		untold: map[jobKey]struct{}{}, number: make([]flint.Demand, len(m.pools)), seen: map[string]struct{}{},
-		said: map[string]struct{}{},
+		said: map[string]struct{}{}, limit: maxOpen,
 	}
 	return l
 }
@@ -203,7 +204,7 @@ func (l *ledger) resolve(j *job) {
 func (l *ledger) room(j *job) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.open < maxOpen || !j.open() || l.jobs[j.key()] != nil
+	return l.open < l.limit || !j.open() || l.jobs[j.key()] != nil
 }
 
 // known reports whether a delivery was taken before.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -31,10 +32,13 @@ const fileName = "webhooks.db"
 
 // The buckets. Deliveries are in the order of their arrival, so that writing one touches few pages.
 const (
-	bucketJobs       = "jobs"       // place, 0, id → revision, record
+	bucketJobs       = "jobs"       // place, 0, id → revision, checksum, record
 	bucketDeliveries = "deliveries" // number → unix time, GUID
 	bucketSweeps     = "sweeps"     // account → unix time up to which lost webhooks were looked for
 )
+
+// recordHeader is the length of a job's revision and checksum.
+const recordHeader = 12
 
 // store keeps the ledger on disk. When a write returns nil it survives a power cut.
 type store struct{ db *bbolt.DB }
@@ -89,12 +93,15 @@ func stateFault(err error) error {
 	}
 }
 
-// readStore reads everything. The database's code panics on damaged pages, and a file that was cut off faults where it is
-// mapped: both are errors here.
+// readStore reads everything. What checkFile lets pass and still makes the library panic, or fault where the file is mapped, is
+// an error here, too.
 func readStore(path string) (c *contents, err error) {
 	c = &contents{sweeps: map[string]time.Time{}}
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return c, nil
+	}
+	if err := checkFile(path); err != nil {
+		return nil, err
 	}
 	var file *os.File
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
@@ -242,11 +249,7 @@ func (c *change) run(tx *bbolt.Tx) error {
 	c.from, c.to = nil, nil
 	key, jobs := encodeKey(c.key), tx.Bucket([]byte(bucketJobs))
 	if v := jobs.Get(key); v != nil {
-		j, err := decodeJob(v)
-		if err != nil {
-			return err
-		}
-		c.from = j
+		c.from, _ = decodeJob(v) // one that was damaged since the start begins anew
 	}
 	c.to, c.seen = c.apply(c.from), jobs.Sequence()
 	switch {
@@ -297,7 +300,9 @@ func putJob(tx *bbolt.Tx, j *job) error {
 		return err
 	}
 	j.rev = rev
-	return b.Put(encodeKey(j.key()), append(binary.BigEndian.AppendUint64(nil, rev), text...))
+	v := binary.BigEndian.AppendUint64(make([]byte, 0, recordHeader+len(text)), rev)
+	v = binary.BigEndian.AppendUint32(v, crc32.ChecksumIEEE(text))
+	return b.Put(encodeKey(j.key()), append(v, text...))
 }
 
 func putArrival(tx *bbolt.Tx, a *arrival) error {
@@ -316,11 +321,11 @@ func encodeKey(k jobKey) []byte {
 }
 
 func decodeJob(v []byte) (*job, error) {
-	if len(v) < 8 {
-		return nil, errors.New("a job is too short")
+	if len(v) < recordHeader || crc32.ChecksumIEEE(v[recordHeader:]) != binary.BigEndian.Uint32(v[8:]) {
+		return nil, errors.New("a job's checksum is wrong")
 	}
 	j := &job{rev: binary.BigEndian.Uint64(v)}
-	if err := json.Unmarshal(v[8:], j); err != nil {
+	if err := json.Unmarshal(v[recordHeader:], j); err != nil {
 		return nil, fmt.Errorf("read job: %w", err)
 	}
 	if j.State < waiting || j.State > completed {
