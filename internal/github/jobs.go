@@ -300,14 +300,26 @@ func (c *Client) Rerun(ctx context.Context, job flint.Job, runner string) error 
 	if _, _, ok := repositoryParts(job.Repository); !ok || job.RunID <= 0 || runner == "" {
 		return fmt.Errorf("run the job of runner %s again: %w: the job's repository or run is not known", runner, flint.ErrNotFound)
 	}
-	s := c.scopeOf(runner, job.Repository)
-	if s == nil {
-		return fmt.Errorf("run a job of %s again: %w: no account serves it", job.Repository, flint.ErrNotFound)
+	for _, s := range c.homes(runner) {
+		if !s.covers(job.Repository) && !strings.HasPrefix(s.path, "/enterprises/") {
+			continue
+		}
+		lost, err := s.lostJob(ctx, job, runner)
+		if err != nil && refused(err) != http.StatusNotFound {
+			return err
+		}
+		if lost != nil {
+			return s.rerun(ctx, job.Repository, lost)
+		}
 	}
-	run := "/repos/" + job.Repository + "/actions/runs/" + strconv.FormatInt(job.RunID, 10)
-	var lost *gh.WorkflowJob
-	err := pages(ctx, s, fmt.Sprintf("list the jobs of run %d of %s", job.RunID, job.Repository), request{
-		method: http.MethodGet, path: run + "/jobs", query: url.Values{"filter": {"latest"}},
+	return fmt.Errorf("run the job of runner %s again: %w: run %d of %s has none of it", runner, flint.ErrNotFound, job.RunID, job.Repository)
+}
+
+// lostJob returns the job of a run that a runner had; nil where it had none.
+func (s *scope) lostJob(ctx context.Context, job flint.Job, runner string) (lost *gh.WorkflowJob, err error) {
+	err = pages(ctx, s, fmt.Sprintf("list the jobs of run %d of %s", job.RunID, job.Repository), request{
+		method: http.MethodGet, path: "/repos/" + job.Repository + "/actions/runs/" + strconv.FormatInt(job.RunID, 10) + "/jobs",
+		query: url.Values{"filter": {"latest"}},
 	}, func(page *gh.Jobs, _ bool) bool {
 		for _, j := range page.Jobs {
 			if j.GetRunnerName() == runner && j.GetID() > 0 {
@@ -316,12 +328,12 @@ func (c *Client) Rerun(ctx context.Context, job flint.Job, runner string) error 
 		}
 		return lost != nil
 	})
-	verb := fmt.Sprintf("run job %s of %s again", clean(lost.GetName(), maxText), job.Repository)
+	return lost, err
+}
+
+func (s *scope) rerun(ctx context.Context, repository string, lost *gh.WorkflowJob) error {
+	verb := fmt.Sprintf("run job %s of %s again", clean(lost.GetName(), maxText), repository)
 	switch {
-	case err != nil:
-		return err
-	case lost == nil:
-		return fmt.Errorf("run the job of runner %s again: %w: run %d of %s has none of it", runner, flint.ErrNotFound, job.RunID, job.Repository)
 	case lost.GetRunAttempt() > 1:
 		return &flint.Fault{
 			Code: "github.rerun", What: verb, Err: fmt.Errorf("it was attempt %d", lost.GetRunAttempt()),
@@ -332,8 +344,8 @@ func (c *Client) Rerun(ctx context.Context, job flint.Job, runner string) error 
 	case lost.GetConclusion() == "success":
 		return nil
 	}
-	_, err = s.ask(ctx, verb, request{
-		method: http.MethodPost, path: "/repos/" + job.Repository + "/actions/jobs/" + strconv.FormatInt(lost.GetID(), 10) + "/rerun",
+	_, err := s.ask(ctx, verb, request{
+		method: http.MethodPost, path: "/repos/" + repository + "/actions/jobs/" + strconv.FormatInt(lost.GetID(), 10) + "/rerun",
 	})
 	var e *callError
 	if errors.As(err, &e) && e.status == http.StatusForbidden && strings.Contains(e.message, "already running") {
@@ -342,26 +354,17 @@ func (c *Client) Rerun(ctx context.Context, job flint.Job, runner string) error 
 	return err
 }
 
-// scopeOf returns the scope that a runner's job is asked about with.
-func (c *Client) scopeOf(runner, repository string) *scope {
-	homes := c.homes(runner)
-	i := slices.IndexFunc(homes, func(s *scope) bool { return s.covers(repository) })
-	switch {
-	case i >= 0:
-		return homes[i]
-	case len(homes) > 0:
-		return homes[0]
-	}
-	return nil
-}
-
 // LatestRunner returns the newest release of the runner software that an account's server has, and when it was published. It
 // returns flint.ErrNotFound where none has any: GHES knows only the repositories it holds.
 func (c *Client) LatestRunner(ctx context.Context) (version string, published time.Time, err error) {
 	var errs []error
 	for _, a := range c.accounts {
 		var r gh.RepositoryRelease
-		_, err := a.base.ask(ctx, "look up the newest runner software", request{
+		at := a.base
+		if i := slices.IndexFunc(c.scopes, func(s *scope) bool { return s.account == a }); i >= 0 {
+			at = c.scopes[i] // where the App is surely installed
+		}
+		_, err := at.ask(ctx, "look up the newest runner software", request{
 			method: http.MethodGet, path: "/repos/actions/runner/releases/latest", into: &r,
 		})
 		version := strings.TrimPrefix(r.GetTagName(), "v")

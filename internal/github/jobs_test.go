@@ -171,8 +171,8 @@ func TestRerun(t *testing.T) {
 		})
 	}
 	d := newDesk(t, newFar(t), nil)
-	for _, j := range []flint.Job{{}, {Repository: "acme/app"}, {Repository: "../..", RunID: 1}, {Repository: "acme/app", RunID: 99}} {
-		if err := d.Rerun(t.Context(), j, "flint-1"); err == nil || j.RunID < 99 && !errors.Is(err, flint.ErrNotFound) {
+	for _, j := range []flint.Job{{}, {Repository: "acme/app"}, {Repository: "../..", RunID: 1}, {Repository: "acme/app", RunID: 99}, {Repository: "globex/app", RunID: 1}} {
+		if err := d.Rerun(t.Context(), j, "flint-1"); !errors.Is(err, flint.ErrNotFound) {
 			t.Errorf("%+v: %v", j, err)
 		}
 	}
