@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"context"
 	"crypto/rsa"
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
-	"math/big"
 	"net/http"
 	"net/url"
 	"strings"
@@ -16,7 +14,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
-	"github.com/golang-jwt/jwt/v5"
+
+	"flint/internal/githubsim/simrunner"
 )
 
 // fakeRunner speaks the runner's side of the protocol, one call at a time, so that a test can stop anywhere.
@@ -66,30 +65,11 @@ func (j *fakeJob) token() string {
 // decodeJIT makes a runner of a JIT configuration.
 func decodeJIT(t *testing.T, jit string) *fakeRunner {
 	t.Helper()
-	raw, err := base64.StdEncoding.DecodeString(jit)
+	c, err := simrunner.Decode(jit)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var files map[string][]byte
-	var settings struct{ AgentName, ServerURL string }
-	var creds struct {
-		Data struct{ ClientID, AuthorizationURL string }
-	}
-	var params struct{ D, Exponent, Modulus, P, Q []byte }
-	for _, err := range []error{
-		json.Unmarshal(raw, &files), json.Unmarshal(files[".runner"], &settings),
-		json.Unmarshal(files[".credentials"], &creds), json.Unmarshal(files[".credentials_rsaparams"], &params),
-	} {
-		if err != nil {
-			t.Fatalf("decode JIT configuration: %v", err)
-		}
-	}
-	n := func(b []byte) *big.Int { return new(big.Int).SetBytes(b) }
-	key := &rsa.PrivateKey{
-		PublicKey: rsa.PublicKey{N: n(params.Modulus), E: int(n(params.Exponent).Int64())}, D: n(params.D), Primes: []*big.Int{n(params.P), n(params.Q)},
-	}
-	key.Precompute()
-	return &fakeRunner{t: t, name: settings.AgentName, server: settings.ServerURL, tokenURL: creds.Data.AuthorizationURL, clientID: creds.Data.ClientID, key: key}
+	return &fakeRunner{t: t, name: c.Name, server: c.Server, tokenURL: c.TokenURL, clientID: c.ClientID, key: c.Key}
 }
 
 // call sends JSON and decodes the answer into out unless it is nil. It returns the status.
@@ -131,9 +111,7 @@ func (x *fakeRunner) want(status, got int, what string) {
 // assertion signs a client assertion.
 func (x *fakeRunner) assertion(key *rsa.PrivateKey, expires time.Time) string {
 	x.t.Helper()
-	s, err := jwt.NewWithClaims(jwt.SigningMethodPS256, jwt.RegisteredClaims{
-		Subject: x.clientID, Issuer: x.clientID, ID: newUUID(), Audience: jwt.ClaimStrings{x.tokenURL}, ExpiresAt: jwt.NewNumericDate(expires),
-	}).SignedString(key)
+	s, err := simrunner.Credential{TokenURL: x.tokenURL, ClientID: x.clientID}.Assertion(key, newUUID(), expires)
 	if err != nil {
 		x.t.Fatal(err)
 	}
