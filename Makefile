@@ -11,7 +11,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 STATE := $(CURDIR)/build/state
 
-.PHONY: build demo test test-kvm test-arm64 lint bench fuzz clean setup
+.PHONY: build demo test test-kvm test-arm64 lint bench fuzz clean setup kernel
 
 build: setup ## both programs, static, into build/
 	$(GOBUILD) -o build/flint ./cmd/flint
@@ -40,6 +40,10 @@ bench: build ## medians, never verdicts
 
 fuzz: setup ## every fuzz target, 20 s each
 	@scripts/fuzz.sh
+
+# VERSION is flint's own unless it is said to make.
+kernel: setup ## a kernel without modules from the distribution's source, build/kernel/vmlinux; VERSION=6.1 ARCH=arm64 JOBS=2
+	@ARCH='$(ARCH)' JOBS='$(JOBS)' VERSION='$(if $(findstring command,$(origin VERSION)),$(VERSION))' scripts/kernel.sh
 
 clean:
 	$(SUDO) rm -rf build

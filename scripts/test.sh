@@ -14,6 +14,8 @@ export FLINT_TEST_ASSETS="$PWD/build/test-assets"
 export FLINT_TEST_ACT_RUNNER="$PWD/build/test-assets/github-act-runner"
 export FLINT_TEST_PROGRAM="$PWD/build/flint"
 export FLINT_TEST_STATE="$PWD/build/state"
+# What make kernel has built, if it has: it takes too long to be built for the tests.
+[ ! -e build/kernel/vmlinux ] || export FLINT_TEST_MONOLITHIC=${FLINT_TEST_MONOLITHIC-$PWD/build/kernel/vmlinux}
 
 args=("$@")
 [ ${#args[@]} -gt 0 ] || args=(./...)

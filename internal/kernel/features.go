@@ -60,7 +60,7 @@ func (e *entry) lacks(needs []string) error {
 	return &flint.Fault{
 		Code: "kernel.lacks", What: "boot kernel " + e.Version + " from " + e.From, Kind: flint.ErrConfig,
 		Err: errors.New("it was built without what a guest needs: CONFIG_" + strings.Join(needs, ", CONFIG_")),
-		Fix: "build it with these (`make kernel` builds one that has all), or use the distribution's kernel for clouds",
+		Fix: "give its modules, too, if it has any (kernel.modules), or another kernel: `make kernel` builds one that has all",
 	}
 }
 

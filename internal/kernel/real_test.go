@@ -14,6 +14,7 @@ import (
 	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
 	"github.com/cavaliergopher/cpio"
 
+	"flint"
 	"flint/internal/tool"
 )
 
@@ -56,11 +57,46 @@ func TestRealPackage(t *testing.T) {
 	sized(t, pack.Initrd, 1<<20, 20<<20)
 	sized(t, pack.Modules, 20<<20, 1<<30)
 	checkModulesImage(t, pack.Modules)
+	// Without its modules it reaches neither its drives nor the host.
+	var fault *flint.Fault
+	if _, err := p.prepare(t.Context(), Source{Vmlinuz: pack.Kernel}); !errors.As(err, &fault) || fault.Code != "kernel.lacks" {
+		t.Errorf("without its modules: %v", err)
+	}
 	if _, err := tool.Find("cpio"); err == nil {
 		out, err := exec.Command("sh", "-c", `cpio -t <"$1"`, "sh", pack.Initrd).Output()
 		if err != nil || !bytes.Contains(out, []byte("modules/order\n")) {
 			t.Errorf("cpio -t: %v\n%s", err, out)
 		}
+	}
+}
+
+// TestRealMonolithic looks at the kernel that make kernel builds, if it has.
+func TestRealMonolithic(t *testing.T) {
+	vmlinux := os.Getenv("FLINT_TEST_MONOLITHIC")
+	if vmlinux == "" {
+		t.Skip("needs a kernel from source: FLINT_TEST_MONOLITHIC names none, and make kernel has not built one")
+	}
+	p := newPreparer(Config{Dir: t.TempDir(), Agent: buildAgent(t), Log: nil})
+	pack, err := p.prepare(t.Context(), Source{Vmlinuz: vmlinux, Needs: []string{NeedsPVH, NeedsACPI, NeedsSerial, NeedsVsock}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(pack.Missing) != 0 || pack.Modules != "" || !strings.HasSuffix(pack.Version, "-flint") {
+		t.Errorf("got %+v", pack)
+	}
+	b, err := os.ReadFile(pack.Kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	beside, err := os.ReadFile(vmlinux + ".config")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(embeddedConfig(b), beside) {
+		t.Error("the configuration it carries is not the one beside it")
+	}
+	if missing := missingDrivers(b); len(missing) != 0 {
+		t.Errorf("by their names these drivers are missing: %q", missing)
 	}
 }
 

@@ -59,8 +59,18 @@ table inet t {
 		reject with icmpx type admin-prohibited
 	}
 }
-table bridge b { chain f { type filter hook forward priority 0; ether type arp reject; } }
-table netdev n { chain i { type filter hook ingress device v0 priority 0; drop; } }
+table bridge b {
+	chain f {
+		type filter hook input priority 0
+		ether type ip reject
+	}
+}
+table netdev n {
+	chain i {
+		type filter hook ingress device v0 priority 0
+		drop
+	}
+}
 N
 try nft -f /tmp/rules.nft
 try nft flush ruleset
