@@ -55,7 +55,8 @@ type Config struct {
 	// Acquire makes the coordinator acquire each job (JobAvailable, then acquirejobs), as GitHub Enterprise Server does.
 	// Otherwise jobs are assigned without asking, as on github.com.
 	Acquire bool
-	// Keys is how many RSA keys the runners share, which makes registrations cheap. When zero, each has its own.
+	// Keys is how many RSA keys, of 1,024 bits, the runners share, which makes thousands of them cheap: for tests. When zero,
+	// each has its own, of 2,048.
 	Keys int
 }
 

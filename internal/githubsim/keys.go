@@ -7,8 +7,14 @@ import (
 	"sync"
 )
 
-// keys makes the runners' RSA keys. Making one takes a tenth of a second and more, so tests with thousands of runners have
-// them use a few in turn.
+// Bits of a key. What is shared guards nothing, so it may be short.
+const (
+	keyBits    = 2048
+	sharedBits = 1024
+)
+
+// keys makes the runners' RSA keys. Making one takes a tenth of a second and more, and using it a millisecond, so tests with
+// thousands of runners have them use a few short ones in turn.
 type keys struct {
 	reuse int // how many; 0 makes one for each runner
 
@@ -19,12 +25,12 @@ type keys struct {
 
 func (k *keys) key() (*rsa.PrivateKey, error) {
 	if k.reuse <= 0 {
-		return newKey()
+		return newKey(keyBits)
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if len(k.made) < k.reuse {
-		key, err := newKey()
+		key, err := newKey(sharedBits)
 		if err != nil {
 			return nil, err
 		}
@@ -35,8 +41,8 @@ func (k *keys) key() (*rsa.PrivateKey, error) {
 	return k.made[k.next], nil
 }
 
-func newKey() (*rsa.PrivateKey, error) {
-	key, err := rsa.GenerateKey(rand.Reader, 2048)
+func newKey(bits int) (*rsa.PrivateKey, error) {
+	key, err := rsa.GenerateKey(rand.Reader, bits)
 	if err != nil {
 		return nil, fmt.Errorf("make the runner's key: %w", err)
 	}
