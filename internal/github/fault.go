@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 	"time"
 
@@ -30,7 +31,7 @@ func (s *scope) fault(e *callError) error {
 			"GitHub removes them by itself after a day"
 	case strings.HasSuffix(e.path, "/access_tokens"), strings.HasSuffix(e.path, "/installation"), strings.Contains(e.path, "/app/hook/"):
 		s.appFault(f, e)
-	case strings.HasSuffix(e.path, "/actions/runner-registration"), strings.HasPrefix(e.path, s.apiPath()+"/"):
+	case e.rest:
 		s.permissionFault(f, e)
 	}
 	if f.Code == "" {
@@ -102,6 +103,9 @@ func (s *scope) permissionFix(e *callError) string {
 	return fmt.Sprintf("check the URL %s, and give the GitHub App the %s; an owner must then accept it", s.url, s.permission(e))
 }
 
+// repositoryPath is the path of a repository itself.
+var repositoryPath = regexp.MustCompile(`/repos/[^/]+/[^/]+$`)
+
 // permission is what GitHub's page of the App's permissions calls it.
 func (s *scope) permission(e *callError) string {
 	switch {
@@ -109,7 +113,7 @@ func (s *scope) permission(e *callError) string {
 		return `repository permission "Actions: read and write"`
 	case strings.Contains(e.path, "/actions/runs"), strings.Contains(e.path, "/actions/jobs"):
 		return `repository permission "Actions: read"`
-	case strings.HasSuffix(e.path, "/repositories"), s.apiPath()+s.path == e.path, strings.Contains(e.path, "/releases/"):
+	case strings.HasSuffix(e.path, "/repositories"), repositoryPath.MatchString(e.path), strings.Contains(e.path, "/releases/"):
 		return `repository permission "Metadata: read"`
 	case s.organisation():
 		return `organisation permission "Self-hosted runners: read and write"`
@@ -142,21 +146,13 @@ func (s *scope) groupFault(name string, err error) error {
 	}
 }
 
-// server is the host of the API, and apiPath the path of its base.
+// server is the host of the API.
 func (s *scope) server() string {
 	u, err := url.Parse(s.api)
 	if err != nil {
 		return s.api
 	}
 	return u.Host
-}
-
-func (s *scope) apiPath() string {
-	u, err := url.Parse(s.api)
-	if err != nil {
-		return ""
-	}
-	return u.Path
 }
 
 // reason says for a person why pool hears nothing from GitHub, and since when.

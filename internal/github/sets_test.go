@@ -3,6 +3,7 @@ package github
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -149,4 +150,50 @@ func TestRateLimitIsVisibleAndKept(t *testing.T) {
 			t.Errorf("waiting: %v", r)
 		}
 	})
+}
+
+// TestGitHubItself: on github.com the REST API has a host of its own, and the scale set service another.
+func TestGitHubItself(t *testing.T) {
+	f := newFar(t)
+	f.base = "https://pipelines.example.org"
+	d := newDesk(t, f, func(c *Config) {
+		c.Accounts[0].URL = "https://github.com/acme"
+		c.Transport = roundTrip(func(r *http.Request) (*http.Response, error) {
+			r = r.Clone(r.Context())
+			switch r.URL.Host {
+			case "api.github.com":
+				r.URL.Path = "/api/v3" + r.URL.Path
+			case "pipelines.example.org":
+			default:
+				t.Errorf("request to %s", r.URL)
+			}
+			return f.RoundTrip(r)
+		})
+	})
+	reg, err := d.Register(t.Context(), one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := d.Status(t.Context(), "flint-1", reg.GitHubID); err != nil || s.Online {
+		t.Errorf("%+v, %v", s, err)
+	}
+	f.with(func() { f.revokeAdmin() })
+	if err := d.Remove(t.Context(), "flint-1", reg.GitHubID); err != nil || len(f.agents) != 0 {
+		t.Errorf("after the service has signed us out: %v, left %v", err, f.agents)
+	}
+	f.refuse = func(route string, _ int) *answer {
+		switch route {
+		case "POST generatejitconfig":
+			return refusal(403, "Microsoft.SomeException", "no")
+		case "GET /orgs/{org}/actions/runners/{id}":
+			return refusal(403, "", "Resource not accessible by integration")
+		}
+		return nil
+	}
+	if _, err := d.Register(t.Context(), one); status(err) != 403 || code(err) != "" {
+		t.Errorf("the service refuses: %v", err)
+	}
+	if _, err := d.Status(t.Context(), "flint-1", 5); code(err) != "github.permission" {
+		t.Errorf("the API refuses: %v", err)
+	}
 }

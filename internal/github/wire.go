@@ -30,8 +30,8 @@ const (
 
 // exchange is the last request and answer of a call. The library reports refusals as text; this keeps what they were.
 type exchange struct {
-	method  string        // of the request
 	path    string        // of the request
+	rest    bool          // it was one of the REST API
 	status  int           // 0: there was no answer
 	kind    string        // typeName of the refusal: GitHub.DistributedTask.WebApi.TaskAgentExistsException, …
 	message string        // of the refusal
@@ -72,16 +72,16 @@ func (r *recorder) session(ctx context.Context, set int, id string) *http.Reques
 	return req
 }
 
-// limits returns those that apply to a request.
-func (r *recorder) limits(u *url.URL) *limits {
-	path, ok := strings.CutPrefix(u.Scheme+"://"+u.Host+u.Path, r.api)
+// limits returns those that apply to a request, and whether it is one of the REST API.
+func (r *recorder) limits(u *url.URL) (l *limits, rest bool) {
+	path, ok := strings.CutPrefix(u.Scheme+"://"+u.Host+u.Path, r.api+"/")
 	switch {
 	case !ok:
-		return r.tenant
-	case strings.HasPrefix(path, "/app/"), strings.HasSuffix(path, "/installation"):
-		return r.app
+		return r.tenant, false
+	case strings.HasPrefix(path, "app/"), strings.HasSuffix(path, "/installation"):
+		return r.app, true
 	}
-	return r.rest
+	return r.rest, true
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -90,13 +90,13 @@ func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 	if ex == nil {
 		ex = &exchange{}
 	}
-	*ex = exchange{method: req.Method, path: req.URL.Path}
+	l, rest := r.limits(req.URL)
+	*ex = exchange{path: req.URL.Path, rest: rest}
 	if strings.Contains(req.URL.Path, scaleSetsPath) {
 		r.mu.Lock()
 		r.admin = req
 		r.mu.Unlock()
 	}
-	l := r.limits(req.URL)
 	if d := l.hold(ex.path, time.Now()); d > 0 {
 		return ex.held(req, d), nil
 	}
