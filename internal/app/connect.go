@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"slices"
 	"strings"
 	"time"
 
@@ -94,7 +95,7 @@ func (a *App) poolsOf(mode string) []flint.Pool {
 
 // openHooks opens the ledger of jobs and the port for webhooks.
 func (a *App) openHooks(ctx context.Context, dir string) error {
-	c := webhook.Config{Dir: dir, Log: a.log, Events: a.note, Runner: a.poolOf}
+	c := webhook.Config{Dir: dir, Log: a.log, Events: a.note, Runner: a.poolOf, Over: a.over}
 	for _, g := range a.cfg.All() {
 		if g.Mode != config.Webhooks {
 			continue
@@ -140,6 +141,11 @@ func (a *App) poolOf(runner string) (pool string, ours bool) {
 		}
 	}
 	return "", strings.HasPrefix(runner, a.prefix)
+}
+
+// over says that a runner's work is done: its VM goes down.
+func (a *App) over(runner string) bool {
+	return slices.ContainsFunc(a.host.State().Runners, func(r flint.Runner) bool { return r.ID == runner && r.Phase >= flint.Finishing })
 }
 
 // hookServer is the HTTP side of the webhooks. GitHub gives up after 10 s.

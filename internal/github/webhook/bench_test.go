@@ -73,6 +73,40 @@ func BenchmarkWebhook(b *testing.B) {
 	b.ReportMetric(float64(took[b.N*99/100].Microseconds())/1000, "ms-p99")
 }
 
+// BenchmarkWebhookPaced sends 100 webhooks a second, as a busy organisation does; its metrics are those of BenchmarkWebhook.
+func BenchmarkWebhookPaced(b *testing.B) {
+	h := &host{runners: map[string]string{"flint-1": "linux"}}
+	r := open(b, b.TempDir(), h, Account{Secret: secret, Pools: []flint.Pool{linux()}})
+	handler := r.Handler()
+	took := make([]time.Duration, b.N)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	requests := make([]*http.Request, b.N)
+	for i := range requests {
+		requests[i] = jobHook("queued", int64(i+1), linuxLabels, bulky).request()
+	}
+	var senders sync.WaitGroup
+	b.ResetTimer()
+	cpu := cpuTime()
+	for i := range b.N {
+		<-tick.C
+		senders.Go(func() {
+			sent := time.Now()
+			w := httptest.NewRecorder()
+			handler.ServeHTTP(w, requests[i])
+			if took[i] = time.Since(sent); w.Code != http.StatusAccepted {
+				b.Errorf("answer %d", w.Code)
+			}
+		})
+	}
+	senders.Wait()
+	b.StopTimer()
+	slices.Sort(took)
+	b.ReportMetric(float64((cpuTime()-cpu).Microseconds())/float64(b.N), "µs-cpu/webhook")
+	b.ReportMetric(float64(took[b.N/2].Microseconds())/1000, "ms-p50")
+	b.ReportMetric(float64(took[b.N*99/100].Microseconds())/1000, "ms-p99")
+}
+
 // BenchmarkDemand asks for the demand of 10,000 queued jobs in 20 pools.
 func BenchmarkDemand(b *testing.B) {
 	var pools []flint.Pool

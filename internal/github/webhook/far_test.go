@@ -99,6 +99,7 @@ func (g *gitHub) with(f func()) {
 type host struct {
 	mu      sync.Mutex
 	runners map[string]string // name → pool
+	ending  map[string]bool
 	events  []flint.JobEvent
 	refuse  error
 }
@@ -108,6 +109,12 @@ func (h *host) runner(name string) (string, bool) {
 	defer h.mu.Unlock()
 	p, ok := h.runners[name]
 	return p, ok
+}
+
+func (h *host) over(name string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ending[name]
 }
 
 func (h *host) set(name, pool string) {
@@ -152,7 +159,7 @@ func open(t testing.TB, dir string, h *host, accounts ...Account) *Receiver {
 		h.runners = map[string]string{}
 	}
 	r, err := Open(Config{
-		Accounts: accounts, Dir: dir, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Events: h.note, Runner: h.runner,
+		Accounts: accounts, Dir: dir, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Events: h.note, Runner: h.runner, Over: h.over,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -40,6 +40,7 @@ type entry struct {
 type ledger struct {
 	matcher *matcher
 	runner  func(name string) (pool string, ours bool)
+	over    func(name string) bool
 	unknown func(labels string, why flint.Reason) // told once per label set that no pool covers
 
 	mu       sync.Mutex // guards what follows
@@ -269,7 +270,7 @@ func (l *ledger) demand(now time.Time, believed func(pool int) bool) []flint.Dem
 	l.mu.Unlock()
 	for _, r := range runners {
 		pool, ours := l.runner(r)
-		if i := l.matcher.index(pool); ours && i >= 0 {
+		if i := l.matcher.index(pool); ours && i >= 0 && (l.over == nil || !l.over(r)) {
 			assigned[i]++
 		}
 	}

@@ -24,7 +24,7 @@ type Account struct {
 	Pools []flint.Pool
 }
 
-// Config is what a Receiver works with. All fields are needed.
+// Config is what a Receiver works with. All fields but Over are needed.
 type Config struct {
 	Accounts []Account
 	Dir      string // an existing private directory for the ledger
@@ -35,6 +35,9 @@ type Config struct {
 	// Runner says whether a runner of this name is ours and of which pool. It must know a runner from before it is registered
 	// until its end, and be quick.
 	Runner func(name string) (pool string, ours bool)
+	// Over says that a runner of ours has done its work: no demand stands for its job, although GitHub tells us a moment later
+	// that it is completed. nil: no runner is.
+	Over func(name string) bool
 }
 
 // Counts are the deliveries so far, by what became of them.
@@ -98,6 +101,7 @@ func Open(cfg Config) (*Receiver, error) {
 		r.accounts = append(r.accounts, acc)
 	}
 	r.ledger = newLedger(m, cfg.Runner)
+	r.ledger.over = cfg.Over
 	r.ledger.unknown = func(labels string, why flint.Reason) {
 		r.log.Warn("a queued job belongs to no pool", "labels", labels, "reason", why)
 	}
