@@ -140,22 +140,26 @@ func limitHeader(remaining int, reset time.Time) http.Header {
 	}
 }
 
+const listRoute = "GET /orgs/{org}/actions/runners"
+
+// ask makes a call that lists runners and checks the fault it comes to.
+func ask(t *testing.T, d *desk, want string) {
+	t.Helper()
+	if _, err := d.Status(t.Context(), "flint-1", 0); code(err) != want && !(want == "" && errors.Is(err, flint.ErrNotFound)) {
+		t.Errorf("got %v, want %q", err, want)
+	}
+}
+
+func refuseOnce(d *desk, route string, a *answer) {
+	d.far.refuse = func(r string, n int) *answer {
+		if r == route && n == 1 {
+			return a
+		}
+		return nil
+	}
+}
+
 func TestNothingIsAskedBeyondTheRateLimit(t *testing.T) {
-	const list = "GET /orgs/{org}/actions/runners"
-	ask := func(t *testing.T, d *desk, want string) {
-		t.Helper()
-		if _, err := d.Status(t.Context(), "flint-1", 0); code(err) != want && !(want == "" && errors.Is(err, flint.ErrNotFound)) {
-			t.Errorf("got %v, want %q", err, want)
-		}
-	}
-	refuseOnce := func(d *desk, route string, a *answer) {
-		d.far.refuse = func(r string, n int) *answer {
-			if r == route && n == 1 {
-				return a
-			}
-			return nil
-		}
-	}
 	t.Run("primary, known before it is refused", func(t *testing.T) {
 		inBubble(t, webhooks, func(t *testing.T, d *desk) {
 			d.far.limit = limitHeader(0, time.Now().Add(10*time.Minute))
@@ -163,14 +167,14 @@ func TestNothingIsAskedBeyondTheRateLimit(t *testing.T) {
 			ask(t, d, "github.rate")
 			time.Sleep(9 * time.Minute)
 			ask(t, d, "github.rate")
-			if n := d.far.count(list); n != 1 {
+			if n := d.far.count(listRoute); n != 1 {
 				t.Errorf("%d requests", n)
 			}
 			d.far.limit = limitHeader(1000, time.Now().Add(time.Hour))
 			time.Sleep(time.Minute)
 			ask(t, d, "")
 			ask(t, d, "")
-			if n := d.far.count(list); n != 3 {
+			if n := d.far.count(listRoute); n != 3 {
 				t.Errorf("%d requests after the reset, want 3 in all", n)
 			}
 		})
@@ -179,12 +183,12 @@ func TestNothingIsAskedBeyondTheRateLimit(t *testing.T) {
 		inBubble(t, webhooks, func(t *testing.T, d *desk) {
 			no := refusal(403, "", "API rate limit exceeded for installation")
 			no.header = limitHeader(0, time.Now().Add(30*time.Minute))
-			refuseOnce(d, list, no)
+			refuseOnce(d, listRoute, no)
 			ask(t, d, "github.rate")
 			time.Sleep(29 * time.Minute)
 			_, err := d.Status(t.Context(), "flint-1", 0)
-			if code(err) != "github.rate" || !strings.Contains(fix(err), "wait until 00:30:00") || d.far.count(list) != 1 {
-				t.Errorf("%v, fix %q, %d requests", err, fix(err), d.far.count(list))
+			if code(err) != "github.rate" || !strings.Contains(fix(err), "wait until 00:30:00") || d.far.count(listRoute) != 1 {
+				t.Errorf("%v, fix %q, %d requests", err, fix(err), d.far.count(listRoute))
 			}
 			// Registrations are counted apart.
 			if _, err := d.Register(t.Context(), one); err != nil {
@@ -192,9 +196,12 @@ func TestNothingIsAskedBeyondTheRateLimit(t *testing.T) {
 			}
 		})
 	})
+}
+
+func TestNothingIsAskedInAPause(t *testing.T) {
 	t.Run("Retry-After silences everything", func(t *testing.T) {
 		inBubble(t, webhooks, func(t *testing.T, d *desk) {
-			refuseOnce(d, list, &answer{status: 429, header: http.Header{"Retry-After": {"300"}}})
+			refuseOnce(d, listRoute, &answer{status: 429, header: http.Header{"Retry-After": {"300"}}})
 			ask(t, d, "github.rate")
 			time.Sleep(299 * time.Second)
 			if _, err := d.Register(t.Context(), one); code(err) != "github.rate" {
@@ -212,7 +219,7 @@ func TestNothingIsAskedBeyondTheRateLimit(t *testing.T) {
 	t.Run("secondary without a time", func(t *testing.T) {
 		inBubble(t, webhooks, func(t *testing.T, d *desk) {
 			d.far.refuse = func(r string, n int) *answer {
-				if r == list && n <= 3 {
+				if r == listRoute && n <= 3 {
 					return refusal(403, "", "You have exceeded a secondary rate limit. Please wait a few minutes")
 				}
 				return nil
@@ -220,8 +227,8 @@ func TestNothingIsAskedBeyondTheRateLimit(t *testing.T) {
 			began, at := time.Now(), []time.Duration{}
 			for n := 0; n < 4; {
 				_, _ = d.Status(t.Context(), "flint-1", 0)
-				if d.far.count(list) > n {
-					n, at = d.far.count(list), append(at, time.Since(began))
+				if d.far.count(listRoute) > n {
+					n, at = d.far.count(listRoute), append(at, time.Since(began))
 				}
 				time.Sleep(time.Second)
 			}
