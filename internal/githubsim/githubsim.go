@@ -33,7 +33,7 @@ type Config struct {
 	// Repos are the organisation's repositories. Repo is put before them, as a private one, unless it is among them.
 	Repos      []Repository
 	Enterprise string       // slug of the enterprise the organisation is part of; none when empty
-	Token      flint.Secret // a personal access token, which may do what the App's installation may; none when empty
+	Token      flint.Secret // a personal access token, which has the installation's permissions; none when empty
 	// Permissions takes away what the App may do, or lessens it: {"actions": "read"}, {"administration": ""}. A permission
 	// that is not named is granted in full.
 	Permissions map[string]string

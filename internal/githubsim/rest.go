@@ -50,12 +50,12 @@ const (
 	installation                 // by an access token
 	person                       // by a personal access token
 	runnerAdmin                  // by the token of runner-registration: the runner software that registers itself
-	runnerRemover                // by a removal token
+	registrar                    // by a registration or removal token
 	credentialless               // by none
 )
 
 func (c caller) String() string {
-	return [...]string{"nobody", "app", "installation", "person", "runner admin", "runner remover", "anonymous"}[c]
+	return [...]string{"nobody", "app", "installation", "person", "runner admin", "registrar", "anonymous"}[c]
 }
 
 // whoCalls says who sends a request, and for which domain when the credentials are bound to one.
@@ -64,7 +64,7 @@ func (s *Server) whoCalls(r *http.Request) (who caller, domain string, err error
 		return credentialless, "", nil
 	}
 	if d, ok := s.creds.check(credRegistration, bearer(r, "RemoteAuth")); ok {
-		return runnerRemover, d, nil
+		return registrar, d, nil
 	}
 	token := bearer(r, "Bearer", "token")
 	if _, password, ok := r.BasicAuth(); ok {
@@ -188,7 +188,7 @@ func (s *Server) permit(who caller, bound, domain string, r *http.Request, permi
 		}
 	case person:
 		by = "personal access token"
-	case runnerAdmin, runnerRemover:
+	case runnerAdmin, registrar:
 		// What the runner software does while it registers itself, and when it goes.
 		if permission == runnerPermission && bound == domain && (level == "read" || r.Method == http.MethodDelete) {
 			return nil

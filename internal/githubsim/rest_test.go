@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/actions/scaleset"
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-github/v79/github"
@@ -368,7 +369,7 @@ func TestRerunAndCancel(t *testing.T) {
 }
 
 func TestRunnerGroupsKeepPublicRepositoriesOut(t *testing.T) {
-	r := newRig(t, Config{Poll: 10 * time.Second, Repos: []Repository{{Name: "widget"}, {Name: "open", Public: true}}})
+	r := newRig(t, Config{Poll: 100 * time.Millisecond, Repos: []Repository{{Name: "widget"}, {Name: "open", Public: true}}})
 	ctx, c := t.Context(), r.installed()
 	wf := mustParse(t, oneJob)
 	public, err := r.Submit(wf, Trigger{Event: "push", Repo: "open"})
@@ -430,30 +431,43 @@ func TestRunnerGroupsKeepPublicRepositoriesOut(t *testing.T) {
 
 func TestScaleSetsOfARepositoryServeItAlone(t *testing.T) {
 	r := newRig(t, Config{Poll: 50 * time.Millisecond, Repos: []Repository{{Name: "widget"}, {Name: "open", Public: true}}, Token: "pat"})
-	var tok struct{ Token string }
-	x := &fakeRunner{t: t}
-	if status := x.call("POST", r.cfg.URL+"/api/v3/repos/acme/open/actions/runners/registration-token", "pat", nil, nil); status != http.StatusCreated {
-		t.Fatalf("status %d", status)
+	ctx := t.Context()
+	c, err := scaleset.NewClientWithPersonalAccessToken(scaleset.NewClientWithPersonalAccessTokenConfig{
+		GitHubConfigURL: r.cfg.URL + "/acme/open", PersonalAccessToken: "pat",
+	}, scaleset.WithRetryMax(1))
+	if err != nil {
+		t.Fatal(err)
 	}
-	tok.Token = must[*github.RegistrationToken](t)(r.api("pat").Actions.CreateRegistrationToken(t.Context(), "acme", "open")).GetToken()
-	refuse := func(url string) int {
-		req, err := http.NewRequestWithContext(t.Context(), "POST", r.cfg.URL+"/api/v3/actions/runner-registration", strings.NewReader(`{"url":"`+url+`"}`))
+	set := r.scaleSet(c, "flint")
+	if other := r.scaleSet(r.client(), "flint"); other.ID == set.ID { // the organisation's may have the same name
+		t.Errorf("one scale set in two places: %+v", other)
+	}
+	m, err := c.MessageSessionClient(ctx, set.ID, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	submit(t, r, oneJob)
+	if _, err := r.Submit(mustParse(t, oneJob), Trigger{Repo: "open"}); err != nil {
+		t.Fatal(err)
+	}
+	if msg := message(t, m, 5); msg == nil || len(msg.JobAssignedMessages) != 1 || msg.JobAssignedMessages[0].RepositoryName != "open" {
+		t.Errorf("the repository's scale set got %+v", msg)
+	}
+	token := must[*github.RegistrationToken](t)(r.api("pat").Actions.CreateRegistrationToken(ctx, "acme", "open")).GetToken()
+	for path, want := range map[string]int{"/acme": 404, "/acme/widget": 404, "/acme/open": 200} {
+		req, err := http.NewRequestWithContext(ctx, "POST", r.cfg.URL+"/api/v3/actions/runner-registration", strings.NewReader(`{"url":"`+r.cfg.URL+path+`"}`))
 		if err != nil {
 			t.Fatal(err)
 		}
-		req.Header.Set("Authorization", "RemoteAuth "+tok.Token)
+		req.Header.Set("Authorization", "RemoteAuth "+token)
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}
 		_ = resp.Body.Close()
-		return resp.StatusCode
-	}
-	if got := refuse(r.cfg.URL + "/acme"); got != 404 {
-		t.Errorf("a repository's token is good for the organisation: %d", got)
-	}
-	if got := refuse(r.cfg.URL + "/acme/open"); got != 200 {
-		t.Errorf("a repository's token is not good for it: %d", got)
+		if resp.StatusCode != want || resp.Header.Get("X-RateLimit-Remaining") == "" {
+			t.Errorf("acme/open's token for %s: %s %v, want %d", path, resp.Status, resp.Header, want)
+		}
 	}
 }
 

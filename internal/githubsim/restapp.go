@@ -31,7 +31,7 @@ func (s *Server) routeApp(route router) {
 	for _, path := range []string{"/releases/latest", "/releases", "/releases/tags/{tag}"} {
 		route("GET", "/repos/actions/runner"+path, s.metered(s.serveReleases))
 	}
-	route("POST", "/actions/runner-registration", s.serveRunnerRegistration)
+	route("POST", "/actions/runner-registration", s.metered(s.serveRunnerRegistration))
 }
 
 // policy is what the App may do, and what GitHub last released.
@@ -209,9 +209,8 @@ const adminSubject = "scale-set-admin"
 
 // serveRunnerRegistration trades a registration token for the address of the scale set API, where runners register
 // themselves too, and a token for it.
-func (s *Server) serveRunnerRegistration(w http.ResponseWriter, r *http.Request) {
-	bound, ok := s.creds.check(credRegistration, bearer(r, "RemoteAuth"))
-	if !ok {
+func (s *Server) serveRunnerRegistration(w http.ResponseWriter, r *http.Request, who caller, bound string) {
+	if who != registrar {
 		writeError(w, errUnauthorized())
 		return
 	}
@@ -223,7 +222,7 @@ func (s *Server) serveRunnerRegistration(w http.ResponseWriter, r *http.Request)
 		return
 	}
 	scope, err := url.Parse(in.URL)
-	var domain string
+	domain, ok := "", false
 	if err == nil {
 		domain, ok = s.hub.domain(strings.Trim(scope.Path, "/"))
 	}

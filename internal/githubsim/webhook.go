@@ -55,7 +55,6 @@ type delivery struct {
 	body       []byte
 
 	// the outcome, guarded by the lock of hooks
-	done     bool
 	at       time.Time
 	took     time.Duration
 	code     int // 0 when there was no answer
@@ -182,9 +181,7 @@ func (k *hooks) post(d *delivery) {
 	switch {
 	case f.never:
 	case f.lost:
-		d.done, d.at, d.status = true, k.now(), "failed to connect to host"
-		d.request = d.header()
-		k.keep(d)
+		k.lose(d)
 	case f.delay > 0:
 		k.postponed(d, f)
 	default:
@@ -206,7 +203,12 @@ func (k *hooks) postponed(d *delivery, f fate) {
 
 // enqueue hands a delivery to its hook's sender. The caller holds the lock.
 func (k *hooks) enqueue(d *delivery, again bool) {
-	if k.closed || len(d.hook.queue) >= maxDeliveries {
+	if k.closed {
+		return
+	}
+	if len(d.hook.queue) >= maxDeliveries {
+		k.log.Warn("lose webhook: its receiver is too slow", "event", d.event, "guid", d.guid)
+		k.lose(d)
 		return
 	}
 	d.hook.queue = append(d.hook.queue, d)
@@ -217,6 +219,12 @@ func (k *hooks) enqueue(d *delivery, again bool) {
 	case d.hook.wake <- struct{}{}:
 	default:
 	}
+}
+
+// lose records a delivery that is not sent. The caller holds the lock.
+func (k *hooks) lose(d *delivery) {
+	d.at, d.status, d.request = k.now(), unanswered, d.header()
+	k.keep(d)
 }
 
 // keep records what became of a delivery, and forgets those too old. The caller holds the lock.

@@ -3,6 +3,7 @@ package githubsim
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -318,6 +319,36 @@ func TestCloseEndsADeliveryThatHangs(t *testing.T) {
 	r.Close()
 	if _, err := r.AddHook(Hook{URL: hang.URL, Scope: "acme"}); err == nil {
 		t.Error("a hook is added to a server that is closed")
+	}
+}
+
+// What nobody answers in time is recorded as such; what is old, or too much, is forgotten.
+func TestDeliveriesAreBounded(t *testing.T) {
+	release := make(chan struct{})
+	hang := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
+	defer hang.Close()
+	defer close(release)
+	k := newHooks(slog.New(slog.DiscardHandler))
+	defer k.close()
+	if k.client.Timeout != 10*time.Second {
+		t.Errorf("a receiver has %s", k.client.Timeout)
+	}
+	k.client.Timeout = 20 * time.Millisecond
+	d := &delivery{id: 1, hook: &hook{Hook: Hook{URL: hang.URL}}, event: "workflow_job", body: []byte("{}")}
+	k.send(d)
+	if len(k.kept) != 1 || d.code != 0 || d.status != unanswered || d.request == nil {
+		t.Errorf("a delivery nobody answered: %+v", d)
+	}
+	at := time.Now()
+	k.now = func() time.Time { return at.Add(deliveryKept + time.Minute) }
+	for range maxDeliveries + 10 {
+		k.lose(&delivery{hook: d.hook})
+		if k.kept[0] == d {
+			t.Fatal("an old delivery is kept")
+		}
+	}
+	if len(k.kept) != maxDeliveries {
+		t.Errorf("%d are kept", len(k.kept))
 	}
 }
 

@@ -12,6 +12,9 @@ import (
 	"strings"
 )
 
+// unanswered is the status GitHub gives a delivery nobody answered.
+const unanswered = "failed to connect to host"
+
 // header is what a delivery is sent with.
 func (d *delivery) header() http.Header {
 	h := http.Header{}
@@ -49,14 +52,14 @@ func (k *hooks) send(d *delivery) {
 	code, response, reply, err := k.exchange(d, header)
 	status := http.StatusText(code)
 	if err != nil {
-		status = "failed to connect to host"
+		status = unanswered
 		if k.ctx.Err() == nil {
 			k.log.Warn("deliver webhook", "event", d.event, "guid", d.guid, "err", err)
 		}
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	d.done, d.at, d.took, d.code, d.status = true, start, k.now().Sub(start), code, status
+	d.at, d.took, d.code, d.status = start, k.now().Sub(start), code, status
 	d.request, d.response, d.reply = header, response, reply
 	k.keep(d)
 }
