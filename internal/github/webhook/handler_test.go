@@ -203,3 +203,29 @@ func FuzzHandler(f *testing.F) {
 		r.Demand()
 	})
 }
+
+// TestOverHTTP sends through a real server and a real connection, which the handler's deadline must not spoil.
+func TestOverHTTP(t *testing.T) {
+	r := open(t, t.TempDir(), &host{}, Account{Secret: secret, Pools: []flint.Pool{linux()}})
+	srv := httptest.NewServer(r.Handler())
+	defer srv.Close()
+	for i := range int64(20) {
+		req := jobHook("queued", i+1, linuxLabels, bulky).request()
+		out, err := http.NewRequestWithContext(t.Context(), http.MethodPost, srv.URL, req.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out.Header = req.Header
+		resp, err := srv.Client().Do(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusAccepted {
+			t.Errorf("answer %s", resp.Status)
+		}
+	}
+	if got := assigned(r); got["linux"] != 20 {
+		t.Errorf("demand %v", got)
+	}
+}

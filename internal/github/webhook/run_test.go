@@ -325,3 +325,30 @@ func TestRunnerThatIsKnownLater(t *testing.T) {
 		}
 	})
 }
+
+func TestTwoAccountsThatSeeTheSameJob(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		wide, narrow := linux(), pool("repo", "self-hosted")
+		narrow.Scope = "https://github.com/acme/app"
+		a := &gitHub{open: []flint.JobStatus{status(1, "queued", "self-hosted"), status(2, "queued", "linux")}}
+		b := &gitHub{open: slices.Clone(a.open), openErr: errors.New("half of it")} // what came before the error counts
+		r := open(t, t.TempDir(), &host{},
+			Account{Name: "a", Secret: "a", API: a, Pools: []flint.Pool{wide}},
+			Account{Name: "b", Secret: "b", API: b, Pools: []flint.Pool{narrow}})
+		stop := run(t, r)
+		defer stop()
+		settle()
+		hook := jobHook("queued", 1, []string{"self-hosted"})
+		hook.secret = "b"
+		mustTake(t, r, hook)
+		if d := assigned(r); d["linux"] != 1 || d["repo"] != 1 || len(d) != 2 {
+			t.Errorf("demand %v, want each job once, in the most specific pool", d)
+		}
+		if why := r.Waiting(); len(why) != 1 || why["repo"].Code != "webhook.poll" {
+			t.Errorf("waiting: %v", why)
+		}
+		if !slices.Equal(b.repos, []string{"acme/app"}) || a.repos != nil {
+			t.Errorf("asked for %v and %v", a.repos, b.repos)
+		}
+	})
+}
