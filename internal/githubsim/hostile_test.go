@@ -2,12 +2,15 @@ package githubsim
 
 import (
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/actions/scaleset"
 	"github.com/coder/websocket"
+	"github.com/google/go-github/v79/github"
 )
 
 func TestTokensOpenOnlyTheirOwnDoor(t *testing.T) {
@@ -64,6 +67,58 @@ func TestTokensOpenOnlyTheirOwnDoor(t *testing.T) {
 		if j.Running != 2 {
 			t.Errorf("after all that: %+v, want both jobs running", j)
 		}
+	}
+}
+
+// No route of the REST API opens to what guests have: nothing, their runner's token, their job's.
+func TestGuestsAreKeptOutOfEveryRESTRoute(t *testing.T) {
+	r := newRig(t, Config{Poll: time.Second, Enterprise: "anvils", Hooks: []Hook{{URL: "http://127.0.0.1:1/"}}})
+	c, set, m := r.session("flint")
+	submit(t, r, oneJob)
+	message(t, m, 1)
+	x, _ := r.jit(c, set.ID, "one")
+	x.online()
+	x.acquire()
+	token := must[*github.RegistrationToken](t)(r.installed().Actions.CreateOrganizationRegistrationToken(t.Context(), "acme")).GetToken()
+	fill := strings.NewReplacer("{owner}", "acme", "{repo}", "widget", "{enterprise}", "anvils", "{id}", "1", "{delivery}", "1", "{attempt}", "1", "{tag}", "v1")
+	open := map[string]bool{ // what anybody may ask who has no token at all
+		"GET /rate_limit": true, "GET /repos/actions/runner/releases": true, "GET /repos/actions/runner/releases/latest": true,
+		"GET /repos/actions/runner/releases/tags/{tag}": true,
+	}
+	// What a registration token, which a guest may be given, opens: trading it in, and going again.
+	registrar := map[string]bool{
+		"POST /actions/runner-registration": true, "DELETE /orgs/{owner}/actions/runners/{id}": true, "GET /orgs/{owner}/actions/runners": true,
+		"GET /orgs/{owner}/actions/runners/{id}": true, "GET /orgs/{owner}/actions/runner-groups": true, "GET /orgs/{owner}/actions/runner-groups/{id}": true,
+		"GET /orgs/{owner}/actions/runner-groups/{id}/runners": true,
+	}
+	routes := 0
+	try := func(method, path string, _ http.HandlerFunc) {
+		routes++
+		for auth, allowed := range map[string]bool{
+			"": open[method+" "+path], "Bearer " + x.token: false, "Bearer " + x.job.token(): false, "Basic eDp5": false,
+			"RemoteAuth " + token: registrar[method+" "+path] || open[method+" "+path], "RemoteAuth x": false,
+		} {
+			req := httptest.NewRequestWithContext(t.Context(), method, apiPath+fill.Replace(path), strings.NewReader("{}"))
+			if auth != "" {
+				req.Header.Set("Authorization", auth)
+			}
+			w := httptest.NewRecorder()
+			r.http.Config.Handler.ServeHTTP(w, req)
+			if refused := w.Code == 401 || w.Code == 403; refused == allowed {
+				t.Errorf("%s %s with %.12q: %d %s", method, path, auth, w.Code, w.Body)
+			}
+			if w.Header().Get("X-RateLimit-Remaining") == "" && !(path == "/rate_limit" && w.Code != 200) {
+				t.Errorf("%s %s with %.12q: no rate limit in the answer: %v", method, path, auth, w.Header())
+			}
+		}
+	}
+	r.routeApp(try)
+	r.routeRunners(try)
+	r.routeGroups(try)
+	r.routeRuns(try)
+	r.routeDeliveries(try)
+	if got := r.Runners(); routes < 50 || len(got) != 1 || !got[0].Busy {
+		t.Errorf("after %d routes: %+v", routes, got)
 	}
 }
 

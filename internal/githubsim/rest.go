@@ -157,11 +157,14 @@ func (s *Server) asApp(next http.HandlerFunc) http.HandlerFunc {
 // runnerPermission stands for the permission over self-hosted runners, which depends on the scope.
 const runnerPermission = "runners"
 
-// may lets a request through whose caller has a permission at a level, read or write.
+// remove is a level that runners may have too, which otherwise is as good as write.
+const remove = "remove"
+
+// may lets a request through whose caller has a permission at a level: read, write or remove.
 func (s *Server) may(permission, level string, next http.HandlerFunc) http.HandlerFunc {
 	return s.metered(func(w http.ResponseWriter, r *http.Request, who caller, bound string) {
 		domain, ok := s.domainOf(r)
-		if err := s.permit(who, bound, domain, r, permission, level); err != nil {
+		if err := s.permit(who, bound, domain, permission, level); err != nil {
 			writeError(w, err)
 			return
 		}
@@ -179,7 +182,7 @@ const domainValue = "domain"
 
 func domainIn(r *http.Request) string { return r.PathValue(domainValue) }
 
-func (s *Server) permit(who caller, bound, domain string, r *http.Request, permission, level string) error {
+func (s *Server) permit(who caller, bound, domain, permission, level string) error {
 	by := "integration"
 	switch who {
 	case installation:
@@ -190,7 +193,7 @@ func (s *Server) permit(who caller, bound, domain string, r *http.Request, permi
 		by = "personal access token"
 	case runnerAdmin, registrar:
 		// What the runner software does while it registers itself, and when it goes.
-		if permission == runnerPermission && bound == domain && (level == "read" || r.Method == http.MethodDelete) {
+		if permission == runnerPermission && bound == domain && level != "write" {
 			return nil
 		}
 		return errUnauthorized()
@@ -201,6 +204,9 @@ func (s *Server) permit(who caller, bound, domain string, r *http.Request, permi
 	}
 	if permission == runnerPermission {
 		permission = permissionOver(domain)
+	}
+	if level == remove {
+		level = "write"
 	}
 	if !s.policy.grants(permission, level) {
 		return errForbidden("Resource not accessible by " + by)

@@ -22,7 +22,7 @@ func (s *Server) routeRunners(route router) {
 		route("POST", runners+"/generate-jitconfig", s.may(runnerPermission, "write", s.serveRunnerJIT))
 		route("GET", runners, s.may(runnerPermission, "read", s.serveListRunners))
 		route("GET", runners+"/{id}", s.may(runnerPermission, "read", s.serveGetRunner))
-		route("DELETE", runners+"/{id}", s.may(runnerPermission, "write", s.serveDeleteRunner))
+		route("DELETE", runners+"/{id}", s.may(runnerPermission, remove, s.serveDeleteRunner))
 	}
 	route("POST", "/actions/runners/register", s.metered(s.serveRegisterRunner))
 }
