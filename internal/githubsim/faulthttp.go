@@ -38,9 +38,8 @@ func (s *Server) misbehave(next http.Handler, w http.ResponseWriter, r *http.Req
 	if (route == 0 || route == RouteRunners) && s.cutOff(r) {
 		panic(http.ErrAbortHandler)
 	}
-	m.mu.Lock()
-	hit, down := route&m.set.Routes != 0, m.set.Outage
-	m.mu.Unlock()
+	set := m.settings()
+	hit, down := route&set.Routes != 0, set.Outage
 	switch {
 	case !hit:
 		next.ServeHTTP(w, r)

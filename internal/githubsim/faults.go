@@ -163,11 +163,16 @@ func (m *faults) put(f Faults) {
 	m.set = f
 }
 
+// settings returns what is set now.
+func (m *faults) settings() Faults {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.set
+}
+
 // alter changes the settings in place.
 func (m *faults) alter(change func(*Faults)) {
-	m.mu.Lock()
-	f := m.set
-	m.mu.Unlock()
+	f := m.settings()
 	change(&f)
 	m.put(f)
 }
