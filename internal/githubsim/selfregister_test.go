@@ -1,7 +1,9 @@
 package githubsim
 
 import (
+	"encoding/json"
 	"fmt"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"runtime"
@@ -56,6 +58,16 @@ func TestRealRunnerRegistersItself(t *testing.T) {
 			if left := r.Runners(); len(left) != 0 {
 				t.Errorf("registrations left: %+v", left)
 			}
+			if out, err := configure(r.cfg.URL+"/acme", token, "goes"); err != nil {
+				t.Fatalf("configure: %v\n%s", err, out)
+			}
+			token = must[*github.RemoveToken](t)(c.Actions.CreateOrganizationRemoveToken(ctx, "acme")).GetToken()
+			if out, err := command("remove", "--url", r.cfg.URL+"/acme", "--token", token, "--unattended").CombinedOutput(); err != nil {
+				t.Errorf("remove: %v\n%s", err, out)
+			}
+			if left := r.Runners(); len(left) != 0 {
+				t.Errorf("registrations left after it removed itself: %+v", left)
+			}
 		})
 	}
 }
@@ -83,4 +95,49 @@ func TestKeysOfRunnersThatRegisterThemselves(t *testing.T) {
 			t.Errorf("%s without the right token: %d", path, status)
 		}
 	}
+}
+
+// A runner that registers itself may send anything: it is registered as it should be, or refused.
+func FuzzSelfRegistration(f *testing.F) {
+	modulus := strings.Repeat("////", 86)
+	f.Add(true, `{"url":"http://sim/acme","group_id":1,"name":"a","ephemeral":true,"labels":[{"name":"x","type":"user"}],"public_key":"<RSAKeyValue><Modulus>`+modulus+`</Modulus><Exponent>AQAB</Exponent></RSAKeyValue>"}`)
+	f.Add(false, `{"name":"b","labels":[{"name":"x"}],"authorization":{"publicKey":{"modulus":"`+modulus+`","exponent":"AQAB"}}}`)
+	f.Add(true, `{"url":"::","public_key":"<a>"}`)
+	s, err := New(Config{URL: "http://sim", Owner: "acme", Repo: "widget", RateLimit: 1 << 30})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(s.Close)
+	h := s.Handler()
+	call := func(t *testing.T, path, auth, body string) *httptest.ResponseRecorder {
+		req := httptest.NewRequestWithContext(t.Context(), "POST", path, strings.NewReader(body))
+		req.Header.Set("Authorization", auth)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, req)
+		return w
+	}
+	f.Fuzz(func(t *testing.T, byREST bool, body string) {
+		var admin struct{ Token string }
+		token := s.creds.issue(credRegistration, "acme", time.Minute)
+		w := call(t, "/api/v3/actions/runner-registration", "RemoteAuth "+token, `{"url":"http://sim/acme"}`)
+		if err := json.Unmarshal(w.Body.Bytes(), &admin); err != nil || admin.Token == "" {
+			t.Fatalf("%d %s", w.Code, w.Body)
+		}
+		path := "/tenant/_apis/distributedtask/pools/1/agents"
+		if byREST {
+			path = "/api/v3/actions/runners/register"
+		}
+		w = call(t, path, "Bearer "+admin.Token, body)
+		if w.Code >= 500 {
+			t.Fatalf("%d %s", w.Code, w.Body)
+		}
+		for _, x := range s.Runners() {
+			if len(x.Labels) < 1 || len(x.Labels) > maxLabels || x.Name == "" || len(x.Name) > 64 {
+				t.Errorf("registered: %+v", x)
+			}
+			if err := s.hub.removeRunner("acme", x.ID); err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }
