@@ -37,7 +37,8 @@ type coordinator struct {
 	results []flint.Result
 }
 
-func newCoordinator(t *testing.T, maxRunners int) *coordinator {
+// newCoordinator makes one; change may alter its configuration, webhooks included.
+func newCoordinator(t *testing.T, maxRunners int, change ...func(*config.Config)) *coordinator {
 	t.Helper()
 	runner := os.Getenv("FLINT_TEST_ACT_RUNNER")
 	if runner == "" {
@@ -72,11 +73,13 @@ func newCoordinator(t *testing.T, maxRunners int) *coordinator {
 	t.Cleanup(front.Close)
 	t.Cleanup(sim.Close)
 	c.sim = sim
-	c.App = fakeApp(t, c, front.URL, maxRunners)
+	c.App = fakeApp(t, c, front.URL, maxRunners, change...)
 	return c
 }
 
-func fakeApp(t *testing.T, c *coordinator, url string, maxRunners int) *App {
+const hookSecret = "a secret of the test"
+
+func fakeApp(t *testing.T, c *coordinator, url string, maxRunners int, change ...func(*config.Config)) *App {
 	t.Helper()
 	dir := t.TempDir()
 	cfg := config.Default()
@@ -87,6 +90,9 @@ func fakeApp(t *testing.T, c *coordinator, url string, maxRunners int) *App {
 	cfg.Host.CPUs, cfg.Host.Memory = 64, 64*flint.GiB
 	shape := config.Shape{CPUs: 1, Memory: 256 * flint.MiB, Disk: 64 * flint.MiB}
 	cfg.Pools = []config.Pool{{Name: "flint", Image: "unused", Max: maxRunners, VM: shape}}
+	for _, f := range change {
+		f(&cfg)
+	}
 	if err := cfg.Complete(); err != nil {
 		t.Fatal(err)
 	}
@@ -122,6 +128,11 @@ func (c *coordinator) serve(t *testing.T, body func()) {
 	ctx, stop := context.WithCancel(t.Context())
 	if err := c.Connect(ctx); err != nil {
 		t.Fatal(err)
+	}
+	if addr := c.WebhookAddr(); addr != nil {
+		if _, err := c.sim.AddHook(githubsim.Hook{URL: "http://" + addr.String() + "/webhook", Secret: hookSecret}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	served := make(chan error, 1)
 	go func() { served <- c.Serve(ctx) }()
@@ -211,4 +222,80 @@ func TestServeStoppedInTheMiddleLeavesNothing(t *testing.T) {
 		run.ForceCancel() // else GitHub would keep the registrations of lost runners, and so their records
 	})
 	c.gone(t)
+}
+
+func byWebhooks(cfg *config.Config) {
+	cfg.GitHub.Mode, cfg.GitHub.WebhookSecret = config.Webhooks, hookSecret
+	cfg.Webhook.Listen = "127.0.0.1:0"
+}
+
+func TestJobsByWebhooks(t *testing.T) {
+	c := newCoordinator(t, 2, byWebhooks)
+	const job = "  job%d:\n    runs-on: %s\n    steps:\n      - run: echo hello\n"
+	var run, before *githubsim.Run
+	// This one is queued before anybody listens: no webhook tells of it.
+	before = c.submit(t, "on: push\njobs:\n"+fmt.Sprintf(job, 0, "self-hosted"))
+	c.serve(t, func() {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		run = c.submit(t, "on: push\njobs:\n"+fmt.Sprintf(job, 1, "self-hosted")+fmt.Sprintf(job, 2, "flint")+fmt.Sprintf(job, 3, "[self-hosted, linux, flint]"))
+		for _, r := range []*githubsim.Run{before, run} {
+			if conclusion, err := r.Wait(ctx); err != nil || conclusion != githubsim.Success {
+				t.Errorf("the run ended as %q, %v", conclusion, err)
+			}
+		}
+	})
+	c.gone(t)
+	if n := len(c.results); n < 4 {
+		t.Errorf("%d runners ended, want one for each of 4 jobs", n)
+	}
+}
+
+func TestWhyJobsWait(t *testing.T) {
+	c := newCoordinator(t, 1, byWebhooks)
+	runs := map[string]*githubsim.Run{}
+	submit := func(labels string) { // names the job by its labels
+		runs[labels] = c.submit(t, "on: push\njobs:\n  j:\n    name: "+labels+"\n    runs-on: ["+labels+"]\n    steps:\n      - run: sleep 300\n")
+	}
+	submit("flint")
+	c.serve(t, func() {
+		wait(t, "a job runs", func() bool { return c.atOnce.Load() == 1 })
+		submit("linux")
+		submit("gpu")
+		// Explain needs no person to know ids: everything that waits is listed.
+		wait(t, "both waits are explained", func() bool {
+			all, err := c.Explain(t.Context(), "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(all) == 2 && all[0].Pool == "flint" && all[0].Reason.Code == "pool.max" &&
+				all[1].Job != nil && all[1].Job.Name == "gpu" && all[1].Reason.Code == "job.unmatched"
+		})
+		for labels, want := range map[string]string{"flint": "explain.running", "linux": "pool.max", "gpu": "job.unmatched"} {
+			got, err := c.Explain(t.Context(), fmt.Sprintf("acme/hello %d", runs[labels].ID()))
+			if err != nil || len(got) != 1 || got[0].Reason.Code != want {
+				t.Errorf("runs-on %s: %+v, %v; want %s", labels, got, err, want)
+			}
+		}
+		for _, run := range runs {
+			run.ForceCancel()
+		}
+	})
+	c.gone(t)
+}
+
+// wait waits until cond holds.
+func wait(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(time.Minute)
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Errorf("in vain: %s", what)
+			return
+		}
+	}
 }

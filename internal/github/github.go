@@ -204,6 +204,7 @@ func (c *Client) Run(ctx context.Context) error {
 		wg.Go(func() { p.run(ctx) })
 	}
 	wg.Wait()
+	<-ctx.Done() // there may be no pool of a scale set
 	return nil
 }
 
