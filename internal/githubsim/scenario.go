@@ -20,8 +20,11 @@ type Scenario struct {
 	// Kill ends the machine a runner is on. When nil, the runner is parted from the server instead: nothing it asks is answered
 	// any more, and its job fails when its lease is over.
 	Kill func(runner string)
+	// Did is called after each line of the kind "at …" that was carried out, with what it said. It may be nil.
+	Did func(what string)
+	// Seed decides when chances strike; zero leaves the server's.
+	Seed uint64
 
-	seed   uint64
 	always []setting
 	acts   []act
 }
@@ -36,6 +39,7 @@ type setting struct {
 // act is one line that happens at a time.
 type act struct {
 	line   int
+	text   string // what the line said after its time
 	at     time.Duration
 	verb   verb
 	n      int // jobs, or number of a runner or run
@@ -104,7 +108,7 @@ func (sc *Scenario) line(number int, words *[]string) error {
 		if err != nil {
 			return errors.New("want seed and a number")
 		}
-		sc.seed = n
+		sc.Seed = n
 		return nil
 	case "always":
 		set, err := readSetting(words, true)
@@ -123,7 +127,7 @@ func (sc *Scenario) line(number int, words *[]string) error {
 
 // act reads what happens at a time.
 func (sc *Scenario) act(number int, at time.Duration, words *[]string) (err error) {
-	a := act{line: number, at: at}
+	a := act{line: number, text: strings.Join(*words, " "), at: at}
 	switch word := take(words); word {
 	case "submit":
 		a.verb = verbSubmit
@@ -131,7 +135,7 @@ func (sc *Scenario) act(number int, at time.Duration, words *[]string) (err erro
 	case "outage":
 		a.verb = verbOutage
 		if a.length, err = readTime(take(words)); err == nil {
-			sc.acts = append(sc.acts, act{line: number, at: at + a.length, verb: verbRecover})
+			sc.acts = append(sc.acts, act{line: number, text: "end of outage", at: at + a.length, verb: verbRecover})
 		}
 	case "kill":
 		a.verb = verbKill
@@ -279,8 +283,8 @@ func scaled(d time.Duration, scale float64) time.Duration {
 // What the scenario switched on stays on, but for outages. When ctx is over it stops, and says so.
 func (s *Server) Play(ctx context.Context, sc Scenario) (runs []*Run, err error) {
 	s.hub.faults.alter(func(f *Faults) {
-		if sc.seed != 0 {
-			f.Seed = sc.seed
+		if sc.Seed != 0 {
+			f.Seed = sc.Seed
 		}
 		for _, set := range sc.always {
 			set.apply(f, sc.Scale)
@@ -318,6 +322,9 @@ func (s *Server) Play(ctx context.Context, sc Scenario) (runs []*Run, err error)
 		}
 		if err != nil {
 			return runs, fmt.Errorf("play line %d of the scenario: %w", a.line, err)
+		}
+		if sc.Did != nil {
+			sc.Did(a.text)
 		}
 	}
 	return runs, nil
