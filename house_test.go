@@ -25,6 +25,7 @@ var mayImport = map[string][]string{
 		"flint", "flint/internal/image", "flint/internal/kernel", "flint/internal/network", "flint/internal/vm",
 		"flint/internal/guest", "flint/internal/undo",
 	},
+	"flint/internal/github":         {"flint", "flint/internal/github/webhook"},
 	"flint/internal/image":          {"flint", "flint/internal/tool", "flint/internal/ext4"},
 	"flint/internal/kernel":         {"flint", "flint/internal/tool", "flint/internal/ext4"},
 	"flint/test/bench":              {"flint", "flint/internal/app", "flint/internal/config", "flint/internal/githubsim"},
@@ -49,7 +50,8 @@ var testsMayAlsoImport = map[string][]string{
 		"flint/internal/vm/vmtest", "flint/internal/guest", "flint/internal/vm/firecracker/fctest",
 		"flint/internal/vm/firecracker/fctest/double",
 	},
-	"flint/cmd/flint": {"flint/internal/vm"},
+	"flint/cmd/flint":          {"flint/internal/vm"},
+	"flint/internal/githubsim": {"flint/internal/githubsim/simrunner"},
 }
 
 // thirdPartyStopsAt says which rooms may import a third-party module; its types go no further.
