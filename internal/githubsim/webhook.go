@@ -66,9 +66,10 @@ type delivery struct {
 
 type hook struct {
 	Hook
-	id    int64
-	queue []*delivery   // guarded by the lock of hooks
-	wake  chan struct{} // holds one when the queue is not empty
+	id     int64
+	queue  []*delivery   // guarded by the lock of hooks
+	wake   chan struct{} // holds one when the queue is not empty
+	cancel context.CancelFunc
 }
 
 // hooks sends deliveries, those of one hook in order, and keeps them. Each hook has one goroutine; close waits for all.
@@ -76,8 +77,6 @@ type hooks struct {
 	log     *slog.Logger
 	now     func() time.Time
 	client  *http.Client
-	ctx     context.Context // over at close: what bounds the senders, not a caller's
-	cancel  context.CancelFunc
 	senders sync.WaitGroup
 
 	mu     sync.Mutex
@@ -89,9 +88,8 @@ type hooks struct {
 }
 
 func newHooks(log *slog.Logger) *hooks {
-	ctx, cancel := context.WithCancel(context.Background())
 	return &hooks{
-		log: log, now: time.Now, ctx: ctx, cancel: cancel, later: map[*time.Timer]bool{},
+		log: log, now: time.Now, later: map[*time.Timer]bool{},
 		client: &http.Client{
 			Timeout:       hookTimeout,
 			Transport:     &http.Transport{MaxIdleConnsPerHost: 2, IdleConnTimeout: time.Minute},
@@ -107,8 +105,10 @@ func (k *hooks) close() {
 	for t := range k.later {
 		t.Stop()
 	}
+	for _, h := range k.list {
+		h.cancel()
+	}
 	k.mu.Unlock()
-	k.cancel()
 	k.senders.Wait()
 	k.client.CloseIdleConnections()
 }
@@ -141,9 +141,10 @@ func (k *hooks) add(id int64, spec Hook) error {
 	case same >= maxHooks:
 		return fmt.Errorf("add webhook %s: the scope has %d already", spec.URL, maxHooks)
 	}
-	h := &hook{Hook: spec, id: id, wake: make(chan struct{}, 1)}
+	ctx, cancel := context.WithCancel(context.Background()) // close ends it
+	h := &hook{Hook: spec, id: id, wake: make(chan struct{}, 1), cancel: cancel}
 	k.list = append(k.list, h)
-	k.senders.Go(func() { k.serve(h) })
+	k.senders.Go(func() { k.serve(ctx, h) })
 	return nil
 }
 
@@ -239,15 +240,15 @@ func (k *hooks) keep(d *delivery) {
 	k.kept = slices.Delete(k.kept, 0, old)
 }
 
-// serve sends what comes into one hook's queue.
-func (k *hooks) serve(h *hook) {
+// serve sends what comes into one hook's queue, until ctx is over.
+func (k *hooks) serve(ctx context.Context, h *hook) {
 	for {
 		select {
 		case <-h.wake:
-		case <-k.ctx.Done():
+		case <-ctx.Done():
 			return
 		}
-		for k.ctx.Err() == nil {
+		for ctx.Err() == nil {
 			k.mu.Lock()
 			if len(h.queue) == 0 {
 				k.mu.Unlock()
@@ -256,7 +257,7 @@ func (k *hooks) serve(h *hook) {
 			d := h.queue[0]
 			h.queue = h.queue[1:]
 			k.mu.Unlock()
-			k.send(d)
+			k.send(ctx, d)
 		}
 	}
 }

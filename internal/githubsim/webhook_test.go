@@ -335,7 +335,7 @@ func TestDeliveriesAreBounded(t *testing.T) {
 	}
 	k.client.Timeout = 20 * time.Millisecond
 	d := &delivery{id: 1, hook: &hook{Hook: Hook{URL: hang.URL}}, event: "workflow_job", body: []byte("{}")}
-	k.send(d)
+	k.send(t.Context(), d)
 	if len(k.kept) != 1 || d.code != 0 || d.status != unanswered || d.request == nil {
 		t.Errorf("a delivery nobody answered: %+v", d)
 	}

@@ -2,6 +2,7 @@ package githubsim
 
 import (
 	"bytes"
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
@@ -47,13 +48,13 @@ func sign(secret, body []byte) string {
 }
 
 // send delivers once and records how it went.
-func (k *hooks) send(d *delivery) {
+func (k *hooks) send(ctx context.Context, d *delivery) {
 	header, start := d.header(), k.now()
-	code, response, reply, err := k.exchange(d, header)
+	code, response, reply, err := k.exchange(ctx, d, header)
 	status := http.StatusText(code)
 	if err != nil {
 		status = unanswered
-		if k.ctx.Err() == nil {
+		if ctx.Err() == nil {
 			k.log.Warn("deliver webhook", "event", d.event, "guid", d.guid, "err", err)
 		}
 	}
@@ -64,8 +65,8 @@ func (k *hooks) send(d *delivery) {
 	k.keep(d)
 }
 
-func (k *hooks) exchange(d *delivery, header http.Header) (code int, response http.Header, reply string, err error) {
-	req, err := http.NewRequestWithContext(k.ctx, http.MethodPost, d.hook.URL, bytes.NewReader(d.body))
+func (k *hooks) exchange(ctx context.Context, d *delivery, header http.Header) (code int, response http.Header, reply string, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, d.hook.URL, bytes.NewReader(d.body))
 	if err != nil {
 		return 0, nil, "", fmt.Errorf("make request: %w", err)
 	}
