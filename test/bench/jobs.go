@@ -55,9 +55,8 @@ func (b *bench) jobs(ctx context.Context, cfg config.Config) error {
 			mu.Unlock()
 		}
 	})}
-	cfg.GitHub = config.GitHub{
-		URL: "http://" + at.String(), Repository: "acme/hello", AppID: sim.App().ID, InstallationID: sim.App().InstallationID, PrivateKey: sim.App().PrivateKeyPEM,
-	}
+	cfg.GitHub.URL, cfg.GitHub.Repository = "http://"+at.String(), "acme/hello"
+	cfg.GitHub.AppID, cfg.GitHub.InstallationID, cfg.GitHub.PrivateKey = sim.App().ID, sim.App().InstallationID, sim.App().PrivateKeyPEM
 	if cfg.Runner.Dir, err = app.DemoRunner(ctx, cfg.StateDir, "images/demo-runner", nil); err != nil {
 		return errors.Join(err, l.Close())
 	}
