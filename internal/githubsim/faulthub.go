@@ -113,7 +113,8 @@ func (h *hub) outdated(s *scaleSet) bool {
 	if len(s.samples) == 0 {
 		return false
 	}
-	last, told := s.last, h.told(s)
+	last := s.last
+	told := h.told(s)
 	s.last = last
 	return told != last
 }

@@ -232,7 +232,7 @@ func (s *Server) serveRunnerRegistration(w http.ResponseWriter, r *http.Request,
 	}
 	now := time.Now()
 	admin, err := jwt.NewWithClaims(jwt.SigningMethodHS256, adminClaims{Domain: domain, RegisteredClaims: jwt.RegisteredClaims{
-		Subject: adminSubject, IssuedAt: jwt.NewNumericDate(now), ExpiresAt: jwt.NewNumericDate(now.Add(adminTokenLife)),
+		ID: newUUID(), Subject: adminSubject, IssuedAt: jwt.NewNumericDate(now), ExpiresAt: jwt.NewNumericDate(now.Add(adminTokenLife)),
 	}}).SignedString(s.signer)
 	// Runner software registers itself by the REST API on github.com, and the old way on a server that has jobs acquired.
 	answer(w, http.StatusOK, map[string]any{

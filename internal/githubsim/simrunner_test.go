@@ -247,9 +247,9 @@ func (d redirect) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(r)
 }
 
-// crowd runs n one-job runs through the simulator: sets scale sets, at most width runners at a time, no coordinator but this
+// crowd runs n one-job runs through the simulator: one scale set, at most width runners at a time, no coordinator but this
 // loop. It returns how the runners ended.
-func crowd(tb testing.TB, n, width int, o simrunner.Options) (exits map[int]int) {
+func crowd(tb testing.TB, n, width int, f Faults, o simrunner.Options) (exits map[int]int) {
 	tb.Helper()
 	ts := httptest.NewUnstartedServer(nil)
 	s, err := New(Config{URL: "http://" + ts.Listener.Addr().String(), Owner: "acme", Repo: "widget", Keys: 4, Poll: 5 * time.Second})
@@ -257,6 +257,7 @@ func crowd(tb testing.TB, n, width int, o simrunner.Options) (exits map[int]int)
 		tb.Fatal(err)
 	}
 	ts.Config.Handler = s.Handler()
+	s.Misbehave(f)
 	ts.Start()
 	defer func() {
 		s.Close()
@@ -336,7 +337,15 @@ func crowd(tb testing.TB, n, width int, o simrunner.Options) (exits map[int]int)
 }
 
 func TestManySimrunners(t *testing.T) {
-	if exits := crowd(t, 200, 20, simrunner.Options{Quiet: true}); exits[simrunner.ExitDone] != 200 || len(exits) != 1 {
+	if exits := crowd(t, 200, 20, Faults{}, simrunner.Options{Quiet: true}); exits[simrunner.ExitDone] != 200 || len(exits) != 1 {
+		t.Errorf("exits: %v", exits)
+	}
+}
+
+// A server that fails, forgets its answers and hangs up costs its runners time and nothing else.
+func TestSimrunnersPersist(t *testing.T) {
+	f := Faults{Seed: 7, Routes: RouteRunners, FailRequests: .1, LoseAnswers: .1, CutAnswers: .1, LimitRequests: .05}
+	if exits := crowd(t, 40, 10, f, simrunner.Options{Quiet: true}); exits[simrunner.ExitDone] != 40 || len(exits) != 1 {
 		t.Errorf("exits: %v", exits)
 	}
 }
@@ -345,7 +354,7 @@ func TestManySimrunners(t *testing.T) {
 func BenchmarkSimrunner(b *testing.B) {
 	for name, quiet := range map[string]bool{"quiet": true, "talking": false} {
 		b.Run(name, func(b *testing.B) {
-			crowd(b, b.N, min(b.N, 20), simrunner.Options{Quiet: quiet})
+			crowd(b, b.N, min(b.N, 20), Faults{}, simrunner.Options{Quiet: quiet})
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "jobs/s")
 		})
 	}
