@@ -1,7 +1,6 @@
 package app
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -44,19 +43,26 @@ func newCoordinator(t *testing.T, maxRunners int, change ...func(*config.Config)
 	if runner == "" {
 		t.Skip("needs github-act-runner: FLINT_TEST_ACT_RUNNER names none")
 	}
+	// The drive of the runner software, as the demo has it.
+	start := filepath.Join(t.TempDir(), "start")
+	script, err := os.ReadFile("../../images/demo-runner/start")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(start, script, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(runner, filepath.Join(filepath.Dir(start), "github-act-runner")); err != nil {
+		t.Fatal(err)
+	}
 	c := &coordinator{}
 	c.fake = &vmtest.Fake{Exec: func(ctx context.Context, _ guest.Command, stdin io.Reader, stdout, _ io.Writer) guest.Exit {
 		if n := c.atOnce.Add(1); n > c.highest.Load() {
 			c.highest.Store(n)
 		}
 		defer c.atOnce.Add(-1)
-		jit, err := bufio.NewReader(stdin).ReadString('\n')
-		if err != nil {
-			return guest.Exit{Code: 1, Err: err.Error()}
-		}
-		cmd := exec.CommandContext(ctx, runner, "run", "--once", "--terminal=true")
-		cmd.Dir = t.TempDir()
-		cmd.Env = append(os.Environ(), "ACTIONS_RUNNER_INPUT_JITCONFIG="+strings.TrimSpace(jit))
+		cmd := exec.CommandContext(ctx, start)
+		cmd.Dir, cmd.Stdin = t.TempDir(), stdin
 		cmd.Stdout, cmd.Stderr = stdout, stdout
 		if err := cmd.Run(); err != nil {
 			return guest.Exit{Code: 1, Err: err.Error()}
@@ -251,6 +257,19 @@ func TestJobsByWebhooks(t *testing.T) {
 	}
 }
 
+func TestRunnersThatRegisterThemselves(t *testing.T) {
+	c := newCoordinator(t, 1, byWebhooks, func(cfg *config.Config) { cfg.GitHub.Registration = "token" })
+	run := c.submit(t, "on: push\njobs:\n  a:\n    runs-on: [self-hosted, flint]\n    steps:\n      - run: echo hello\n")
+	c.serve(t, func() {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		if conclusion, err := run.Wait(ctx); err != nil || conclusion != githubsim.Success {
+			t.Errorf("the run ended as %q, %v", conclusion, err)
+		}
+	})
+	c.gone(t)
+}
+
 func TestWhyJobsWait(t *testing.T) {
 	c := newCoordinator(t, 1, byWebhooks)
 	runs := map[string]*githubsim.Run{}
@@ -259,7 +278,10 @@ func TestWhyJobsWait(t *testing.T) {
 	}
 	submit("flint")
 	c.serve(t, func() {
-		wait(t, "a job runs", func() bool { return c.atOnce.Load() == 1 })
+		wait(t, "a job runs", func() bool {
+			runners := c.sim.Inventory().Runners
+			return len(runners) == 1 && runners[0].Busy
+		})
 		submit("linux")
 		submit("gpu")
 		// Explain needs no person to know ids: everything that waits is listed.
