@@ -55,7 +55,7 @@ func (s *Server) misbehave(next http.Handler, w http.ResponseWriter, r *http.Req
 		return
 	}
 	if m.strikes(slowAnswers) {
-		t := time.NewTimer(m.length(slowBy))
+		t := time.NewTimer(m.time(slowBy))
 		defer t.Stop()
 		select {
 		case <-t.C:
@@ -65,10 +65,10 @@ func (s *Server) misbehave(next http.Handler, w http.ResponseWriter, r *http.Req
 	}
 	switch {
 	case m.strikes(limitRequests):
-		w.Header().Set("Retry-After", strconv.Itoa(wholeSeconds(m.length(retryAfter))))
+		w.Header().Set("Retry-After", strconv.Itoa(wholeSeconds(m.time(retryAfter))))
 		writeError(w, &apiError{http.StatusTooManyRequests, "TooManyRequestsException", "You have exceeded a secondary rate limit. Please wait before you try again."})
 	case route == RouteREST && m.strikes(forbidRequests):
-		reset := time.Now().Add(m.length(retryAfter))
+		reset := time.Now().Add(m.time(retryAfter))
 		w.Header().Set("X-RateLimit-Limit", "5000")
 		w.Header().Set("X-RateLimit-Remaining", "0")
 		w.Header().Set("X-RateLimit-Reset", strconv.FormatInt(int64(math.Ceil(float64(reset.UnixMilli())/1000)), 10))

@@ -39,7 +39,7 @@ func (h *hub) capacityOf(capacity int) int {
 
 // watchAssigned takes an assigned job back when no runner has it in time; the fourth time it fails. The caller holds the lock.
 func (h *hub) watchAssigned(j *job) {
-	d := h.faults.length(reassignAfter)
+	d := h.faults.time(reassignAfter)
 	if d <= 0 {
 		return
 	}
@@ -64,7 +64,7 @@ func (h *hub) watchAssigned(j *job) {
 
 // watchIdle removes a registration that has no job in time. The caller holds the lock.
 func (h *hub) watchIdle(x *runner) {
-	d := h.faults.length(removeIdle)
+	d := h.faults.time(removeIdle)
 	if d <= 0 {
 		return
 	}
@@ -87,7 +87,7 @@ type sample struct {
 // told is what a scale set's owner is told its statistics are: those of some time ago, when they lag. The caller holds the
 // lock.
 func (h *hub) told(s *scaleSet) statistics {
-	st, lag, now := h.statistics(s), h.faults.length(statisticsLag), h.now()
+	st, lag, now := h.statistics(s), h.faults.time(statisticsLag), h.now()
 	if lag <= 0 {
 		s.samples, s.last = nil, st
 		return st

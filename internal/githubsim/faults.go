@@ -137,13 +137,18 @@ func (s *Server) Misbehaved() map[string]int { return s.hub.faults.counted() }
 type faults struct {
 	mu      sync.Mutex
 	set     Faults
-	rolls   map[string]uint64 // occasions so far
+	chance  map[string]float64       // those of set
+	length  map[string]time.Duration // those of set
+	rolls   map[string]uint64        // occasions so far
 	counts  map[string]int
 	revoked map[digest]time.Time // admin tokens that ended early, until they would have ended
 }
 
 func newFaults() *faults {
-	return &faults{rolls: map[string]uint64{}, counts: map[string]int{}, revoked: map[digest]time.Time{}}
+	return &faults{
+		chance: map[string]float64{}, length: map[string]time.Duration{},
+		rolls: map[string]uint64{}, counts: map[string]int{}, revoked: map[digest]time.Time{},
+	}
 }
 
 func (m *faults) put(f Faults) {
@@ -161,6 +166,12 @@ func (m *faults) put(f Faults) {
 		clear(m.rolls)
 	}
 	m.set = f
+	for name, p := range f.chances() {
+		m.chance[name] = *p
+	}
+	for name, d := range f.lengths() {
+		m.length[name] = *d
+	}
 }
 
 // settings returns what is set now.
@@ -187,7 +198,7 @@ func (m *faults) counted() map[string]int {
 func (m *faults) strikes(name string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	p := *m.set.chances()[name]
+	p := m.chance[name]
 	if p <= 0 {
 		return false
 	}
@@ -200,11 +211,11 @@ func (m *faults) strikes(name string) bool {
 	return true
 }
 
-// length returns a time that is set; 0 when it is not.
-func (m *faults) length(name string) time.Duration {
+// time returns a time that is set; 0 when it is not.
+func (m *faults) time(name string) time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return *m.set.lengths()[name]
+	return m.length[name]
 }
 
 // count notes that a fault struck which has no chance of its own.
@@ -233,7 +244,7 @@ func (m *faults) webhook(string) fate {
 		f.delay = overtaken
 	}
 	if m.strikes(delayWebhooks) {
-		f.delay = m.length(webhookDelay)
+		f.delay = m.time(webhookDelay)
 	}
 	return f
 }

@@ -3,6 +3,8 @@ package githubsim
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -85,6 +87,27 @@ func TestScenarioSetsEverySwitch(t *testing.T) {
 	}
 	if f != want {
 		t.Errorf("set: %+v\nwant %+v", f, want)
+	}
+}
+
+// The reference shows a scenario that can be played, and names every switch.
+func TestScenariosAreDocumented(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join("..", "..", "docs", "reference.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(b), "### Scenarios")
+	_, example, _ := strings.Cut(section, "```\n")
+	example, tables, _ := strings.Cut(example, "```\n")
+	if sc := mustScenario(t, example); len(sc.acts) < 8 {
+		t.Errorf("the example has only %d lines", len(sc.acts))
+	}
+	tables, _, _ = strings.Cut(tables, "\n## ")
+	chances, times := FaultNames()
+	for _, name := range append(chances, times...) {
+		if !strings.Contains(tables, "`"+name+"`") {
+			t.Errorf("docs/reference.md does not name %q", name)
+		}
 	}
 }
 
