@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -68,6 +69,10 @@ type App struct {
 	host   *host.Host // knows GitHub after Connect
 	sweep  sync.Once
 	attach func(ctx context.Context, id string) (host.Port, error)
+
+	// Ways to the network that tests replace; nil: the machine's own.
+	transport http.RoundTripper
+	listen    func(ctx context.Context, network, address string) (net.Listener, error)
 
 	// After Connect:
 	prefix   string // of the names of all our runners

@@ -45,7 +45,7 @@ func (a *App) Connect(ctx context.Context) error {
 	}
 	if a.github, err = github.New(github.Config{
 		Accounts: a.accounts(), Owner: "flint-" + a.cfg.Host.Name, Prefix: a.prefix, StateDir: state, Pools: a.cfg.FlintPools(),
-		Log: a.log, Events: a.note,
+		Log: a.log, Events: a.note, Transport: a.transport,
 	}); err != nil {
 		return err
 	}
@@ -113,8 +113,11 @@ func (a *App) openHooks(ctx context.Context, dir string) error {
 		return err
 	}
 	a.undo.Push("close the ledger of jobs", func(context.Context) error { return a.hooks.Close() })
-	var lc net.ListenConfig
-	if a.listener, err = lc.Listen(ctx, "tcp", a.cfg.Webhook.Listen); err != nil {
+	listen := a.listen
+	if listen == nil {
+		listen = new(net.ListenConfig).Listen
+	}
+	if a.listener, err = listen(ctx, "tcp", a.cfg.Webhook.Listen); err != nil {
 		return &flint.Fault{
 			Code: "webhook.listen", What: "listen for webhooks on " + a.cfg.Webhook.Listen, Kind: flint.ErrConflict, Err: err,
 			Fix: "stop what listens there, or set webhook.listen",

@@ -35,7 +35,7 @@ type hub struct {
 
 func newHub(cfg Config) *hub {
 	h := &hub{
-		cfg: cfg, now: time.Now, events: eventQueue{observe: cfg.Observe}, faults: newFaults(), hooks: newHooks(cfg.Log),
+		cfg: cfg, now: time.Now, events: eventQueue{observe: cfg.Observe}, faults: newFaults(), hooks: newHooks(cfg.Log, cfg.HookTransport),
 		changed: make(chan struct{}), ended: make(chan struct{}),
 		jobs: map[string]*job{}, blobs: map[string]*blob{},
 	}

@@ -87,12 +87,15 @@ type hooks struct {
 	fate   func(event string) fate
 }
 
-func newHooks(log *slog.Logger) *hooks {
+func newHooks(log *slog.Logger, transport http.RoundTripper) *hooks {
+	if transport == nil {
+		transport = &http.Transport{MaxIdleConnsPerHost: 2, IdleConnTimeout: time.Minute}
+	}
 	return &hooks{
 		log: log, now: time.Now, later: map[*time.Timer]bool{},
 		client: &http.Client{
 			Timeout:       hookTimeout,
-			Transport:     &http.Transport{MaxIdleConnsPerHost: 2, IdleConnTimeout: time.Minute},
+			Transport:     transport,
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}

@@ -328,7 +328,7 @@ func TestDeliveriesAreBounded(t *testing.T) {
 	hang := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
 	defer hang.Close()
 	defer close(release)
-	k := newHooks(slog.New(slog.DiscardHandler))
+	k := newHooks(slog.New(slog.DiscardHandler), nil)
 	defer k.close()
 	if k.client.Timeout != 10*time.Second {
 		t.Errorf("a receiver has %s", k.client.Timeout)

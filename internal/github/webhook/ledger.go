@@ -208,6 +208,13 @@ func (l *ledger) room(j *job) bool {
 	return l.open < l.limit || !j.open() || l.jobs[j.key()] != nil
 }
 
+// size is how many jobs are open.
+func (l *ledger) size() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.open
+}
+
 // known reports whether a delivery was taken before.
 func (l *ledger) known(guid string) bool {
 	l.mu.Lock()

@@ -183,6 +183,9 @@ func (r *Receiver) Waiting() map[string]flint.Reason {
 	return out
 }
 
+// OpenJobs is how many jobs the ledger holds that want a runner or have one of ours.
+func (r *Receiver) OpenJobs() int { return r.ledger.size() }
+
 // Counts returns the counts of deliveries since Open.
 func (r *Receiver) Counts() Counts {
 	c := &r.counts
