@@ -66,7 +66,9 @@ func libraryClient(rt http.RoundTripper) *retryablehttp.Client {
 		outer.RegisterProtocol(scheme, rt)
 	}
 	c := retryablehttp.NewClient()
-	c.HTTPClient = &http.Client{Transport: outer, Timeout: 2 * pollTimeout}
+	// Each call has its own deadline. The library puts in one where there is none; it would also keep a goroutine for its whole
+	// length after every answer that breaks off.
+	c.HTTPClient = &http.Client{Transport: outer, Timeout: -1}
 	c.RetryMax = 0
 	return c
 }
