@@ -40,6 +40,8 @@ type Config struct {
 	Scratch   func(path string, size flint.Bytes) error // makes an empty file system, in no time whatever its size
 	GitHub    Registrar                                 // nil where no runner is ever registered (flint run)
 	Log       *slog.Logger
+	// Pressure says why the machine takes no new VM for now, such as a disk that fills; nil: nothing ever does.
+	Pressure func() flint.Reason
 }
 
 // Deadlines bound the parts of a runner's life. One that is zero is none.
@@ -144,9 +146,13 @@ func (h *Host) Claims(name string) bool {
 
 // State implements sched.Host.
 func (h *Host) State() flint.HostState {
+	var refuses flint.Reason
+	if h.c.Pressure != nil {
+		refuses = h.c.Pressure()
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s := flint.HostState{Name: h.c.Name, Free: h.free(), Overhead: h.c.Overhead}
+	s := flint.HostState{Name: h.c.Name, Free: h.free(), Overhead: h.c.Overhead, Refuses: refuses}
 	for _, id := range slices.Sorted(maps.Keys(h.lives)) {
 		s.Runners = append(s.Runners, h.lives[id].snapshot())
 	}
