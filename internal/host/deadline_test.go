@@ -214,7 +214,7 @@ func TestVMThatEndsUnderItsJob(t *testing.T) {
 	}{
 		"crash": {
 			job: true, end: crash, lost: true, code: "runner.lost", kind: flint.ErrGuest,
-			says: "the VM ended under job build of acme/hello; GitHub will declare it failed in about ten minutes",
+			says: "the VM was lost under job build of acme/hello; GitHub will declare it failed in about ten minutes (run /opt/flint/runner/start: VM flint-",
 		},
 		"crash without a job":            {end: crash, code: "runner.guest", kind: flint.ErrGuest},
 		"crash right after its job":      {job: true, after: []flint.JobEventKind{flint.JobCompleted}, end: crash, code: "runner.guest", kind: flint.ErrGuest},

@@ -26,6 +26,9 @@ const releaseTime = time.Minute
 // conclusionTime is how long a runner whose VM is gone waits for GitHub's word on its job. It usually comes first.
 const conclusionTime = 2 * time.Second
 
+// verdictTime is how long a VM whose agent is lost gets to end, and so to say why.
+const verdictTime = 2 * time.Second
+
 // life is one runner while it lives. Its steps run one after the other in the goroutine of Run; only the fields under mu
 // are read or written by others.
 type life struct {
@@ -248,21 +251,56 @@ func (l *life) greet(ctx context.Context) (*guest.Session, error) {
 
 // noGuest says why a VM did not come up: the deadline rather than what it interrupted, with the console beside it.
 func (l *life) noGuest(ctx context.Context, what string, err error) error {
-	if cause := context.Cause(ctx); cause != nil {
-		if !errors.Is(cause, flint.ErrTimeout) {
-			return fmt.Errorf("%s: %w", what, ended(cause))
-		}
-		err = cause
+	var why error
+	var fix string
+	switch cause := context.Cause(ctx); {
+	case cause == nil:
+		why, fix = l.verdict(ctx, err)
+	case errors.Is(cause, flint.ErrTimeout):
+		why, fix = cause, l.look()+"; a machine without KVM may need a longer vm.boot_timeout"
+	default:
+		return fmt.Errorf("%s: %w", what, ended(cause))
 	}
-	return &flint.Fault{
-		Code: "vm.boot", What: what, Kind: flint.ErrGuest, Err: &vm.BootError{Err: err, Console: l.console()},
-		Fix: "the end of the guest's console says more; a machine without KVM may need a longer vm.boot_timeout",
-	}
+	return &flint.Fault{Code: "vm.boot", What: what, Kind: flint.ErrGuest, Err: &vm.BootError{Err: why, Console: l.console()}, Fix: fix}
 }
 
+// verdict adds to the loss of the agent how its VM ended, or that it did not, and says what to do about it.
+func (l *life) verdict(ctx context.Context, lost error) (why error, fix string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verdictTime)
+	defer cancel()
+	err := l.machine.Wait(ctx)
+	switch {
+	case err == nil:
+		return fmt.Errorf("its guest ended by itself, by a reboot or a panic: %w", lost), l.look()
+	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
+		return fmt.Errorf("its VMM still runs, and its agent does not answer: %w", lost), l.look()
+	}
+	l.result.OOM = l.result.OOM || errors.Is(err, vm.ErrMemory)
+	fix = l.look()
+	var fault *flint.Fault
+	if errors.As(err, &fault) {
+		fix = fault.Fix
+	}
+	return fmt.Errorf("%w (%w)", err, lost), fix
+}
+
+// look says where to look for why a VM was lost.
+func (l *life) look() string {
+	if c, ok := l.machine.(vm.Console); ok && len(c.Console()) == 0 {
+		return "the guest's console is empty: where VMs run under Firecracker, firecracker.serial: true makes it speak"
+	}
+	return "the end of the guest's console says more"
+}
+
+// console is the end of the guest's console, or of what the VMM itself said where that is all there is.
 func (l *life) console() []byte {
 	if c, ok := l.machine.(vm.Console); ok {
-		return c.Console()
+		if b := c.Console(); len(b) > 0 {
+			return b
+		}
+	}
+	if c, ok := l.machine.(vm.Log); ok {
+		return c.Log()
 	}
 	return nil
 }
@@ -339,9 +377,10 @@ func (l *life) execute(ctx context.Context, agent *guest.Session, c guest.Comman
 		return fmt.Errorf("run %s: %w", c.Args[0], ended(cause))
 	}
 	if err != nil {
+		why, fix := l.verdict(ctx, err)
 		return &flint.Fault{
-			Code: "vm.lost", What: "run " + c.Args[0], Kind: flint.ErrGuest, Err: err,
-			Fix: "the VM ended or fell silent before its work did; the end of its console says more",
+			Code: "vm.lost", What: "run " + c.Args[0], Kind: flint.ErrGuest, Err: why,
+			Fix: "the VM ended or fell silent before its work did; " + fix,
 		}
 	}
 	l.result.Unstarted = exit.Err
@@ -450,7 +489,7 @@ func (l *life) why(err error) flint.Reason {
 	var fault *flint.Fault
 	switch r := l.result; {
 	case err != nil && r.Lost:
-		return flint.Because("runner.lost", "the VM ended under %s; GitHub will declare it failed in about ten minutes", jobOf(l.rec.Runner))
+		return flint.Because("runner.lost", "the VM was lost under %s; GitHub will declare it failed in about ten minutes (%s)", jobOf(l.rec.Runner), err)
 	case errors.Is(err, errIdle):
 		return flint.Because("runner.idle", "GitHub gave it no job within %s", l.h.c.Deadlines.Pickup)
 	case errors.Is(err, flint.ErrUnneeded):

@@ -27,6 +27,9 @@ const (
 	AgentPortName = "flint.agent"
 )
 
+// ErrMemory is in what Wait returns of a VMM that the host's kernel killed because it needed more memory than it may have.
+var ErrMemory = errors.New("killed for memory")
+
 // Driver starts virtual machines.
 type Driver interface {
 	// Boot returns once the VMM runs; the guest may still be on its way. On error nothing is left behind: no process,
@@ -50,7 +53,12 @@ type Machine interface {
 
 // Console is implemented by machines that keep the end of the guest's console. It may be called after the VM ended.
 type Console interface {
-	Console() []byte // bounded; untrusted bytes
+	Console() []byte // empty where the guest has none; bounded; untrusted bytes
+}
+
+// Log is implemented by machines whose VMM keeps a log of its own. It may be called after the VM ended.
+type Log interface {
+	Log() []byte // the end of it; bounded; untrusted bytes
 }
 
 // Usage is implemented by machines that can tell what their VMM process used. It may be called after the VM ended.

@@ -51,12 +51,12 @@ type Config struct {
 	ParentCgroup string // relative to the root of cgroup v2; made where it is missing; empty: DefaultParentCgroup
 	Limits       vm.Limits
 	// Serial gives the guest a serial console. Without one a guest's panic looks like its reboot (see Machine's Wait),
-	// and Console has Firecracker's own log instead.
+	// and Console is empty.
 	Serial bool
 	Log    *slog.Logger // nil: no log
 }
 
-// Driver implements vm.Driver, vm.Adopter and vm.Sweeper. Its machines implement vm.Console, vm.Usage, vm.Process,
+// Driver implements vm.Driver, vm.Adopter and vm.Sweeper. Its machines implement vm.Console, vm.Log, vm.Usage, vm.Process,
 // vm.Metrics and vm.Listener.
 type Driver struct {
 	c       Config

@@ -299,8 +299,11 @@ func TestWithoutSerial(t *testing.T) {
 	if err := m.Wait(patiently(t)); err != nil {
 		t.Errorf("wait: %v", err)
 	}
-	if c := string(m.Console()); !strings.Contains(c, "exiting successfully") {
-		t.Errorf("the console is not Firecracker's log: %q", c)
+	if c := m.Console(); len(c) != 0 {
+		t.Errorf("a guest without a console has said %q", c)
+	}
+	if l := string(m.Log()); !strings.Contains(l, "exiting successfully") {
+		t.Errorf("Firecracker's log is %q", l)
 	}
 	if strings.Contains(string(m.out.Bytes()), "Linux version") {
 		t.Error("the guest has a serial console all the same")
@@ -322,7 +325,11 @@ func TestOutOfMemory(t *testing.T) {
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	faultCode(t, m.Wait(patiently(t)), "firecracker.oom")
+	err := m.Wait(patiently(t))
+	faultCode(t, err, "firecracker.oom")
+	if !errors.Is(err, vm.ErrMemory) {
+		t.Errorf("%v is not vm.ErrMemory", err)
+	}
 }
 
 func TestLongPaths(t *testing.T) {

@@ -32,7 +32,7 @@ const (
 // panicMark is what a Linux kernel says before it dies. After it the guest resets, which alone looks like a reboot.
 const panicMark = "Kernel panic - not syncing"
 
-// machine is one Firecracker process. It implements vm.Machine, vm.Console, vm.Usage, vm.Process, vm.Metrics and
+// machine is one Firecracker process. It implements vm.Machine, vm.Console, vm.Log, vm.Usage, vm.Process, vm.Metrics and
 // vm.Listener.
 type machine struct {
 	id      string
@@ -67,6 +67,7 @@ type machine struct {
 
 var (
 	_ vm.Console  = (*machine)(nil)
+	_ vm.Log      = (*machine)(nil)
 	_ vm.Usage    = (*machine)(nil)
 	_ vm.Process  = (*machine)(nil)
 	_ vm.Metrics  = (*machine)(nil)
@@ -175,7 +176,7 @@ func (m *machine) verdict(ended error, oom bool) error {
 	}
 	if oom {
 		return &flint.Fault{
-			Code: "firecracker.oom", What: "keep the VM within its memory", Err: fmt.Errorf("the host's kernel killed it: it needed %s more than its guest has, and then some", memoryOverhead),
+			Code: "firecracker.oom", What: "keep the VM within its memory", Err: fmt.Errorf("%w: it needed %s more than its guest has, and then some", vm.ErrMemory, memoryOverhead),
 			Fix: "report this: a VMM should not need so much",
 		}
 	}
@@ -333,12 +334,20 @@ func (m *machine) end(ctx context.Context) error {
 	}
 }
 
-// Console implements vm.Console: the serial console where there is one, else Firecracker's log.
+// Console implements vm.Console. It is empty without a serial console.
 func (m *machine) Console() []byte {
-	if log := m.fclog.Bytes(); !m.serial && len(log) > 0 {
-		return log
+	if !m.serial {
+		return nil
 	}
 	return m.out.Bytes()
+}
+
+// Log implements vm.Log.
+func (m *machine) Log() []byte {
+	if log := m.fclog.Bytes(); m.serial || len(log) > 0 {
+		return log
+	}
+	return m.out.Bytes() // what it said before it had a log
 }
 
 // PeakMemory implements vm.Usage. It is 0 if it cannot be told. Of an adopted machine that has ended it is what the

@@ -31,6 +31,8 @@ type Fake struct {
 	FailBoot    error         // what Boot returns, having done nothing
 	NeverAnswer bool          // the guest hangs: Dial works, but nobody answers
 	DieAfter    time.Duration // the VMM dies this long after Boot; 0: it does not
+	Death       error         // why it dies; nil: ErrCrash
+	NoConsole   bool          // its guests have no console
 
 	mu   sync.Mutex
 	live map[*machine]bool
@@ -78,11 +80,18 @@ func (f *Fake) Crash(id string) bool {
 	defer f.mu.Unlock()
 	for m := range f.live {
 		if m.spec.ID == id {
-			m.end(ErrCrash)
+			m.end(f.death())
 			return true
 		}
 	}
 	return false
+}
+
+func (f *Fake) death() error {
+	if f.Death != nil {
+		return f.Death
+	}
+	return ErrCrash
 }
 
 // machine implements vm.Machine, vm.Console and vm.Usage.
@@ -125,7 +134,7 @@ func (m *machine) run() {
 				close(m.up)
 			}
 		case <-death:
-			m.end(ErrCrash)
+			m.end(m.fake.death())
 		case <-m.ending:
 			alive = false
 		}
@@ -214,6 +223,9 @@ func (m *machine) Console() []byte {
 }
 
 func (m *machine) print(s string) {
+	if m.fake.NoConsole {
+		return
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.console = append(m.console, s...)
