@@ -9,10 +9,6 @@ import (
 	"testing/synctest"
 )
 
-type roundTrip func(*http.Request) (*http.Response, error)
-
-func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
 // The library does not close the body of an answer that breaks off.
 func TestAnswerThatBreaksOffLeavesNoGoroutine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // which fails when one is left
