@@ -37,11 +37,11 @@ type Config struct {
 	// Permissions takes away what the App may do, or lessens it: {"actions": "read"}, {"administration": ""}. A permission
 	// that is not named is granted in full.
 	Permissions map[string]string
-	RateLimit   int      // REST requests an hour of each caller; 15,000 when zero, which is GitHub's highest
-	Hooks       []Hook   // told of what happens
+	RateLimit   int    // REST requests an hour of each caller; 15,000 when zero, which is GitHub's highest
+	Hooks       []Hook // told of what happens
 	// HookTransport carries the webhooks; nil: one of its own.
 	HookTransport http.RoundTripper
-	Reviewed    []string // environments a job waits for until Approve
+	Reviewed      []string // environments a job waits for until Approve
 	// RunnerVersion and RunnerReleased are of the newest release of the runner's software. When zero, it is a version that
 	// was published five days before New.
 	RunnerVersion  string
