@@ -96,6 +96,8 @@ type Host struct {
 	Name   string      `yaml:"name"`   // of this machine among others; its host name when empty
 	CPUs   int         `yaml:"cpus"`   // virtual CPUs over all VMs; twice the machine's when 0
 	Memory flint.Bytes `yaml:"memory"` // guest memory and VMM overhead over all VMs; nine tenths of the machine's when 0
+	// MinFree is what stays free on the disk of state_dir: below it no VM starts, below twice as much unused images go.
+	MinFree Free `yaml:"min_free"`
 }
 
 // VM says what runs the VMs.
@@ -162,6 +164,7 @@ func Default() Config {
 		LogLevel:      "info",
 		GitHub:        NewGitHub(),
 		Webhook:       Webhook{Listen: ":8080", Path: "/webhook"},
+		Host:          Host{MinFree: Free{Percent: 5}},
 		VM:            VM{Driver: "auto", Accel: "auto", BootTimeout: Duration(time.Minute), JobTimeout: Duration(6 * time.Hour)},
 		Firecracker:   Firecracker{UIDFirst: 1900000000, UIDCount: 1000, ParentCgroup: "flint", Jail: true},
 		Network: Network{
