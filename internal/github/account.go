@@ -81,10 +81,10 @@ func (a *account) check() error {
 			"set "+a.setting("app_id")+" and "+a.setting("private_key_file"))
 	case a.SelfRegister && a.Mode != Webhooks:
 		return bad("github.account", "use runners that register themselves", "scale sets have none",
-			"leave out self-registration, or let webhooks bring the jobs of this account")
+			"leave out "+a.setting("registration")+", or set "+a.setting("mode")+" to webhooks")
 	case a.HookID != 0 && a.Token == "":
 		return bad("github.account", "look at the deliveries of one hook", "a GitHub App has its own",
-			"leave out "+a.setting("hook_id"))
+			"leave out "+a.setting("webhook_hook_id"))
 	case a.Token == "":
 		if _, err := parseKey(a.PrivateKey); err != nil {
 			return bad("github.key", "read the private key of the GitHub App", err.Error(),

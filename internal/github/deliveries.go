@@ -54,7 +54,7 @@ func (a *account) hook() (path string, ask func(context.Context, string, request
 	return "", nil, &flint.Fault{
 		Code: "github.hook", What: "look at the webhooks that did not arrive", Kind: flint.ErrConfig,
 		Err: fmt.Errorf("%w: a token sees them of one hook of an organisation or repository only", errors.ErrUnsupported),
-		Fix: "set " + a.setting("hook_id") + " to the id in the address of the hook's page, or use a GitHub App",
+		Fix: "set " + a.setting("webhook_hook_id") + " to the id in the address of the hook's page, or use a GitHub App",
 	}
 }
 

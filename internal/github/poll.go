@@ -198,9 +198,6 @@ func (p *poller) handle(ctx context.Context, m *message) error {
 			if err := p.client.cfg.Events(ctx, e); err != nil {
 				return fmt.Errorf("persist event of runner %s: %w", e.Runner, err)
 			}
-			if e.Kind == flint.JobCompleted {
-				p.client.forgetRunner(e.Runner)
-			}
 		}
 		if room := maxPending - len(at.Pending); room > 0 {
 			at.Pending = append(at.Pending[:len(at.Pending):len(at.Pending)], m.available[:min(room, len(m.available))]...)

@@ -102,7 +102,7 @@ func (s *scope) jitREST(ctx context.Context, pool flint.Pool, g group, name stri
 			return flint.Registration{}, s.groupFault(g.name, err)
 		}
 		f := &flint.Fault{What: "talk to GitHub for " + s.name, Code: "github.permission", Kind: flint.ErrPermission, Err: err}
-		f.Fix = s.permissionFix(&callError{}) + "; on a server without JIT configurations, let runners register themselves"
+		f.Fix = s.permissionFix(&callError{}) + "; on a server without JIT configurations, set " + s.account.setting("registration") + " to token"
 		return flint.Registration{}, f
 	case err != nil:
 		return flint.Registration{}, err

@@ -312,6 +312,9 @@ func TestNewRefusesAccountsThatDoNotFit(t *testing.T) {
 			if code(err) != tc.code || fix(err) == "" || !errors.Is(err, flint.ErrConfig) {
 				t.Errorf("got %v", err)
 			}
+			if key, named := map[string]string{"hook of an app": "github.webhook_hook_id", "self with sets": "github.registration"}[name]; named && !strings.Contains(fix(err), key) {
+				t.Errorf("fix %q names no %s", fix(err), key)
+			}
 			if strings.HasPrefix(name, "named") && !strings.Contains(fix(err), `app_id of the GitHub account "acme"`) {
 				t.Errorf("fix %q", fix(err))
 			}

@@ -166,6 +166,9 @@ func (c *Client) Status(ctx context.Context, runner string, githubID int64) (fli
 	return flint.RunnerStatus{}, fmt.Errorf("look up runner %s: %w at GitHub", runner, flint.ErrNotFound)
 }
 
+// maxRefusals ends the sweep of a scope: GitHub then refuses the other removals, too.
+const maxRefusals = 3
+
 // Prune removes the registrations that have our prefix and that live does not claim, in every scope, and returns their names.
 // Those that GitHub says are busy are left for later. live is asked after GitHub, so a runner whose name is known before it is
 // registered is never taken for a stale one.
@@ -176,10 +179,14 @@ func (c *Client) Prune(ctx context.Context, live func(name string) bool) (remove
 	var errs []error
 	for _, s := range c.scopes {
 		runners, err := s.runners(ctx, c.cfg.Prefix)
+		refusals := 0
 		if err != nil {
 			errs = append(errs, err)
 		}
 		for _, r := range runners {
+			if refusals >= maxRefusals {
+				break // there may be thousands, each refused after half a minute
+			}
 			name := r.GetName()
 			if r.GetBusy() || live(name) {
 				continue
@@ -188,6 +195,7 @@ func (c *Client) Prune(ctx context.Context, live func(name string) bool) (remove
 			switch {
 			case errors.Is(err, flint.ErrConflict):
 			case err != nil:
+				refusals++
 				errs = append(errs, err)
 			case found:
 				c.cfg.Log.Info("removed a stale registration", "runner", name, "scope", s.name, "github_id", r.GetID())

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -378,5 +379,55 @@ func TestCleanIsBounded(t *testing.T) {
 	}
 	if s := clean("a\nb\x1b[0m", 100); s != "a b [0m" {
 		t.Errorf("got %q", s)
+	}
+}
+
+// TestRemoveAfterTheJobAsksItsOwnScopeOnly: the trouble of one account must not keep the runners of another.
+func TestRemoveAfterTheJobAsksItsOwnScopeOnly(t *testing.T) {
+	change := func(c *Config) {
+		c.Accounts = append(c.Accounts, Account{Name: "two", URL: c.Accounts[0].URL + "/app", Token: secretPAT, Mode: Webhooks})
+		c.Pools = append([]flint.Pool{{Name: "app", Account: "two"}}, c.Pools...)
+	}
+	bubble(t, change, func(t *testing.T, d *desk, _ func()) {
+		reg, err := d.Register(t.Context(), one)
+		if err != nil {
+			t.Fatal(err)
+		}
+		settle(time.Second)
+		d.far.send(job("JobStarted", one.ID, nil), job("JobCompleted", one.ID, map[string]any{"result": "succeeded"}))
+		settle(time.Second)
+		if len(d.events) != 2 {
+			t.Fatalf("events %v", d.events)
+		}
+		d.far.with(func() {
+			delete(d.far.agents, int(reg.GitHubID)) // GitHub forgets a runner after its job
+			d.far.refuse = func(route string, _ int) *answer {
+				if strings.Contains(route, "/repos/") {
+					return &answer{status: 502}
+				}
+				return nil
+			}
+		})
+		if err := d.Remove(t.Context(), one.ID, reg.GitHubID); err != nil || len(d.runners) != 0 {
+			t.Errorf("%v, remembered %v", err, d.runners)
+		}
+	})
+}
+
+func TestPruneGivesAScopeUpThatRefuses(t *testing.T) {
+	d := newDesk(t, newFar(t), nil)
+	for id := range 50 {
+		d.far.agents[1000+id] = agent{name: fmt.Sprintf("flint-%d", id), home: "/orgs/acme"}
+	}
+	asked := 0
+	d.far.refuse = func(route string, _ int) *answer {
+		if strings.HasPrefix(route, "DELETE ") {
+			asked++
+			return &answer{status: 502}
+		}
+		return nil
+	}
+	if removed, err := d.Prune(t.Context(), func(string) bool { return false }); err == nil || len(removed) != 0 || asked != maxRefusals {
+		t.Errorf("removed %v, %v, after %d refusals", removed, err, asked)
 	}
 }
