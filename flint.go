@@ -207,9 +207,26 @@ type HostState struct {
 	Name    string
 	Runners []Runner // all that are not gone
 	Free    Shape    // what admission would still grant; Disk is not promised away, only watched
-	// Overhead is the memory each VM costs beyond its shape. Free has room for that of the next one.
-	Overhead Bytes
+	// Overhead is the memory each VM costs beyond its shape. Free has room for the fixed part of the next one's.
+	Overhead Overhead
 	Refuses  Reason // non-zero when the host takes no new runner at all, and why
+}
+
+// Overhead is the memory a VMM needs beyond its guest's.
+type Overhead struct {
+	Fixed Bytes
+	Share Bytes // one part in so many of the guest's memory comes on top; 0: none does
+}
+
+// Of returns the overhead of a guest with this memory.
+func (o Overhead) Of(memory Bytes) Bytes { return o.Fixed + o.Growing(memory) }
+
+// Growing returns the part of the overhead that grows with the guest.
+func (o Overhead) Growing(memory Bytes) Bytes {
+	if o.Share <= 0 {
+		return 0
+	}
+	return memory / o.Share
 }
 
 // Reason is the typed answer to "why was this done" and "why is this waiting".

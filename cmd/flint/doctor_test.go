@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"flint"
 	"flint/internal/config"
 	"flint/internal/doctor"
 )
@@ -71,7 +72,7 @@ func TestDoctorReadsTheConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	d = examined(cfg)
-	if !d.Dockerfile || !d.NoJail || d.Monolithic || d.ChrootBase != config.Default().StateDir+"/jail" || d.Memory == 0 || d.QEMUOverhead == 0 || d.FirecrackerOverhead == 0 || len(d.Pools) != 1 {
+	if !d.Dockerfile || !d.NoJail || d.Monolithic || d.ChrootBase != config.Default().StateDir+"/jail" || d.Memory == 0 || d.QEMUOverhead == (flint.Overhead{}) || d.FirecrackerOverhead.Share == 0 || len(d.Pools) != 1 {
 		t.Errorf("examined %+v", d)
 	}
 }

@@ -64,7 +64,7 @@ type App struct {
 
 	store  *image.Store
 	driver vm.Driver
-	extra  flint.Bytes // memory a VMM is counted with beyond its guest's
+	extra  flint.Overhead // what a VMM is counted with beyond its guest's memory
 	net    *network.Network
 	host   *host.Host // knows GitHub after Connect
 	sweep  sync.Once

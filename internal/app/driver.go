@@ -14,14 +14,9 @@ import (
 	"flint/internal/vm/qemu"
 )
 
-const (
-	// qemuExtra is counted for each VM beyond its guest's memory: the 128 MiB that QEMU may fill with translated code where
-	// there is no KVM, and 80 MiB for itself.
-	qemuExtra = 208 * flint.MiB
-	// firecrackerExtra is what the driver lets a VMM's cgroup have beyond its guest's memory, but for the part that grows
-	// with the guest.
-	firecrackerExtra = 128 * flint.MiB
-)
+// qemuOverhead is counted for each VM beyond its guest's memory: the 128 MiB that QEMU may fill with translated code where
+// there is no KVM, and 80 MiB for itself.
+func qemuOverhead() flint.Overhead { return flint.Overhead{Fixed: 208 * flint.MiB} }
 
 // openDriver chooses what runs the VMs, and opens it.
 func (a *App) openDriver(ctx context.Context, kvm probe) error {
@@ -114,7 +109,7 @@ func (a *App) openFirecracker(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	a.driver, a.extra = d, firecrackerExtra
+	a.driver, a.extra = d, firecracker.Overhead()
 	if !c.Jail {
 		return "Firecracker " + d.Version().String() + " WITHOUT ITS JAIL: for trusted jobs only", nil
 	}
@@ -126,7 +121,7 @@ func (a *App) openQEMU(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	a.driver, a.extra = d, qemuExtra
+	a.driver, a.extra = d, qemuOverhead()
 	accel, kvm := d.Accel()
 	a.log.Info("virtual machines", "accelerator", accel, "kvm", kvm)
 	return describeAccel(accel, kvm), nil

@@ -50,7 +50,7 @@ type Config struct {
 	ParentCgroup        string // relative to the root of cgroup v2
 
 	Memory                            flint.Bytes // over all VMs, with what their VMMs need
-	QEMUOverhead, FirecrackerOverhead flint.Bytes // what a VMM needs beyond its guest's memory
+	QEMUOverhead, FirecrackerOverhead flint.Overhead
 	Pools                             []flint.Pool
 	Dockerfile                        bool // some pool's image is built from a Dockerfile
 	Monolithic                        bool // the VMs' kernel has no modules

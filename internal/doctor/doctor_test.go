@@ -101,7 +101,7 @@ func healthy() *host {
 		Config: Config{
 			StateDir: "/var/lib/flint", Driver: "auto", Accel: "auto", ChrootBase: "/var/lib/flint/jail",
 			UIDFirst: 1_900_000_000, UIDCount: 1000, ParentCgroup: "flint",
-			Memory: 57 * flint.GiB, QEMUOverhead: 208 * flint.MiB, FirecrackerOverhead: 32 * flint.MiB, IPv6: true,
+			Memory: 57 * flint.GiB, QEMUOverhead: flint.Overhead{Fixed: 208 * flint.MiB}, FirecrackerOverhead: flint.Overhead{Share: 256}, IPv6: true,
 			Pools: []flint.Pool{{Name: "big", Max: 4, Shape: flint.Shape{CPUs: 4, Memory: 8 * flint.GiB, Disk: 40 * flint.GiB}}},
 		},
 		files: fstest.MapFS{}, arch: "amd64", kvm: vm.KVMStatus{State: vm.KVMWorks}, free: 300 * flint.GiB,

@@ -210,14 +210,14 @@ func (e *exam) runners() int {
 // needs is what all VMs of the configured pools take when they run at the same time.
 func (e *exam) needs() (memory, disk flint.Bytes) {
 	for _, p := range e.Pools {
-		memory += flint.Bytes(p.Max) * (p.Shape.Memory + e.overhead())
+		memory += flint.Bytes(p.Max) * (p.Shape.Memory + e.overhead().Of(p.Shape.Memory))
 		disk += flint.Bytes(p.Max) * p.Shape.Disk
 	}
 	return memory, disk
 }
 
 // overhead is what a VMM takes beyond its guest's memory.
-func (e *exam) overhead() flint.Bytes {
+func (e *exam) overhead() flint.Overhead {
 	if e.firecracker == required {
 		return e.FirecrackerOverhead
 	}

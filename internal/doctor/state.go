@@ -167,7 +167,7 @@ func (e *exam) memoryCapacity(context.Context) Finding {
 		return fail("lower host.memory, or leave it out: then it is nine tenths of what there is", "host.memory is %s, but this machine has %s", e.Memory, total)
 	}
 	for _, p := range e.Pools {
-		if need := p.Shape.Memory + e.overhead(); need > e.Memory {
+		if need := p.Shape.Memory + e.overhead().Of(p.Shape.Memory); need > e.Memory {
 			return fail("lower the pool's vm.memory, or raise host.memory",
 				"a VM of pool %s takes %s with its VMM, but all may have %s: its jobs would wait for ever", p.Name, need, e.Memory)
 		}

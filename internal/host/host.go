@@ -32,7 +32,7 @@ type Config struct {
 	Name      string
 	Dir       string      // records and the VMs' private files: one directory per runner
 	Limits    flint.Shape // CPUs and memory all VMs together may have; Disk is not limited
-	Overhead  flint.Bytes // memory a VMM needs beyond its guest's
+	Overhead  flint.Overhead
 	Deadlines Deadlines
 	Driver    vm.Driver
 	Attach    func(ctx context.Context, id string) (Port, error)
@@ -165,11 +165,11 @@ func (h *Host) free() flint.Shape {
 	for _, l := range h.lives {
 		if !l.released {
 			free.CPUs -= l.shape.CPUs
-			free.Memory -= l.shape.Memory + h.c.Overhead
+			free.Memory -= l.shape.Memory + h.c.Overhead.Of(l.shape.Memory)
 		}
 	}
-	// What is left must also hold the next VM's overhead, so that the scheduler can compare with a pool's shape.
-	free.Memory = max(free.Memory-h.c.Overhead, 0)
+	// What is left must also hold the next VM's overhead. What of it grows with the guest is not known here.
+	free.Memory = max(free.Memory-h.c.Overhead.Fixed, 0)
 	free.CPUs = max(free.CPUs, 0)
 	return free
 }
@@ -238,9 +238,11 @@ func (h *Host) admit(r flint.Runner, s Supply) (*life, error) {
 	if _, ok := h.lives[r.ID]; ok {
 		return nil, fmt.Errorf("run %s: %w: a runner with this id lives already", r.ID, flint.ErrConflict)
 	}
-	if free := h.free(); s.Shape.CPUs > free.CPUs || s.Shape.Memory > free.Memory {
+	need := s.Shape
+	need.Memory += h.c.Overhead.Growing(need.Memory)
+	if free := h.free(); need.CPUs > free.CPUs || need.Memory > free.Memory {
 		return nil, &flint.Fault{
-			Code: "host.full", What: "admit a VM of " + describe(s.Shape), Kind: flint.ErrConflict,
+			Code: "host.full", What: "admit a VM that needs " + describe(need), Kind: flint.ErrConflict,
 			Err: fmt.Errorf("%s are free of %s", describe(free), describe(h.c.Limits)),
 			Fix: "wait for a VM to end, make the pool's vm smaller, or raise host.cpus and host.memory",
 		}

@@ -49,7 +49,7 @@ func newWorld(t *testing.T, fake *vmtest.Fake) *world {
 		Kernel: file("vmlinux"), Initrd: file("initrd"), Modules: file("modules"), Base: file("base"), Runner: file("runner"),
 	}
 	w.config = host.Config{
-		Name: "here", Dir: w.dir, Limits: flint.Shape{CPUs: 4, Memory: flint.GiB}, Overhead: 16 * flint.MiB,
+		Name: "here", Dir: w.dir, Limits: flint.Shape{CPUs: 4, Memory: flint.GiB}, Overhead: flint.Overhead{Fixed: 16 * flint.MiB},
 		Deadlines: host.Deadlines{Boot: 20 * time.Second, Job: time.Minute, Finish: 5 * time.Second},
 		Driver:    fake, Attach: w.attach, GitHub: w.github,
 		Supply: func(context.Context, string) (host.Supply, error) { return supply, nil },
@@ -476,6 +476,24 @@ func TestFullHostRefuses(t *testing.T) {
 	cancel()
 	<-ended
 	w.nothingLeft()
+}
+
+// TestFullHostCountsOverhead: what a VMM needs on top grows with its guest, and admission and the scheduler's view agree.
+func TestFullHostCountsOverhead(t *testing.T) {
+	for limit, admitted := range map[flint.Bytes]bool{(256 + 16 + 4) * flint.MiB: true, (256+16+4)*flint.MiB - 1: false} {
+		w := newWorld(t, runner(t, func(context.Context, io.Writer) guest.Exit { return guest.Exit{} }))
+		w.config.Limits.Memory, w.config.Overhead.Share = limit, 64
+		h := w.host()
+		s := h.State()
+		if s.Free.Memory != limit-16*flint.MiB || s.Overhead != w.config.Overhead {
+			t.Errorf("the scheduler sees %+v", s)
+		}
+		_, err := h.Run(t.Context(), flint.Runner{ID: host.NewID("flint-", "pool"), Pool: "pool"})
+		if (err == nil) != admitted {
+			t.Errorf("within %d bytes: %v", limit, err)
+		}
+		w.nothingLeft()
+	}
 }
 
 func TestCommandReportsItsExit(t *testing.T) {

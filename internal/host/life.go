@@ -255,7 +255,7 @@ func (l *life) noGuest(ctx context.Context, what string, err error) error {
 	var fix string
 	switch cause := context.Cause(ctx); {
 	case cause == nil:
-		why, fix = l.verdict(ctx, err)
+		fix, why = l.verdict(ctx, err)
 	case errors.Is(cause, flint.ErrTimeout):
 		why, fix = cause, l.look()+"; a machine without KVM may need a longer vm.boot_timeout"
 	default:
@@ -265,15 +265,15 @@ func (l *life) noGuest(ctx context.Context, what string, err error) error {
 }
 
 // verdict adds to the loss of the agent how its VM ended, or that it did not, and says what to do about it.
-func (l *life) verdict(ctx context.Context, lost error) (why error, fix string) {
+func (l *life) verdict(ctx context.Context, lost error) (fix string, why error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verdictTime)
 	defer cancel()
 	err := l.machine.Wait(ctx)
 	switch {
 	case err == nil:
-		return fmt.Errorf("its guest ended by itself, by a reboot or a panic: %w", lost), l.look()
+		return l.look(), fmt.Errorf("its guest ended by itself, by a reboot or a panic: %w", lost)
 	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
-		return fmt.Errorf("its VMM still runs, and its agent does not answer: %w", lost), l.look()
+		return l.look(), fmt.Errorf("its VMM still runs, and its agent does not answer: %w", lost)
 	}
 	l.result.OOM = l.result.OOM || errors.Is(err, vm.ErrMemory)
 	fix = l.look()
@@ -281,7 +281,7 @@ func (l *life) verdict(ctx context.Context, lost error) (why error, fix string) 
 	if errors.As(err, &fault) {
 		fix = fault.Fix
 	}
-	return fmt.Errorf("%w (%w)", err, lost), fix
+	return fix, fmt.Errorf("%w (%w)", err, lost)
 }
 
 // look says where to look for why a VM was lost.
@@ -377,7 +377,7 @@ func (l *life) execute(ctx context.Context, agent *guest.Session, c guest.Comman
 		return fmt.Errorf("run %s: %w", c.Args[0], ended(cause))
 	}
 	if err != nil {
-		why, fix := l.verdict(ctx, err)
+		fix, why := l.verdict(ctx, err)
 		return &flint.Fault{
 			Code: "vm.lost", What: "run " + c.Args[0], Kind: flint.ErrGuest, Err: why,
 			Fix: "the VM ended or fell silent before its work did; " + fix,

@@ -227,7 +227,7 @@ func (r *room) place(shape flint.Shape) (string, flint.Reason) {
 // take gives a VM of shape its room on h.
 func take(h *flint.HostState, shape flint.Shape) {
 	h.Free.CPUs -= shape.CPUs
-	h.Free.Memory -= shape.Memory + h.Overhead
+	h.Free.Memory -= shape.Memory + h.Overhead.Of(shape.Memory)
 }
 
 // fit returns how many more VMs of shape have room, at most limit.
@@ -242,8 +242,8 @@ func (r *room) fit(shape flint.Shape, limit int) int {
 		if shape.CPUs > 0 {
 			most = min(most, h.Free.CPUs/shape.CPUs)
 		}
-		if each := shape.Memory + h.Overhead; each > 0 {
-			most = int(min(flint.Bytes(most), (h.Free.Memory+h.Overhead)/each))
+		if each := shape.Memory + h.Overhead.Of(shape.Memory); each > 0 {
+			most = int(min(flint.Bytes(most), (h.Free.Memory+h.Overhead.Fixed)/each))
 		}
 		if n += most; n >= limit {
 			return limit
@@ -253,7 +253,12 @@ func (r *room) fit(shape flint.Shape, limit int) int {
 }
 
 func fits(h *flint.HostState, s flint.Shape) bool {
-	return h.Refuses.IsZero() && h.Free.CPUs >= s.CPUs && h.Free.Memory >= s.Memory
+	return h.Refuses.IsZero() && h.Free.CPUs >= s.CPUs && h.Free.Memory >= needs(h, s)
+}
+
+// needs is how much free memory a VM of shape s needs on h.
+func needs(h *flint.HostState, s flint.Shape) flint.Bytes {
+	return s.Memory + h.Overhead.Growing(s.Memory)
 }
 
 // full says what is missing, by the host that comes closest.
@@ -272,7 +277,7 @@ func (r *room) full(shape flint.Shape) flint.Reason {
 		if memory == nil || h.Free.Memory > memory.Free.Memory {
 			memory = h
 		}
-		if h.Free.Memory >= shape.Memory && (cpus == nil || h.Free.CPUs > cpus.Free.CPUs) {
+		if h.Free.Memory >= needs(h, shape) && (cpus == nil || h.Free.CPUs > cpus.Free.CPUs) {
 			cpus = h
 		}
 	}
@@ -288,7 +293,7 @@ func (r *room) full(shape flint.Shape) flint.Reason {
 			plural(shape.CPUs, "CPU"), cpus.Name, max(0, cpus.Free.CPUs), left)
 	default:
 		return flint.Because("host.memory", "one needs %s of memory, and host %s, which has most, has %s %s",
-			shape.Memory, memory.Name, max(0, memory.Free.Memory), left)
+			needs(memory, shape), memory.Name, max(0, memory.Free.Memory), left)
 	}
 }
 

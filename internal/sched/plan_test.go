@@ -391,12 +391,24 @@ func BenchmarkPlan(b *testing.B) {
 	}
 }
 
-// TestPlanLeavesRoomForOverhead: three VMs of 1GiB need 3GiB and three overheads; Free has kept one of them back.
+// TestPlanLeavesRoomForOverhead: three VMs of 1GiB need 3GiB and three overheads; Free has kept the fixed part of one back.
 func TestPlanLeavesRoomForOverhead(t *testing.T) {
-	h := host("h1", 9, 3*flint.GiB+100*flint.MiB)
-	h.Overhead = 64 * flint.MiB
-	got := brief(sched.Plan(now, []flint.Pool{pool("a", 9)}, []flint.Demand{wants("a", 9)}, []flint.HostState{h}))
-	if want := "start a@h1 (demand.jobs), start a@h1 (demand.jobs), wait a (host.memory)"; got != want {
-		t.Errorf("got %s, want %s", got, want)
+	for _, tt := range []struct {
+		free flint.Bytes
+		each flint.Overhead
+		fit  int
+	}{
+		{3*flint.GiB + 100*flint.MiB, flint.Overhead{Fixed: 64 * flint.MiB}, 2},
+		{3*flint.GiB + 128*flint.MiB, flint.Overhead{Fixed: 64 * flint.MiB}, 3},
+		{3*flint.GiB + 128*flint.MiB + 47*flint.MiB, flint.Overhead{Fixed: 64 * flint.MiB, Share: 64}, 2},
+		{3*flint.GiB + 128*flint.MiB + 48*flint.MiB, flint.Overhead{Fixed: 64 * flint.MiB, Share: 64}, 3},
+		{flint.GiB + 15*flint.MiB, flint.Overhead{Share: 64}, 0},
+	} {
+		h := host("h1", 9, tt.free)
+		h.Overhead = tt.each
+		got := brief(sched.Plan(now, []flint.Pool{pool("a", 9)}, []flint.Demand{wants("a", 9)}, []flint.HostState{h}))
+		if want := strings.Repeat("start a@h1 (demand.jobs), ", tt.fit) + "wait a (host.memory)"; got != want {
+			t.Errorf("%s free, %+v: got %s, want %s", tt.free, tt.each, got, want)
+		}
 	}
 }

@@ -20,10 +20,6 @@ import (
 )
 
 const (
-	// memoryOverhead is what a VM's cgroup may use beyond the guest's memory, together with a share of that: Firecracker
-	// itself takes 5 MiB, the tables of the guest's memory a 256th of it, and the cache of its disks what is left.
-	memoryOverhead = 128 * flint.MiB
-	memoryShare    = 64
 	// spareTasks are a VMM's threads beside one for each CPU, those of the kernel included.
 	spareTasks = 32
 	cpuPeriod  = 100_000 // µs
@@ -125,7 +121,9 @@ func write(dir, file, value string) error {
 
 func (g *cgroups) dir(id string) string { return filepath.Join(g.root, g.parent, id) }
 
-func overhead(s vm.Spec) flint.Bytes { return memoryOverhead + s.Memory/memoryShare }
+// Overhead is what a VM's cgroup may use beyond the guest's memory: Firecracker itself takes 5 MiB, the tables of the
+// guest's memory a 256th of it, and the cache of its disks what is left.
+func Overhead() flint.Overhead { return flint.Overhead{Fixed: 128 * flint.MiB, Share: 64} }
 
 // create makes a VM's group with its limits, before there is a process to limit.
 func (g *cgroups) create(s vm.Spec) error {
@@ -134,7 +132,7 @@ func (g *cgroups) create(s vm.Spec) error {
 		return cgroupFault(fmt.Errorf("make cgroup: %w", err), "make sure that nothing else makes cgroups in "+filepath.Dir(dir))
 	}
 	settings := [][2]string{
-		{"memory.max", strconv.FormatInt(int64(s.Memory+overhead(s)), 10)},
+		{"memory.max", strconv.FormatInt(int64(s.Memory+Overhead().Of(s.Memory)), 10)},
 		{"memory.oom.group", "1"},
 		// One more than the guest has, for what the VMM does for it.
 		{"cpu.max", fmt.Sprintf("%d %d", (s.CPUs+1)*cpuPeriod, cpuPeriod)},

@@ -176,7 +176,7 @@ func (m *machine) verdict(ended error, oom bool) error {
 	}
 	if oom {
 		return &flint.Fault{
-			Code: "firecracker.oom", What: "keep the VM within its memory", Err: fmt.Errorf("%w: it needed %s more than its guest has, and then some", vm.ErrMemory, memoryOverhead),
+			Code: "firecracker.oom", What: "keep the VM within its memory", Err: fmt.Errorf("%w: it needed more than its guest's memory and what is spared for itself", vm.ErrMemory),
 			Fix: "report this: a VMM should not need so much",
 		}
 	}
