@@ -229,3 +229,40 @@ func TestWhatKilledRunsLeftIsRemoved(t *testing.T) {
 		t.Errorf("left %v, %v", left, err)
 	}
 }
+
+// TestSuiteWantsEverythingToRun calls test-kvm's function as the host does, with scripts for test binaries.
+func TestSuiteWantsEverythingToRun(t *testing.T) {
+	script, err := os.ReadFile("test-kvm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, function, _ := strings.Cut(string(script), "\nsuite() {\n")
+	function, _, found := strings.Cut(function, "\n}\n")
+	if !found {
+		t.Fatal("test-kvm has no function suite")
+	}
+	for name, c := range map[string]struct {
+		says string
+		exit string
+		good bool
+	}{
+		"all pass":        {"--- PASS: TestA (0.1s)\n    --- PASS: TestA/Life (0.1s)\n--- PASS: TestB (0.1s)\n", "0", true},
+		"one skips":       {"--- PASS: TestA (0.1s)\n--- SKIP: TestB (0.1s)\n", "0", false},
+		"a part skips":    {"--- PASS: TestA (0.1s)\n    --- SKIP: TestA/Adopt (0.1s)\n--- PASS: TestB (0.1s)\n", "0", false},
+		"one is missing":  {"--- PASS: TestA (0.1s)\n", "0", false},
+		"the binary says": {"--- PASS: TestA (0.1s)\n--- PASS: TestB (0.1s)\n", "1", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			binary := "#!/bin/sh\nprintf %b '" + c.says + "'\nexit " + c.exit + "\n"
+			if err := os.WriteFile(filepath.Join(dir, "x.test"), []byte(binary), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.CommandContext(t.Context(), "bash", "-c", "suite() {\n"+strings.ReplaceAll(function, "/job/tests", dir)+"\n}\nsuite x.test TestA TestB")
+			cmd.Env = append(os.Environ(), "TMPDIR="+dir)
+			if out, err := cmd.CombinedOutput(); (err == nil) != c.good {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+}

@@ -2,7 +2,9 @@ package firecracker
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -28,11 +30,25 @@ func realConfig(t *testing.T) (c Config, assets string) {
 		t.Skipf("needs KVM: %s", s)
 	}
 	// The jails are on the file system of the assets: TMPDIR must be, as hard links do not leave theirs.
+	parent := fmt.Sprintf("flint-real-%d", os.Getpid())
+	t.Cleanup(func() { removeParent(t, parent) })
 	return Config{
 		Firecracker: filepath.Join(programs, "firecracker"), Jailer: filepath.Join(programs, "jailer"), Serial: true,
-		ChrootBase: filepath.Join(t.TempDir(), "jail"), UIDs: testUIDs, ParentCgroup: fmt.Sprintf("flint-real-%d", os.Getpid()),
+		ChrootBase: filepath.Join(t.TempDir(), "jail"), UIDs: testUIDs, ParentCgroup: parent,
 		Log: slog.New(slog.NewTextHandler(testLog{t}, nil)),
 	}, assets
+}
+
+// removeParent removes a test's own cgroup, which must be empty: its VMs' groups are gone with them.
+func removeParent(t *testing.T, parent string) {
+	t.Helper()
+	root, err := findCgroups("/proc/self/mounts")
+	if err != nil {
+		return // then it could not be made either
+	}
+	if err := os.Remove(filepath.Join(root, parent)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the parent of the VMs' cgroups is left: %v", err)
+	}
 }
 
 // realSpec returns a bootable spec of a VM of its own.

@@ -12,12 +12,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"flint"
 	"flint/internal/guest"
 	"flint/internal/vm"
 	"flint/internal/vm/firecracker/fctest"
+	"flint/internal/vm/vmtest"
 )
 
 // doubles is where TestMain has built the doubles.
@@ -213,7 +213,7 @@ func (r *rig) clean() {
 
 // patiently returns a context for what must happen, some time.
 func patiently(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), vmtest.Patience(t)/2)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -225,7 +225,7 @@ func attach(t testing.TB, m vm.Machine) *guest.Session {
 	if err != nil {
 		t.Fatalf("dial: %v", err)
 	}
-	g, err := guest.Attach(patiently(t), conn, guest.Options{})
+	g, err := guest.Attach(patiently(t), conn, guest.Options{Heartbeat: vmtest.Patience(t)})
 	if err != nil {
 		t.Fatalf("attach: %v", err)
 	}

@@ -14,12 +14,12 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"flint"
 	"flint/internal/vm"
+	"flint/internal/vm/vmtest"
 )
 
 // TestMain makes the test binary its own QEMU: as one it is started with -name first, and acts as the VM's ID says.
@@ -310,7 +310,7 @@ func reachable(t *testing.T) string {
 
 // patiently returns a context for what must happen, some time.
 func patiently(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), vmtest.Patience(t)/2)
 	t.Cleanup(cancel)
 	return ctx
 }

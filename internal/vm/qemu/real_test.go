@@ -107,7 +107,7 @@ func output(t *testing.T, m vm.Machine, args ...string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := guest.Attach(patiently(t), conn, guest.Options{})
+	g, err := guest.Attach(patiently(t), conn, guest.Options{Heartbeat: vmtest.Patience(t)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -95,13 +95,13 @@ func (d deaf) Write([]byte) (int, error) {
 // unheard begins a process with much to say, which nobody hears, and has the host die meanwhile.
 func unheard(t *testing.T, m vm.Machine) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), Patience(t))
 	defer cancel()
 	conn, err := m.Dial(ctx, vm.AgentPort)
 	if err != nil {
 		t.Fatalf("dial: %v", err)
 	}
-	g, err := guest.Attach(ctx, conn, guest.Options{Heartbeat: patience})
+	g, err := guest.Attach(ctx, conn, guest.Options{Heartbeat: Patience(t)})
 	if err != nil {
 		t.Fatalf("attach: %v", err)
 	}
@@ -131,7 +131,7 @@ func resume(t *testing.T, g *guest.Session) {
 	if len(running) != 1 {
 		t.Fatalf("the guest has processes %+v; want the one that was left", running)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), Patience(t))
 	defer cancel()
 	var out bytes.Buffer
 	exit, err := g.Resume(ctx, running[0], guest.IO{Stdout: &out})

@@ -146,3 +146,12 @@ func TestFakeScript(t *testing.T) {
 		}
 	})
 }
+
+func TestPatience(t *testing.T) {
+	for text, want := range map[string]time.Duration{"": 2 * time.Minute, "5m": 5 * time.Minute} {
+		t.Setenv("FLINT_TEST_PATIENCE", text)
+		if got := vmtest.Patience(t); got != want {
+			t.Errorf("%q: %s; want %s", text, got, want)
+		}
+	}
+}

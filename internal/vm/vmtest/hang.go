@@ -17,7 +17,7 @@ func (s suite) vmmHangs(t *testing.T) {
 	if !ok {
 		t.Skip("the VMM is no process")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), Patience(t))
 	defer cancel()
 	conn, err := m.Dial(ctx, vm.AgentPort)
 	if err != nil {

@@ -18,9 +18,22 @@ import (
 	"flint/internal/vm"
 )
 
-// patience bounds everything the suite waits for. It is long, because a guest may be emulated on a busy machine; it only
-// matters when something is broken.
-const patience = 2 * time.Minute
+// Patience bounds everything a test of a driver waits for. It is long, because a guest may be emulated on a busy machine; it
+// only matters when something is broken. FLINT_TEST_PATIENCE sets another, for a host that is emulated itself.
+func Patience(t testing.TB) time.Duration {
+	t.Helper()
+	const usual = 2 * time.Minute
+	text := os.Getenv("FLINT_TEST_PATIENCE")
+	if text == "" {
+		return usual
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 {
+		t.Errorf("FLINT_TEST_PATIENCE is %q: want a time such as 5m", text)
+		return usual
+	}
+	return d
+}
 
 // Run holds a driver to the contract of vm.Driver and vm.Machine. Each call of make returns a driver (it may be the same) and a
 // bootable spec whose Dir, and writable drives, nothing else uses. The guest must have the agent and a shell with the usual programs;
@@ -53,7 +66,7 @@ func (s suite) boot(t *testing.T) (vm.Machine, vm.Spec) {
 
 func boot(t *testing.T, d vm.Driver, spec vm.Spec) vm.Machine {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), Patience(t))
 	defer cancel() // a machine does not depend on the context it was booted with
 	m, err := d.Boot(ctx, spec)
 	if err != nil {
@@ -73,13 +86,13 @@ func boot(t *testing.T, d vm.Driver, spec vm.Spec) vm.Machine {
 // attach opens a session that is closed when the test ends.
 func attach(t *testing.T, m vm.Machine) *guest.Session {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), Patience(t))
 	defer cancel()
 	conn, err := m.Dial(ctx, vm.AgentPort)
 	if err != nil {
 		t.Fatalf("dial: %v", err)
 	}
-	g, err := guest.Attach(ctx, conn, guest.Options{Heartbeat: patience})
+	g, err := guest.Attach(ctx, conn, guest.Options{Heartbeat: Patience(t)})
 	if err != nil {
 		t.Fatalf("attach: %v", err)
 	}
@@ -90,7 +103,7 @@ func attach(t *testing.T, m vm.Machine) *guest.Session {
 // wait returns what Wait says, and fails the test if it says nothing.
 func wait(t *testing.T, m vm.Machine) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), Patience(t))
 	defer cancel()
 	err := m.Wait(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -101,7 +114,7 @@ func wait(t *testing.T, m vm.Machine) error {
 
 func execute(t *testing.T, g *guest.Session, stdin io.Reader, args ...string) (guest.Exit, string, string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), Patience(t))
 	defer cancel()
 	var out, errs bytes.Buffer
 	exit, err := g.Exec(ctx, guest.Command{Args: args, Dir: "/"}, guest.IO{Stdin: stdin, Stdout: &out, Stderr: &errs})
@@ -285,7 +298,7 @@ func (s suite) dialAgain(t *testing.T) {
 	second := attach(t, m)
 	select {
 	case <-first.Done():
-	case <-time.After(patience):
+	case <-time.After(Patience(t)):
 		t.Error("the first stream goes on beside the second")
 	}
 	if exit, out, _ := execute(t, second, nil, "echo", "two"); exit.Code != 0 || out != "two\n" {
@@ -296,7 +309,7 @@ func (s suite) dialAgain(t *testing.T) {
 func (s suite) guestPanics(t *testing.T) {
 	m, spec := s.boot(t)
 	g := attach(t, m)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), Patience(t))
 	defer cancel()
 	if exit, err := g.Exec(ctx, guest.Command{Args: []string{"sh", "-c", crashScript}, Dir: "/"}, guest.IO{}); err == nil || ctx.Err() != nil {
 		t.Errorf("a command that crashed the guest: exit %+v, %v", exit, err)
@@ -340,7 +353,7 @@ func (s suite) vmmKilled(t *testing.T) {
 	}
 	select {
 	case <-g.Done():
-	case <-time.After(patience):
+	case <-time.After(Patience(t)):
 		t.Error("the session outlives its machine")
 	}
 	if err := m.Close(t.Context()); err != nil {
