@@ -92,12 +92,13 @@ type Host struct {
 
 	mu      sync.Mutex
 	lives   map[string]*life
+	left    map[string]*abandoned // by runner
 	stopped bool
 }
 
 // New makes a Host; it touches nothing yet. Call Sweep before the first Run.
 func New(c Config) *Host {
-	return &Host{c: c, lives: map[string]*life{}}
+	return &Host{c: c, lives: map[string]*life{}, left: map[string]*abandoned{}}
 }
 
 // maxSlug is how much of a pool's name an id shows. With a prefix of up to 28 bytes an id is a DNS label, of 63 at most.
@@ -270,9 +271,16 @@ func (h *Host) Note(_ context.Context, ev flint.JobEvent) error {
 	h.mu.Unlock()
 	if l == nil {
 		h.c.Log.Debug("job event for a runner that is gone", "runner", ev.Runner, "job", ev.Job.Name)
+		if ev.Kind == flint.JobCompleted {
+			h.conclude(ev.Runner)
+		}
 		return nil
 	}
-	return l.note(ev)
+	err := l.note(ev)
+	if ev.Kind == flint.JobCompleted {
+		h.conclude(ev.Runner) // it may have ended meanwhile
+	}
+	return err
 }
 
 // Stop ends every runner that outlives its context because it has a job. Cancel the contexts of Run first. It returns at

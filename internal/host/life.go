@@ -115,6 +115,7 @@ func (l *life) note(ev flint.JobEvent) error {
 			return
 		}
 		enter(&r.Runner, flint.Finishing)
+		r.Concluded = true
 		if closed(l.concluded) {
 			return // GitHub repeats itself
 		}
@@ -436,9 +437,7 @@ func (l *life) end(ctx context.Context, err error) (flint.Result, error) {
 	if (err == nil || l.result.Lost) && registered {
 		l.awaitConclusion(ctx)
 	}
-	l.h.mu.Lock()
-	delete(l.h.lives, l.id())
-	l.h.mu.Unlock()
+	l.h.bury(l, leftover != nil && registered)
 
 	l.mu.Lock()
 	defer l.mu.Unlock()

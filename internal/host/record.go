@@ -28,6 +28,8 @@ type record struct {
 	Start    uint64       `json:"start,omitempty"`     // its start time in clock ticks: tells it from another process with this pid
 	GitHubID int64        `json:"github_id,omitempty"` // of the registration; 0 where none was made, or its answer never came
 	Register bool         `json:"register,omitempty"`  // a registration under the runner's id may exist
+	// Concluded says that GitHub has said how its job ended.
+	Concluded bool `json:"concluded,omitempty"`
 }
 
 // write replaces the record atomically. With durable set it is on stable storage, and so is its directory's entry,

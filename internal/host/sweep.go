@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,13 +29,29 @@ func (h *Host) Sweep(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list runners: %w", err)
 	}
+	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return h.alive(e.Name()) })
 	var errs []error
-	for _, e := range entries {
-		if h.alive(e.Name()) {
-			continue
+	failed := func(e fs.DirEntry, err error) {
+		errs = append(errs, fmt.Errorf("undo runner %s: %w", e.Name(), err))
+	}
+	// Every VM ends before GitHub is asked anything: it may take its time.
+	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
+		err := h.endVMM(ctx, filepath.Join(h.c.Dir, e.Name()))
+		if err != nil {
+			failed(e, err)
 		}
-		if err := h.sweepOne(ctx, filepath.Join(h.c.Dir, e.Name())); err != nil {
-			errs = append(errs, fmt.Errorf("undo runner %s: %w", e.Name(), err))
+		return err != nil
+	})
+	// In any order: where the first ones are refused, the others are not put off for ever.
+	rand.Shuffle(len(entries), func(i, j int) { entries[i], entries[j] = entries[j], entries[i] })
+	refusals := 0
+	for _, e := range entries {
+		err := h.sweepOne(ctx, filepath.Join(h.c.Dir, e.Name()), refusals < maxRefusals)
+		if err != nil {
+			failed(e, err)
+		}
+		if errors.Is(err, errRefused) && !errors.Is(err, flint.ErrConflict) {
+			refusals++
 		}
 	}
 	if s, ok := h.c.Driver.(vm.Sweeper); ok {
@@ -51,28 +69,48 @@ func (h *Host) alive(id string) bool {
 	return h.lives[id] != nil
 }
 
-// sweepOne undoes what one directory stands for. The directory's name is the runner's id, which is enough to find its VMM
-// and its registration even where the record does not name them: the process may have died in between.
-func (h *Host) sweepOne(ctx context.Context, dir string) error {
+// maxRefusals is how many registrations in one sweep are asked for in vain, each for removeTime and more, before the others are
+// left for the next one.
+const maxRefusals = 3
+
+// errRefused is in what sweepOne returns where GitHub did not remove a registration.
+var errRefused = errors.New("remove its registration")
+
+// endVMM ends the VMM that a directory stands for. The directory's name is the runner's id, which is enough to find it, and the
+// registration, even where the record does not name them: the process may have died in between.
+func (h *Host) endVMM(ctx context.Context, dir string) error {
+	rec, _ := readRecord(dir) // one that cannot be read names no process
+	err := endProcess(ctx, rec.PID, rec.Start)
+	if err == nil {
+		err = endNamed(ctx, filepath.Base(dir))
+	}
+	if err != nil {
+		return fmt.Errorf("end its VMM: %w", err)
+	}
+	return nil
+}
+
+// sweepOne undoes what else one directory stands for. Unless ask is set, GitHub is not asked to remove the registration.
+func (h *Host) sweepOne(ctx context.Context, dir string, ask bool) error {
 	id := filepath.Base(dir)
 	rec, err := readRecord(dir)
 	unreadable := err != nil && !errors.Is(err, fs.ErrNotExist)
 	h.c.Log.Info("undoing what a runner left", "runner", id, "phase", rec.Runner.Phase, "unreadable", unreadable)
-	if err := endProcess(ctx, rec.PID, rec.Start); err != nil {
-		return fmt.Errorf("end its VMM: %w", err)
-	}
-	if err := endNamed(ctx, id); err != nil {
-		return fmt.Errorf("end its VMM: %w", err)
-	}
 	if rec.Register && h.c.GitHub == nil {
 		return errors.New("its registration can be removed only with access to GitHub")
 	}
 	if rec.Register || unreadable && h.c.GitHub != nil {
-		// By its name, not its id: the configuration may name another organisation by now, with ids of its own.
-		if err := remove(ctx, h.c.GitHub, id, 0, false); err != nil {
-			return fmt.Errorf("remove its registration: %w", err)
+		err := errors.New("GitHub does not remove others either")
+		if ask {
+			// By its name, not its id: the configuration may name another organisation by now, with ids of its own.
+			err = remove(ctx, h.c.GitHub, id, 0, false)
+		}
+		if err != nil {
+			h.leave(rec)
+			return fmt.Errorf("%w: %w", errRefused, err)
 		}
 	}
+	h.forget(id)
 	if !unreadable {
 		return os.RemoveAll(dir)
 	}
