@@ -89,6 +89,17 @@ func TestNothingLeft(t *testing.T) {
 		_, err := r.driver().Boot(patiently(t), r.spec())
 		faultCode(t, err, "firecracker.kvm")
 	})
+	for name, words := range map[string]string{
+		"guest's memory": "Invalid Memory Configuration: Cannot create mmap region: Out of memory (os error 12)",
+		"KVM's memory":   "Start microvm error: Kvm error: Cannot create VM: Cannot allocate memory (os error 12)",
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newBareRig(t, fctest.Options{Answers: map[string]string{"PUT /actions": words}})
+			_, err := r.driver().Boot(patiently(t), r.spec())
+			faultCode(t, err, "firecracker.memory")
+			r.clean()
+		})
+	}
 }
 
 func TestVersions(t *testing.T) {
@@ -144,6 +155,57 @@ func TestProgramForJail(t *testing.T) {
 		t.Skip("needs a shell that is linked dynamically")
 	}
 	faultCode(t, err, "firecracker.static")
+}
+
+// TestExposedPrograms tries programs that everybody could change or replace: root must not so much as ask their version.
+func TestExposedPrograms(t *testing.T) {
+	r := newRig(t, fctest.Options{})
+	jailer := filepath.Join(t.TempDir(), "jailer") // in a directory of its own
+	if b, err := os.ReadFile(r.config.Jailer); err != nil || os.WriteFile(jailer, b, 0o755) != nil {
+		t.Fatal(err)
+	}
+	r.config.Jailer = jailer
+	for _, c := range []struct {
+		path string
+		mode fs.FileMode
+		code string
+	}{
+		{r.config.Firecracker, 0o757, "firecracker.exposed"},
+		{filepath.Dir(r.config.Firecracker), 0o777, "firecracker.exposed"},
+		{filepath.Dir(r.config.Firecracker), fs.ModeSticky | 0o777, ""},
+		{jailer, 0o757, "firecracker.exposed"},
+		{filepath.Dir(jailer), 0o777, "firecracker.exposed"},
+		{jailer, 0o775, ""}, // its group is its owner's affair
+	} {
+		before, err := os.Stat(c.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(c.path, c.mode); err != nil {
+			t.Fatal(err)
+		}
+		_, err = newDriver(t.Context(), r.config, r.fs)
+		if c.code != "" {
+			faultCode(t, err, c.code)
+		} else if err != nil {
+			t.Errorf("%s with %v: %v", c.path, c.mode, err)
+		}
+		if err := os.Chmod(c.path, before.Mode()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ran := filepath.Join(r.dir, "ran")
+	if err := os.WriteFile(r.config.Firecracker, []byte("#!/bin/sh\n: >"+ran+"\n"), 0o757); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(r.config.Firecracker, 0o757); err != nil {
+		t.Fatal(err)
+	}
+	_, err := newDriver(t.Context(), r.config, r.fs)
+	faultCode(t, err, "firecracker.exposed")
+	if _, err := os.Stat(ran); err == nil {
+		t.Error("it was run")
+	}
 }
 
 // TestProgramsGone has the programs replaced while the driver has their old paths.

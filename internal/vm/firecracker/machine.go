@@ -252,6 +252,10 @@ func refusal(e *APIError) error {
 	}
 	text := strings.ToLower(e.Message)
 	switch {
+	case outOfMemory(text):
+		f.Code, f.What = "firecracker.memory", "give the guest its memory"
+		f.Fix = "lower host.memory or the pool's vm.memory, or end what else uses this machine's memory; with vm.overcommit_memory=2 the kernel " +
+			"refuses memory before it is used up"
 	case strings.Contains(e.Call, "/network-interfaces"):
 		f.Code, f.What = "firecracker.tap", "attach Firecracker to the network"
 		f.Fix = "make sure that /dev/net/tun exists on the host (modprobe tun) and that nothing else has the VM's tap open"
@@ -262,6 +266,16 @@ func refusal(e *APIError) error {
 		f.Fix = "give Firecracker an uncompressed ELF vmlinux on x86-64, an Image on arm64"
 	}
 	return f
+}
+
+// outOfMemory reports whether Firecracker's words, in lower case, are about ENOMEM, in any of the ways it prints an error.
+func outOfMemory(text string) bool {
+	for _, words := range []string{"os error 12)", "out of memory", "cannot allocate memory"} {
+		if strings.Contains(text, words) {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *machine) isClosing() bool {

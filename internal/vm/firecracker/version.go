@@ -72,7 +72,26 @@ func findProgram(name, path string) (string, error) {
 			Fix: "install firecracker and jailer of one release in PATH, or set their paths in the configuration",
 		}
 	}
-	return found, nil
+	return found, unexposed(found)
+}
+
+// unexposed makes sure that not everybody can change or replace a program that root is about to start. The doctor has the
+// same rule.
+func unexposed(program string) error {
+	const others = 0o002
+	for _, path := range []string{program, filepath.Dir(program)} {
+		st, err := os.Stat(path)
+		if err != nil {
+			return fmt.Errorf("look at %s: %w", path, err)
+		}
+		if st.Mode().Perm()&others != 0 && !(st.IsDir() && st.Mode()&fs.ModeSticky != 0) {
+			return &flint.Fault{
+				Code: "firecracker.exposed", What: "run " + program, Kind: flint.ErrPermission,
+				Err: fmt.Errorf("everyone can change %s, which root starts", program), Fix: "have it and its directory belong to root, and chmod o-w both",
+			}
+		}
+	}
+	return nil
 }
 
 // versionWithin bounds what takes milliseconds, on a machine that is itself emulated too.
