@@ -99,7 +99,7 @@ func (r *reruns) run(ctx context.Context, again func(context.Context, flint.Job,
 	for {
 		for _, x := range r.pending() {
 			err := again(ctx, x.Job, x.Runner)
-			over := err == nil || errors.Is(err, flint.ErrNotFound) || time.Since(x.Lost) > rerunFor
+			over := err == nil || errors.Is(err, flint.ErrNotFound) || forGood(err) || time.Since(x.Lost) > rerunFor
 			if over {
 				err = errors.Join(err, r.remove(x))
 			}
@@ -114,4 +114,10 @@ func (r *reruns) run(ctx context.Context, again func(context.Context, flint.Job,
 			return nil
 		}
 	}
+}
+
+// forGood reports whether a job is not to run again whatever time passes.
+func forGood(err error) bool {
+	var f *flint.Fault
+	return errors.As(err, &f) && f.Code == "github.rerun"
 }

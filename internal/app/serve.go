@@ -18,6 +18,8 @@ import (
 const (
 	// sweepEvery is how often what could not be released is tried again.
 	sweepEvery = 5 * time.Minute
+	// sweepFirst is how long it is tried before anything else is done.
+	sweepFirst = 20 * time.Second
 	// webhookGrace is what webhooks under way get when the program ends.
 	webhookGrace = 2 * time.Second
 )

@@ -304,23 +304,34 @@ func (c *Client) Rerun(ctx context.Context, job flint.Job, runner string) error 
 		if !s.covers(job.Repository) && !strings.HasPrefix(s.path, "/enterprises/") {
 			continue
 		}
-		lost, err := s.lostJob(ctx, job, runner)
+		lost, err := s.lostJob(ctx, job, runner, 0)
 		if err != nil && refused(err) != http.StatusNotFound {
 			return err
 		}
-		if lost != nil {
-			return s.rerun(ctx, job.Repository, lost)
+		if lost == nil {
+			continue
 		}
+		first := lost
+		if lost.GetRunAttempt() > 1 {
+			// When another job was run again, the new attempt has this one again, as it was.
+			if first, err = s.lostJob(ctx, job, runner, 1); err != nil && refused(err) != http.StatusNotFound {
+				return err
+			}
+		}
+		return s.rerun(ctx, job.Repository, lost, first != nil)
 	}
 	return fmt.Errorf("run the job of runner %s again: %w: run %d of %s has none of it", runner, flint.ErrNotFound, job.RunID, job.Repository)
 }
 
-// lostJob returns the job of a run that a runner had; nil where it had none.
-func (s *scope) lostJob(ctx context.Context, job flint.Job, runner string) (lost *gh.WorkflowJob, err error) {
-	err = pages(ctx, s, fmt.Sprintf("list the jobs of run %d of %s", job.RunID, job.Repository), request{
-		method: http.MethodGet, path: "/repos/" + job.Repository + "/actions/runs/" + strconv.FormatInt(job.RunID, 10) + "/jobs",
-		query: url.Values{"filter": {"latest"}},
-	}, func(page *gh.Jobs, _ bool) bool {
+// lostJob returns the job that a runner had in an attempt of a run, the newest where attempt is 0; nil where it had none.
+func (s *scope) lostJob(ctx context.Context, job flint.Job, runner string, attempt int) (lost *gh.WorkflowJob, err error) {
+	q := request{method: http.MethodGet, path: "/repos/" + job.Repository + "/actions/runs/" + strconv.FormatInt(job.RunID, 10)}
+	if attempt > 0 {
+		q.path += "/attempts/" + strconv.Itoa(attempt) + "/jobs"
+	} else {
+		q.path, q.query = q.path+"/jobs", url.Values{"filter": {"latest"}}
+	}
+	err = pages(ctx, s, fmt.Sprintf("list the jobs of run %d of %s", job.RunID, job.Repository), q, func(page *gh.Jobs, _ bool) bool {
 		for _, j := range page.Jobs {
 			if j.GetRunnerName() == runner && j.GetID() > 0 {
 				lost = j
@@ -331,10 +342,11 @@ func (s *scope) lostJob(ctx context.Context, job flint.Job, runner string) (lost
 	return lost, err
 }
 
-func (s *scope) rerun(ctx context.Context, repository string, lost *gh.WorkflowJob) error {
+// rerun runs a job again. first says that it has not been run again before.
+func (s *scope) rerun(ctx context.Context, repository string, lost *gh.WorkflowJob, first bool) error {
 	verb := fmt.Sprintf("run job %s of %s again", clean(lost.GetName(), maxText), repository)
 	switch {
-	case lost.GetRunAttempt() > 1:
+	case !first:
 		return &flint.Fault{
 			Code: "github.rerun", What: verb, Err: fmt.Errorf("it was attempt %d", lost.GetRunAttempt()),
 			Fix: "run it again on GitHub's page; flint does so once only, lest a job that kills its VM does it for ever",

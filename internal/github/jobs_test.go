@@ -171,6 +171,14 @@ func TestRerun(t *testing.T) {
 		})
 	}
 	d := newDesk(t, newFar(t), nil)
+	// Two jobs of a run were lost: when the other was run again, the second attempt got a copy of this one.
+	original := jobMap(25, 12, "completed", "failure", "flint-1")
+	original["run_attempt"] = 1
+	d.far.jobs = []map[string]any{original, attempt}
+	if err := d.Rerun(t.Context(), flint.Job{Repository: "acme/app", RunID: 12}, "flint-1"); err != nil || !slices.Equal(d.far.reruns, []int64{35}) {
+		t.Errorf("the second job of a run: %v, started again %v", err, d.far.reruns)
+	}
+	d = newDesk(t, newFar(t), nil)
 	for _, j := range []flint.Job{{}, {Repository: "acme/app"}, {Repository: "../..", RunID: 1}, {Repository: "acme/app", RunID: 99}, {Repository: "globex/app", RunID: 1}} {
 		if err := d.Rerun(t.Context(), j, "flint-1"); !errors.Is(err, flint.ErrNotFound) {
 			t.Errorf("%+v: %v", j, err)

@@ -217,13 +217,10 @@ func place(j *job, enterprise string, accounts []*account) *account {
 	return nil
 }
 
-// concerns reports whether a job is to be remembered: all but those for GitHub's own machines.
+// concerns reports whether a job is to be remembered: all but those for GitHub's own machines, and for pools that hear of their
+// jobs another way.
 func (r *Receiver) concerns(j *job) bool {
-	if !hosted(j.Labels) {
-		return true
-	}
-	i, _ := r.ledger.matcher.find(j)
-	return i >= 0
+	return r.ledger.matcher.concerns(j) || r.ledger.has(j.key())
 }
 
 func (r *Receiver) foreign() (int, error) {

@@ -3,6 +3,7 @@ package webhook
 import (
 	"bytes"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -227,5 +228,28 @@ func TestOverHTTP(t *testing.T) {
 	}
 	if got := assigned(r); got["linux"] != 20 {
 		t.Errorf("demand %v", got)
+	}
+}
+
+func TestJobsOfPoolsThatHearAnotherWay(t *testing.T) {
+	h := &host{runners: map[string]string{}}
+	r, err := Open(Config{
+		Accounts: []Account{{Name: "acme", Secret: secret, Pools: []flint.Pool{linux()}}}, Elsewhere: []flint.Pool{pool("set", "set")},
+		Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Events: h.note, Runner: h.runner,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for i, labels := range [][]string{{"SET"}, linuxLabels, {"set", "linux"}} {
+		if w := send(r, jobHook("queued", int64(i+1), labels)); w.Code != 202 {
+			t.Errorf("job %d: %d", i+1, w.Code)
+		}
+	}
+	if n := r.OpenJobs(); n != 2 {
+		t.Errorf("%d jobs are open, want those of the pool and of nobody", n)
+	}
+	if u := r.Unmatched(); len(u) != 1 || u[0].ID != "3" {
+		t.Errorf("unmatched: %+v", u)
 	}
 }

@@ -77,6 +77,9 @@ func (c *contents) keep(m *matcher, now time.Time) {
 
 func (m *matcher) knows(j *job) bool {
 	host, _, _ := strings.Cut(j.Place, "/")
+	if j.Pool == "" && !m.concerns(j) {
+		return false
+	}
 	return slices.ContainsFunc(m.pools, func(p served) bool { return p.scope.host == host && p.scope.covers(j.Repository, "") })
 }
 
@@ -206,6 +209,13 @@ func (l *ledger) room(j *job) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.open < l.limit || !j.open() || l.jobs[j.key()] != nil
+}
+
+// has reports whether a job is known.
+func (l *ledger) has(key jobKey) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.jobs[key] != nil
 }
 
 // size is how many jobs are open.

@@ -3,6 +3,7 @@ package webhook
 import (
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 
 	"flint"
@@ -63,7 +64,21 @@ type served struct {
 }
 
 // matcher finds the pool of a job.
-type matcher struct{ pools []served } // in the order of the configuration
+type matcher struct {
+	pools     []served // in the order of the configuration
+	elsewhere []served // pools that no webhook feeds
+}
+
+// concerns reports whether a job is for a pool, or for nobody we know of.
+func (m *matcher) concerns(j *job) bool {
+	if i, _ := m.find(j); i >= 0 {
+		return true
+	}
+	host, _, _ := strings.Cut(j.Place, "/")
+	return !hosted(j.Labels) && !slices.ContainsFunc(m.elsewhere, func(p served) bool {
+		return p.scope.host == host && p.scope.covers(j.Repository, "") && len(j.Labels) > 0 && len(p.pool.Misses(j.Labels)) == 0
+	})
+}
 
 // find returns the index of the pool that serves a job: the one that covers all labels with the fewest of its own, in the
 // order of the configuration. -1 comes with the reason. A pool serves what its own scope covers, whichever account told us of

@@ -24,11 +24,13 @@ type Account struct {
 	Pools []flint.Pool
 }
 
-// Config is what a Receiver works with. All fields but Over are needed.
+// Config is what a Receiver works with. All fields but Elsewhere and Over are needed.
 type Config struct {
 	Accounts []Account
-	Dir      string // an existing private directory for the ledger
-	Log      *slog.Logger
+	// Elsewhere are the pools that hear of their jobs another way. Webhooks may tell of these jobs, too; they are ignored.
+	Elsewhere []flint.Pool
+	Dir       string // an existing private directory for the ledger
+	Log       *slog.Logger
 	// Events persists what GitHub says of a job that met one of our runners. It is called again until it succeeds, and may be
 	// called twice for the same event (a crash), so the callee must not mind.
 	Events func(context.Context, flint.JobEvent) error
@@ -100,6 +102,13 @@ func Open(cfg Config) (*Receiver, error) {
 		}
 		r.accounts = append(r.accounts, acc)
 	}
+	for _, p := range cfg.Elsewhere {
+		s, err := servedScope(p)
+		if err != nil {
+			return nil, err
+		}
+		m.elsewhere = append(m.elsewhere, served{pool: p, scope: s})
+	}
 	r.ledger = newLedger(m, cfg.Runner)
 	r.ledger.over = cfg.Over
 	r.ledger.unknown = func(labels string, why flint.Reason) {
@@ -127,17 +136,25 @@ func newAccount(cfg Account, m *matcher) (*account, error) {
 	}
 	a := &account{cfg: cfg, failed: map[string]*lost{}}
 	for _, p := range cfg.Pools {
-		s, err := parseScope(p.Scope)
+		s, err := servedScope(p)
 		if err != nil {
-			return nil, &flint.Fault{
-				Code: "webhook.scope", What: "serve pool " + p.Name, Kind: flint.ErrConfig, Err: err,
-				Fix: "set the URL as the browser shows it: https://github.com/acme or https://github.com/acme/app",
-			}
+			return nil, err
 		}
 		a.scopes = append(a.scopes, s)
 		m.pools = append(m.pools, served{pool: p, scope: s, account: a})
 	}
 	return a, nil
+}
+
+func servedScope(p flint.Pool) (scope, error) {
+	s, err := parseScope(p.Scope)
+	if err != nil {
+		return scope{}, &flint.Fault{
+			Code: "webhook.scope", What: "serve pool " + p.Name, Kind: flint.ErrConfig, Err: err,
+			Fix: "set the URL as the browser shows it: https://github.com/acme or https://github.com/acme/app",
+		}
+	}
+	return s, nil
 }
 
 // Close closes the ledger. Deliveries that still come are answered 503.
