@@ -51,7 +51,7 @@ func (a *App) Connect(ctx context.Context) error {
 	}
 	a.host = a.newHost(a.github)
 	a.demand = newSources()
-	a.demand.add(a.github, a.poolsOf(config.ScaleSets))
+	a.demand.add(newAlive(a.github, a.host.Abandoned), a.poolsOf(config.ScaleSets)) // the ledger of webhooks sees to that itself
 	if a.cfg.Webhooks() {
 		if err := a.openHooks(ctx, state); err != nil {
 			return err

@@ -18,7 +18,7 @@ import (
 )
 
 // Sweep undoes what runners of an earlier process left behind: it reads every record, ends the VMM it names, removes the
-// registration, and then the directory. Network ports are undone by opening the network. It is idempotent. A record
+// registration, and then the directory. A job that it takes down with its VM is told of (Config.Lost). Network ports are undone by opening the network. It is idempotent. A record
 // that cannot be read is moved to the directory "damaged" beside the runners', never guessed at. Runners of this process are
 // left alone.
 func (h *Host) Sweep(ctx context.Context) error {
@@ -42,6 +42,11 @@ func (h *Host) Sweep(ctx context.Context) error {
 		}
 		return err != nil
 	})
+	if s, ok := h.c.Driver.(vm.Sweeper); ok {
+		if err := s.Sweep(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("undo what VMMs left: %w", err))
+		}
+	}
 	// In any order: where the first ones are refused, the others are not put off for ever.
 	rand.Shuffle(len(entries), func(i, j int) { entries[i], entries[j] = entries[j], entries[i] })
 	refusals := 0
@@ -52,11 +57,6 @@ func (h *Host) Sweep(ctx context.Context) error {
 		}
 		if errors.Is(err, errRefused) && !errors.Is(err, flint.ErrConflict) {
 			refusals++
-		}
-	}
-	if s, ok := h.c.Driver.(vm.Sweeper); ok {
-		if err := s.Sweep(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("undo what VMMs left: %w", err))
 		}
 	}
 	return errors.Join(errs...)
@@ -96,6 +96,7 @@ func (h *Host) sweepOne(ctx context.Context, dir string, ask bool) error {
 	rec, err := readRecord(dir)
 	unreadable := err != nil && !errors.Is(err, fs.ErrNotExist)
 	h.c.Log.Info("undoing what a runner left", "runner", id, "phase", rec.Runner.Phase, "unreadable", unreadable)
+	h.mourn(ctx, dir, rec)
 	if rec.Register && h.c.GitHub == nil {
 		return errors.New("its registration can be removed only with access to GitHub")
 	}
@@ -120,6 +121,34 @@ func (h *Host) sweepOne(ctx context.Context, dir string, ask bool) error {
 		return err
 	}
 	return os.Rename(dir, filepath.Join(aside, fmt.Sprintf("%s.%d", id, time.Now().UnixNano())))
+}
+
+// mourn tells of the job that a runner's end took with it, once: the record says so then. Whether the job was over before,
+// GitHub knows: it forgets a runner with its job's end.
+func (h *Host) mourn(ctx context.Context, dir string, rec record) {
+	job := rec.Runner.Job
+	if job == nil || rec.Runner.Phase >= flint.Finishing || h.c.GitHub == nil {
+		return
+	}
+	log := h.c.Log.With("runner", rec.Runner.ID, "job", job.Name, "repository", job.Repository, "run", job.RunID)
+	ctx, cancel := context.WithTimeout(ctx, removeTime)
+	defer cancel()
+	_, err := h.c.GitHub.Status(ctx, rec.Runner.ID, 0) // by its name, as it is removed
+	if errors.Is(err, flint.ErrNotFound) {
+		log.Info("its job was over before its VM was ended")
+	} else {
+		log.Error("job lost: its VM did not outlive flint")
+		if h.c.Lost != nil {
+			h.c.Lost(rec.Runner, *job)
+		}
+	}
+	if rec.Runner.Timeline == nil {
+		rec.Runner.Timeline = flint.Timeline{}
+	}
+	enter(&rec.Runner, flint.Finishing)
+	if err := rec.write(dir, true); err != nil {
+		log.Warn("its job may be called lost again", "err", err)
+	}
 }
 
 // endNamed ends every VMM that was started under this id: QEMU with -name, Firecracker and its jailer with --id. The id is
