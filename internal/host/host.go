@@ -39,7 +39,10 @@ type Config struct {
 	Supply    func(ctx context.Context, pool string) (Supply, error)
 	Scratch   func(path string, size flint.Bytes) error // makes an empty file system, in no time whatever its size
 	GitHub    Registrar                                 // nil where no runner is ever registered (flint run)
-	Log       *slog.Logger
+	// Lost is told of a runner of an earlier process whose VM ended, or that Sweep has to end, under a job GitHub had not
+	// concluded. It may be told again after a crash. nil: nobody wants to know.
+	Lost func(flint.Runner, flint.Job)
+	Log  *slog.Logger
 	// Pressure says why the machine takes no new VM for now, such as a disk that fills; nil: nothing ever does.
 	Pressure func() flint.Reason
 }

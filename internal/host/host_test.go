@@ -129,7 +129,7 @@ func (g *fakeGitHub) Status(_ context.Context, runner string, id int64) (flint.R
 		g.silent--
 		return flint.RunnerStatus{}, errors.New("502 Bad Gateway")
 	}
-	if have, ok := g.registered[runner]; !ok || have != id || g.forgot {
+	if have, ok := g.registered[runner]; !ok || id != 0 && have != id || g.forgot {
 		return flint.RunnerStatus{}, flint.ErrNotFound
 	}
 	return g.status, nil

@@ -1,10 +1,12 @@
 package host_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -89,6 +91,72 @@ func TestSweepUndoesADeadDaemonsRunners(t *testing.T) {
 	if err != nil || len(aside) != 2 {
 		t.Errorf("set aside: %v, %v; want the torn and the future record", aside, err)
 	}
+}
+
+// TestSweepTellsOfLostJobs: the daemon died under jobs, and so do their VMs.
+func TestSweepTellsOfLostJobs(t *testing.T) {
+	for name, tt := range map[string]struct {
+		phase  string
+		job    string
+		bend   func(*fakeGitHub)
+		lost   string // what is told
+		logged string
+	}{
+		"under a job":           {phase: "running", job: `{"id":"7","name":"build","repository":"acme/hello","run_id":3}`, lost: "flint-a of pool had build of acme/hello", logged: "job lost"},
+		"GitHub is silent":      {phase: "running", job: `{"name":"build"}`, bend: func(g *fakeGitHub) { g.silent = 1 }, lost: "flint-a of pool had build of ", logged: "job lost"},
+		"GitHub holds on to it": {phase: "running", job: `{"name":"build"}`, bend: func(g *fakeGitHub) { g.busy = true }, lost: "flint-a of pool had build of ", logged: "job lost"},
+		"its job was over":      {phase: "running", job: `{"name":"build"}`, bend: func(g *fakeGitHub) { delete(g.registered, "flint-a") }, logged: "was over"},
+		"its end had begun":     {phase: "finishing", job: `{"name":"build"}`},
+		"it had no job":         {phase: "registered", job: "null"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, &vmtest.Fake{})
+			w.github.registered["flint-a"] = 5
+			if tt.bend != nil {
+				tt.bend(w.github)
+			}
+			var log bytes.Buffer
+			w.config.Log = slog.New(slog.NewTextHandler(&log, nil))
+			var told []string
+			w.config.Lost = func(r flint.Runner, job flint.Job) {
+				told = append(told, r.ID+" of "+r.Pool+" had "+job.Name+" of "+job.Repository)
+			}
+			if err := os.MkdirAll(filepath.Join(w.dir, "flint-a"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			record := `{"version":1,"runner":{"id":"flint-a","pool":"pool","phase":"` + tt.phase + `","job":` + tt.job + `},"github_id":5,"register":true}`
+			if err := os.WriteFile(filepath.Join(w.dir, "flint-a", "runner.json"), []byte(record), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for range 3 { // what cannot be undone yet is tried again, and told of once
+				_ = host.New(w.config).Sweep(t.Context())
+			}
+			if got := strings.Join(told, ", "); got != tt.lost {
+				t.Errorf("told %q; want %q", got, tt.lost)
+			}
+			if n := strings.Count(log.String(), tt.logged); tt.logged != "" && n != 1 || tt.lost != "" && !strings.Contains(log.String(), "level=ERROR") {
+				t.Errorf("%d times %q in the log:\n%s", n, tt.logged, &log)
+			}
+			w.github.setBusy(false)
+			w.host()
+			w.nothingLeft()
+		})
+	}
+	t.Run("without GitHub", func(t *testing.T) { // Recover's way: whoever knows GitHub sweeps again, and tells
+		w := newWorld(t, &vmtest.Fake{})
+		w.config.GitHub = nil
+		w.config.Lost = func(r flint.Runner, _ flint.Job) { t.Errorf("told of %s", r.ID) }
+		if err := os.MkdirAll(filepath.Join(w.dir, "flint-a"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		record := `{"version":1,"runner":{"id":"flint-a","phase":"running","job":{"name":"build"}},"register":true}`
+		if err := os.WriteFile(filepath.Join(w.dir, "flint-a", "runner.json"), []byte(record), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := host.New(w.config).Sweep(t.Context()); err == nil {
+			t.Error("the registration that stays is not reported")
+		}
+	})
 }
 
 func itoa(n int) string {
