@@ -36,7 +36,27 @@ func (s *Store) Base(ctx context.Context, w Want) (Base, error) {
 	if err != nil {
 		return Base{}, err
 	}
-	var b Base
+	for try := 1; ; try++ {
+		b, err := s.base(ctx, src, w)
+		if err == nil && src.kind != ext4File { // that is not the store's
+			err = s.hold(b.Path)
+			if errors.Is(err, fs.ErrNotExist) && try < maxTries {
+				continue // a GC was quicker
+			}
+			s.noteSource(b.Path, w.Ref)
+		}
+		if err != nil {
+			return Base{}, explain(err, w)
+		}
+		return b, nil
+	}
+}
+
+// maxTries bounds how often an image is made again that another process removes at once.
+const maxTries = 3
+
+// base finds or makes what src is.
+func (s *Store) base(ctx context.Context, src source, w Want) (b Base, err error) {
 	switch src.kind {
 	case dockerfile:
 		b, err = s.fromDockerfile(ctx, src, w)
@@ -49,10 +69,7 @@ func (s *Store) Base(ctx context.Context, w Want) (Base, error) {
 	case registry:
 		b, err = s.fromRegistry(ctx, src, w)
 	}
-	if err != nil {
-		return Base{}, explain(err, w)
-	}
-	return b, nil
+	return b, err
 }
 
 // explain turns what went wrong with an image into a fault, unless it is one already, or the fault of this machine, or
@@ -61,6 +78,9 @@ func explain(err error, w Want) error {
 	var f *flint.Fault
 	var number syscall.Errno
 	var path *fs.PathError
+	if full := spaceFault(err, fmt.Sprintf("make image %q", w.Ref)); full != nil {
+		return full
+	}
 	switch {
 	case errors.As(err, &f):
 		return err
@@ -71,11 +91,6 @@ func explain(err error, w Want) error {
 			Fix:  fmt.Sprintf("make the image smaller; the limit is %s for all files together and %s for one file", w.Limit, maxFile),
 			Kind: flint.ErrConfig,
 			Err:  err,
-		}
-	case errors.Is(err, syscall.ENOSPC):
-		return &flint.Fault{
-			Code: "image.space", What: fmt.Sprintf("make image %q", w.Ref),
-			Fix: "free disk space where flint keeps its images, or have it keep them elsewhere", Err: err,
 		}
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.As(err, &path), errors.As(err, &number):
 		return fmt.Errorf("make image %q: %w", w.Ref, err)
@@ -198,7 +213,8 @@ func (s *Store) fromArchive(ctx context.Context, src source, w Want) (Base, erro
 	if err != nil || !settled {
 		return b, err
 	}
-	return b, s.remember(key, b)
+	s.note(key, b)
+	return b, nil
 }
 
 // archiveImage opens a docker archive in place, or an OCI archive by unpacking it to dir.
@@ -240,7 +256,8 @@ func (s *Store) fromExt4(ctx context.Context, src source, w Want) (Base, error) 
 	if !settled {
 		return b, nil
 	}
-	return b, s.remember(key, b.Digest)
+	s.note(key, b.Digest)
+	return b, nil
 }
 
 // fromRegistry pulls an image. A tag is looked up at every call; where the registry does not answer, what the tag gave
@@ -261,7 +278,10 @@ func (s *Store) fromRegistry(ctx context.Context, src source, w Want) (Base, err
 	switch {
 	case err == nil:
 		done(summary(b), nil)
-		return b, s.remember(key, b)
+		if !known || b.Digest != last.Digest {
+			s.note(key, b)
+		}
+		return b, nil
 	case known && ctx.Err() == nil && !refused(err):
 		s.log.Warn("registry cannot be reached; using the image pulled last", "image", ref.Name(), "err", err)
 		done("cached; the registry cannot be reached", nil)

@@ -56,7 +56,8 @@ func (s *Store) fromDockerfile(ctx context.Context, src source, w Want) (Base, e
 	if err != nil {
 		return Base{}, err
 	}
-	return b, s.remember(key, b)
+	s.note(key, b)
+	return b, nil
 }
 
 // buildKey names what a build depends on. A local base image counts by its content, not its path.
@@ -98,13 +99,17 @@ func (s *Store) buildStep(ctx context.Context, file, dir string, w Want) (v1.Ima
 	done := w.Progress.Step(step)
 	b.line = func(line string) { w.Progress.Report(flint.Milestone{Step: step, Line: line}) }
 	// Builds share one storage, and what a killed build left there is removed by name.
-	unlock, err := s.lock(ctx, "builder")
+	unlock, err := s.lock(ctx, builderLock)
 	if err == nil {
 		defer unlock()
+		s.used(b.storage)
 		err = b.build(ctx)
 	}
 	var failed *tool.Error
 	if errors.As(err, &failed) {
+		err = outOfSpace(failed)
+	}
+	if errors.As(err, &failed) && spaceFault(err, "") == nil {
 		err = &flint.Fault{
 			Code: "image.build",
 			What: fmt.Sprintf("build image %q with %s", w.Ref, b.name),
@@ -123,6 +128,11 @@ func (s *Store) buildStep(ctx context.Context, file, dir string, w Want) (v1.Ima
 	}
 	return layoutImage(b.out(), "")
 }
+
+const (
+	runPrefix = "/tmp/flint-" // of the paths of run directories
+	runLink   = "run"         // in a build's work directory: where its run directory is
+)
 
 // build is one build by one builder.
 type build struct {
@@ -214,11 +224,14 @@ func (b *build) withDocker(ctx context.Context) error {
 func (b *build) withStorage(ctx context.Context) error {
 	// Not $TMPDIR: podman refuses a path of more than 50 bytes, and it becomes part of an image's name, which has no
 	// upper case.
-	run, err := os.MkdirTemp("/tmp", "flint-")
+	run, err := os.MkdirTemp(filepath.Split(runPrefix))
 	if err != nil {
 		return fmt.Errorf("make run directory: %w", err)
 	}
 	defer os.RemoveAll(run)
+	if err := os.Symlink(run, filepath.Join(b.dir, runLink)); err != nil { // for sweep, should this process be killed
+		return fmt.Errorf("note run directory: %w", err)
+	}
 	global := []string{"--root", filepath.Join(b.storage, "storage"), "--runroot", run}
 	with := func(args ...string) tool.Tool { return b.tool(append(global[:len(global):len(global)], args...), nil) }
 

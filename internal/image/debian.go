@@ -53,18 +53,44 @@ func (s *Store) DebianBase(ctx context.Context, suite string, p flint.Progress) 
 		return "", err
 	}
 	defer unlock()
-	if isRegular(filepath.Join(dir, "index.json")) {
+	if isWhole(dir) {
 		p.Step(step)("cached", nil)
-		return ref, nil
+		return ref, s.hold(dir)
 	}
 	done := p.Step(step)
 	err = s.bootstrap(ctx, suite, dir, func(line string) { p.Report(flint.Milestone{Step: step, Line: line}) })
+	if err == nil {
+		err = s.hold(dir)
+	}
+	if f := spaceFault(err, step); f != nil {
+		err = f
+	}
 	if err != nil {
 		done("", err)
 		return "", err
 	}
 	done(ref, nil)
 	return ref, nil
+}
+
+// isWhole reports whether a layout has every file that its image names, in its size: a crash of the machine may have cut
+// them. Their content is checked by whoever reads them.
+func isWhole(dir string) bool {
+	img, err := layoutImage(dir, "")
+	if err != nil {
+		return false
+	}
+	m, err := img.Manifest()
+	if err != nil {
+		return false
+	}
+	for _, d := range append([]v1.Descriptor{m.Config}, m.Layers...) {
+		info, err := os.Stat(filepath.Join(dir, "blobs", d.Digest.Algorithm, d.Digest.Hex))
+		if err != nil || info.Size() != d.Size {
+			return false
+		}
+	}
+	return true
 }
 
 func (s *Store) bootstrap(ctx context.Context, suite, dir string, line func(string)) error {
@@ -90,12 +116,17 @@ func (s *Store) bootstrap(ctx context.Context, suite, dir string, line func(stri
 		Env: []string{"SOURCE_DATE_EPOCH=0", "TMPDIR=" + os.TempDir()},
 	}
 	var failed *tool.Error
-	if err := t.Run(ctx); errors.As(err, &failed) {
+	err = t.Run(ctx)
+	if errors.As(err, &failed) {
+		err = outOfSpace(failed)
+	}
+	if errors.As(err, &failed) && spaceFault(err, "") == nil {
 		return &flint.Fault{
 			Code: "image.mmdebstrap", What: "make a Debian base of " + suite,
 			Fix: "check the suite's name and that this machine reaches a Debian mirror (sudo apt-get update)", Err: err,
 		}
-	} else if err != nil {
+	}
+	if err != nil {
 		return err
 	}
 	made := filepath.Join(tmp, "layout")

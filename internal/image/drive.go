@@ -52,11 +52,36 @@ func (s *Store) Drive(ctx context.Context, dir string, p flint.Progress) (Drive,
 			Kind: flint.ErrConfig, Err: err,
 		}
 	}
+	for try := 1; ; try++ {
+		d, err := s.drive(ctx, dir, p)
+		if err == nil {
+			err = s.hold(d.Path)
+			if errors.Is(err, fs.ErrNotExist) && try < maxTries {
+				continue // a GC was quicker
+			}
+			s.noteSource(d.Path, dir)
+		}
+		if f := spaceFault(err, "make runner drive of "+dir); f != nil {
+			return Drive{}, f
+		}
+		if err != nil {
+			return Drive{}, fmt.Errorf("make runner drive of %s: %w", dir, err)
+		}
+		return d, nil
+	}
+}
+
+// drive finds or makes the drive of a directory.
+func (s *Store) drive(ctx context.Context, dir string, p flint.Progress) (Drive, error) {
 	digest, err := s.contextDigest(ctx, dir)
 	if err != nil {
-		return Drive{}, fmt.Errorf("make runner drive: %w", err)
+		return Drive{}, err
 	}
 	key := keyOf(flatVersion, "drive", digest)
+	if d, ok := s.recallDrive(key); ok {
+		p.Step("make runner drive")("cached", nil)
+		return d, nil
+	}
 	unlock, err := s.lock(ctx, key)
 	if err != nil {
 		return Drive{}, err
@@ -69,13 +94,11 @@ func (s *Store) Drive(ctx context.Context, dir string, p flint.Progress) (Drive,
 	done := p.Step("make runner drive")
 	d := Drive{Version: readVersion(filepath.Join(dir, versionFile))}
 	d.Digest, d.Path, d.Size, err = s.writeImage(ctx, driveDir, []layer{{open: func() (io.ReadCloser, error) { return tarOf(ctx, dir), nil }}}, maxDrive)
-	if err == nil {
-		err = s.remember(key, d)
-	}
 	if err != nil {
 		done("", err)
-		return Drive{}, fmt.Errorf("make runner drive of %s: %w", dir, err)
+		return Drive{}, err
 	}
+	s.note(key, d)
 	done(fmt.Sprintf("%.19s, %s", d.Digest, d.Size), nil)
 	return d, nil
 }

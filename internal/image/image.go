@@ -8,6 +8,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -22,6 +23,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,9 +34,14 @@ import (
 
 // Store is a directory that holds images, what was needed to make them, and what is remembered about them. Several
 // processes may use one at the same time: each thing is made once, under a lock, and appears whole or not at all.
+//
+// What Base, Drive and DebianBase return stays until this process ends, or until GC is told that it is not needed.
 type Store struct {
 	dir string
 	log *slog.Logger
+
+	mu   sync.Mutex
+	held map[string]*hold // by path; what this process uses
 }
 
 // DefaultLimit is the largest flattened image made when Want.Limit is 0.
@@ -67,7 +74,7 @@ const (
 	baseDir    = "base"       // <digest>.ext4, readable by all
 	driveDir   = "drive"      // <digest>.ext4, readable by all
 	recordDir  = "record"     // <key>.json: what an input gave
-	lockDir    = "lock"       // <key>: held while it is made
+	lockDir    = "lock"       // <key>: held while it is made; workLock, builderLock
 	tmpDir     = "tmp"        // one directory per work in progress, locked by its owner
 	debianDir  = "debian"     // OCI layouts made by DebianBase
 	builderDir = "containers" // storage of buildah or podman
@@ -79,7 +86,7 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
-	s := &Store{dir: dir, log: log}
+	s := &Store{dir: dir, log: log, held: map[string]*hold{}}
 	for _, d := range []struct {
 		name string
 		mode os.FileMode
@@ -94,6 +101,9 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 		{builderDir, 0o700},
 	} {
 		if err := makeDir(s.path(d.name), d.mode); err != nil {
+			if f := spaceFault(err, "open the image store"); f != nil {
+				return nil, f
+			}
 			return nil, fmt.Errorf("open image store: %w", err)
 		}
 	}
@@ -117,35 +127,87 @@ func (s *Store) path(elem ...string) string {
 	return filepath.Join(append([]string{s.dir}, elem...)...)
 }
 
-// sweep removes the work directories whose owners are gone. The lock on each tells; a young one may not be locked yet.
-func (s *Store) sweep() {
-	entries, err := os.ReadDir(s.path(tmpDir))
+// Locks with names of their own; all others are named by a digest.
+const (
+	workLock    = "work"    // while work directories are made and locked, or looked through
+	builderLock = "builder" // while podman or buildah use their storage
+)
+
+// sweep removes the work directories whose owners are gone, and returns how much of the disk that freed. The lock on each
+// tells: it is taken before anybody else may look.
+func (s *Store) sweep() (freed flint.Bytes) {
+	dead, err := s.abandoned()
 	if err != nil {
-		s.log.Warn("read temporary directory of the image store", "err", err)
-		return
+		s.log.Warn("look for what interrupted builds left", "err", err)
 	}
-	for _, e := range entries {
-		info, err := e.Info()
-		if err != nil || time.Since(info.ModTime()) < time.Minute {
-			continue
-		}
-		path := s.path(tmpDir, e.Name())
-		f, err := os.Open(path)
-		if err != nil {
-			continue
-		}
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			s.log.Info("removing what an interrupted build left", "path", path)
-			if err := os.RemoveAll(path); err != nil {
-				s.log.Warn("remove leftover", "err", err)
+	for _, f := range dead {
+		size, _ := onDisk(f.Name())
+		s.log.Info("removing what an interrupted build left", "path", f.Name(), "size", size)
+		// A build's run directory has to be elsewhere; see withStorage.
+		if run, err := os.Readlink(filepath.Join(f.Name(), runLink)); err == nil && strings.HasPrefix(run, runPrefix) {
+			err = os.RemoveAll(run)
+			if err != nil {
+				s.log.Warn("remove run directory", "err", err)
 			}
+		}
+		if err := os.RemoveAll(f.Name()); err != nil {
+			s.log.Warn("remove leftover", "err", err)
+		} else {
+			freed += size
 		}
 		f.Close()
 	}
+	return freed
+}
+
+// abandoned takes the locks of work directories that have no owner.
+func (s *Store) abandoned() (dead []*os.File, err error) {
+	unlock, err := s.workers()
+	if errors.Is(err, unix.EROFS) {
+		return nil, nil // nothing can be removed either
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	entries, err := os.ReadDir(s.path(tmpDir))
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		f, err := os.Open(s.path(tmpDir, e.Name()))
+		if err != nil {
+			continue
+		}
+		if flock(f, unix.LOCK_EX|unix.LOCK_NB) != nil {
+			f.Close()
+			continue
+		}
+		dead = append(dead, f)
+	}
+	return dead, nil
+}
+
+// workers keeps others from making work directories, and from looking through them, for a moment.
+func (s *Store) workers() (unlock func(), err error) {
+	f, err := os.OpenFile(s.path(lockDir, workLock), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := flock(f, unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return func() { f.Close() }, nil
 }
 
 // work makes a private directory for work in progress. Call release when done; nothing in the directory survives it.
 func (s *Store) work() (dir string, release func(), err error) {
+	unlock, err := s.workers()
+	if err != nil {
+		return "", nil, fmt.Errorf("make work directory: %w", err)
+	}
+	defer unlock()
 	dir, err = os.MkdirTemp(s.path(tmpDir), "")
 	if err != nil {
 		return "", nil, fmt.Errorf("make work directory: %w", err)
@@ -157,7 +219,7 @@ func (s *Store) work() (dir string, release func(), err error) {
 	}
 	f, err := os.Open(dir)
 	if err == nil {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_SH)
+		err = flock(f, unix.LOCK_SH)
 	}
 	if err != nil {
 		remove()
@@ -226,25 +288,29 @@ func (s *Store) recall(key string, v any) bool {
 	return true
 }
 
-// remember writes a record in place of an older one.
+// note remembers v under a key. What cannot be remembered, on a full disk as a rule, is worked out again next time.
+func (s *Store) note(key string, v any) {
+	if err := s.remember(key, v); err != nil {
+		s.log.Warn("the image store cannot remember what it has", "err", err)
+	}
+}
+
+// remember writes a record in place of an older one: whole and on disk, or not at all.
 func (s *Store) remember(key string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode record: %w", err)
 	}
-	f, err := os.CreateTemp(s.path(recordDir), key+".*.tmp")
+	tmp, release, err := s.work()
 	if err != nil {
 		return fmt.Errorf("write record: %w", err)
 	}
-	defer os.Remove(f.Name()) // gone by then when all went well
-	_, err = f.Write(b)
-	if cerr := f.Close(); err == nil {
-		err = cerr
+	defer release()
+	path := filepath.Join(tmp, "record")
+	if err := writeFile(path, bytes.NewReader(b)); err != nil {
+		return fmt.Errorf("write record: %w", err)
 	}
-	if err == nil {
-		err = os.Rename(f.Name(), s.path(recordDir, key+".json"))
-	}
-	if err != nil {
+	if err := os.Rename(path, s.path(recordDir, key+".json")); err != nil {
 		return fmt.Errorf("write record: %w", err)
 	}
 	return nil
@@ -289,21 +355,24 @@ func (s *Store) writeImage(ctx context.Context, kind string, layers []layer, lim
 		return "", "", 0, fmt.Errorf("write image: %w", err)
 	}
 	path = s.path(kind, fileName(digest))
-	if err := publish(f, path); err != nil {
+	if err := s.publish(f, path); err != nil {
 		return "", "", 0, err
 	}
 	return digest, path, flint.Bytes(end), nil
 }
 
 // publish gives a finished file its name. It is on disk before it is seen. A file of that name with that size has the
-// same content and is left alone: VMs may be using it.
-func publish(f *os.File, path string) error {
+// same content and is left alone: VMs may be using it. Either is held before a GC can see that nobody uses it.
+func (s *Store) publish(f *os.File, path string) error {
 	info, err := f.Stat()
 	if err != nil {
 		return fmt.Errorf("publish image: %w", err)
 	}
-	if old, err := os.Stat(path); err == nil && old.Size() == info.Size() {
+	if old, err := os.Stat(path); err == nil && old.Size() == info.Size() && s.hold(path) == nil {
 		return nil
+	}
+	if err := flock(f, unix.LOCK_SH); err != nil {
+		return fmt.Errorf("publish image: %w", err)
 	}
 	if err := f.Chmod(0o644); err != nil {
 		return fmt.Errorf("publish image: %w", err)
@@ -312,6 +381,9 @@ func publish(f *os.File, path string) error {
 		return fmt.Errorf("publish image: %w", err)
 	}
 	if err := os.Rename(f.Name(), path); err != nil {
+		return fmt.Errorf("publish image: %w", err)
+	}
+	if err := s.hold(path); err != nil {
 		return fmt.Errorf("publish image: %w", err)
 	}
 	return nil

@@ -24,7 +24,7 @@ const (
 func (s *Store) Scratch(path string, size flint.Bytes) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return fmt.Errorf("make scratch disk: %w", err)
+		return scratchFault(err)
 	}
 	err = writeScratch(f, size)
 	if cerr := f.Close(); err == nil {
@@ -32,9 +32,16 @@ func (s *Store) Scratch(path string, size flint.Bytes) error {
 	}
 	if err != nil {
 		os.Remove(path)
-		return fmt.Errorf("make scratch disk: %w", err)
+		return scratchFault(err)
 	}
 	return nil
+}
+
+func scratchFault(err error) error {
+	if f := spaceFault(err, "make scratch disk"); f != nil {
+		return f
+	}
+	return fmt.Errorf("make scratch disk: %w", err)
 }
 
 // Numbers and on-disk forms below are those of the Linux kernel's fs/ext4/ext4.h and its documentation,

@@ -223,7 +223,8 @@ func (s *Store) fromImage(ctx context.Context, img v1.Image, limit flint.Bytes) 
 	if b.Digest, b.Path, b.Size, err = s.writeImage(ctx, baseDir, layers, limit); err != nil {
 		return Base{}, err
 	}
-	return b, s.remember(key, b)
+	s.note(key, b)
+	return b, nil
 }
 
 // unpackArchive writes the blobs and the index of an OCI archive to dir, so that it can be read as a layout.
@@ -271,7 +272,7 @@ func isLayoutFile(name string) bool {
 	return ok && len(blob) == 64 && strings.Trim(blob, "0123456789abcdef") == ""
 }
 
-// writeFile makes a file that must not exist yet, and the directories above it.
+// writeFile makes a file that must not exist yet, and the directories above it. It is on disk when writeFile returns.
 func writeFile(path string, r io.Reader) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
@@ -280,7 +281,9 @@ func writeFile(path string, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(f, r)
+	if _, err = io.Copy(f, r); err == nil {
+		err = f.Sync()
+	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}

@@ -108,7 +108,8 @@ func (s *Store) contextDigest(ctx context.Context, dir string) (string, error) {
 	if !settled {
 		return digest, nil
 	}
-	return digest, s.remember(key, digest)
+	s.note(key, digest)
+	return digest, nil
 }
 
 // eachFile calls visit for dir and everything below it, in byte order, following no symbolic links.
