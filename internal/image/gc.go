@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flint"
+	"flint/internal/inuse"
 )
 
 // Image is one thing a store keeps.
@@ -118,15 +119,14 @@ func (s *Store) take(i Image) (release func(), free bool, err error) {
 	if i.Kind == KindBuilder {
 		path = s.path(lockDir, builderLock)
 	}
-	f, free, err := seize(path)
-	if i.Kind == KindBuilder && f == nil && err == nil {
-		_, err := os.Lstat(path) // no lock: nothing was ever built
-		return func() {}, errors.Is(err, fs.ErrNotExist), nil
+	f, err := inuse.Seize(path)
+	if f != nil {
+		return func() { f.Close() }, true, nil
 	}
-	if err != nil || !free {
-		return nil, false, err
+	if _, lerr := os.Lstat(path); i.Kind == KindBuilder && errors.Is(lerr, fs.ErrNotExist) {
+		return func() {}, true, nil // no lock: nothing was ever built here
 	}
-	return func() { f.Close() }, true, nil
+	return nil, false, err
 }
 
 // onDisk is what a file, or a directory with all in it, takes of the disk.

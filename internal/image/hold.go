@@ -1,13 +1,10 @@
 package image
 
 import (
-	"errors"
-	"fmt"
-	"io/fs"
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"flint/internal/inuse"
 )
 
 // hold is what this process uses of a store: an open file with a shared lock, which ends with the process.
@@ -23,30 +20,20 @@ func (s *Store) hold(path string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if h := s.held[path]; h != nil {
-		if isAt(h.f, path) {
+		if inuse.IsAt(h.f, path) {
 			s.used(path)
 			return nil
 		}
 		h.f.Close()
 		delete(s.held, path)
 	}
-	for {
-		f, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		// Whoever has the lock to himself is about to remove it, which is quick.
-		if err := flock(f, unix.LOCK_SH); err != nil {
-			f.Close()
-			return fmt.Errorf("lock %s: %w", path, err)
-		}
-		if isAt(f, path) {
-			s.held[path] = &hold{f: f}
-			s.used(path)
-			return nil
-		}
-		f.Close() // removed or replaced in between
+	f, err := inuse.Hold(path)
+	if err != nil {
+		return err
 	}
+	s.held[path] = &hold{f: f}
+	s.used(path)
+	return nil
 }
 
 // letGo gives up what GCs were told to keep and are no longer. What was never named is about to be used.
@@ -68,58 +55,5 @@ func (s *Store) letGo(keep func(path string) bool) {
 func (s *Store) used(path string) {
 	if err := os.Chtimes(path, time.Time{}, time.Now()); err != nil {
 		s.log.Debug("record the use of an image", "err", err)
-	}
-}
-
-// seize opens what is at path for removal: false where anybody uses it. Closing the file lets go of it.
-func seize(path string) (*os.File, bool, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, false, nil
-	}
-	if err != nil {
-		return nil, false, err
-	}
-	err = flock(f, unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) || err == nil && (!isAt(f, path) || openElsewhere(f)) {
-		f.Close()
-		return nil, false, nil
-	}
-	if err != nil {
-		f.Close()
-		return nil, false, fmt.Errorf("lock %s: %w", path, err)
-	}
-	return f, true, nil
-}
-
-// openElsewhere reports whether a file is open beside f: VMs outlive the flint that locked their images. The kernel grants
-// a write lease, which is given back at once, only to the one who has a file open. Where it knows no leases the lock decides.
-func openElsewhere(f *os.File) bool {
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return false
-	}
-	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
-		return errors.Is(err, unix.EAGAIN)
-	}
-	_, _ = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_UNLCK) // it ends with f at the latest
-	return false
-}
-
-// isAt reports whether f is what path names now.
-func isAt(f *os.File, path string) bool {
-	is, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	at, err := os.Lstat(path)
-	return err == nil && os.SameFile(is, at)
-}
-
-// flock is flock(2), gone on with after a signal.
-func flock(f *os.File, how int) error {
-	for {
-		if err := unix.Flock(int(f.Fd()), how); !errors.Is(err, unix.EINTR) {
-			return err
-		}
 	}
 }

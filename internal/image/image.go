@@ -30,6 +30,7 @@ import (
 
 	"flint"
 	"flint/internal/ext4"
+	"flint/internal/inuse"
 )
 
 // Store is a directory that holds images, what was needed to make them, and what is remembered about them. Several
@@ -179,7 +180,7 @@ func (s *Store) abandoned() (dead []*os.File, err error) {
 		if err != nil {
 			continue
 		}
-		if flock(f, unix.LOCK_EX|unix.LOCK_NB) != nil {
+		if inuse.Lock(f, unix.LOCK_EX|unix.LOCK_NB) != nil {
 			f.Close()
 			continue
 		}
@@ -194,7 +195,7 @@ func (s *Store) workers() (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := flock(f, unix.LOCK_EX); err != nil {
+	if err := inuse.Lock(f, unix.LOCK_EX); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -219,7 +220,7 @@ func (s *Store) work() (dir string, release func(), err error) {
 	}
 	f, err := os.Open(dir)
 	if err == nil {
-		err = flock(f, unix.LOCK_SH)
+		err = inuse.Lock(f, unix.LOCK_SH)
 	}
 	if err != nil {
 		remove()
@@ -371,7 +372,7 @@ func (s *Store) publish(f *os.File, path string) error {
 	if old, err := os.Stat(path); err == nil && old.Size() == info.Size() && s.hold(path) == nil {
 		return nil
 	}
-	if err := flock(f, unix.LOCK_SH); err != nil {
+	if err := inuse.Lock(f, unix.LOCK_SH); err != nil {
 		return fmt.Errorf("publish image: %w", err)
 	}
 	if err := f.Chmod(0o644); err != nil {

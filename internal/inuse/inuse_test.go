@@ -1,0 +1,108 @@
+package inuse
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestWhatIsHeldCannotBeSeized(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{file, dir} {
+		one, err := Hold(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		two, err := Hold(path)
+		if err != nil {
+			t.Fatalf("%s: a second user: %v", path, err)
+		}
+		one.Close()
+		if f, err := Seize(path); f != nil || err != nil {
+			t.Errorf("%s: seized (%v) although held", path, err)
+		}
+		two.Close()
+		f, err := Seize(path)
+		if f == nil || err != nil {
+			t.Fatalf("%s: not seized although free: %v", path, err)
+		}
+		if again, err := Seize(path); again != nil || err != nil {
+			t.Errorf("%s: seized twice (%v)", path, err)
+		}
+		f.Close()
+	}
+}
+
+func TestWhatIsOpenCannotBeSeized(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if is, err := Open(file); is || err != nil {
+		t.Errorf("open: %v, %v", is, err)
+	}
+	for _, how := range []int{os.O_RDONLY, os.O_RDWR} {
+		vmm, err := os.OpenFile(file, how, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f, err := Seize(file); f != nil || err != nil {
+			t.Errorf("seized (%v) although open", err)
+		}
+		if is, err := Open(file); !is || err != nil {
+			t.Errorf("open: %v, %v", is, err)
+		}
+		vmm.Close()
+	}
+	if f, err := Seize(file); f == nil || err != nil {
+		t.Errorf("not seized although closed: %v", err)
+	}
+}
+
+// TestHoldIsOfWhatIsThere has a holder wait for one who replaces the file: it gets the new one.
+func TestHoldIsOfWhatIsThere(t *testing.T) {
+	dir := t.TempDir()
+	file, next := filepath.Join(dir, "file"), filepath.Join(dir, "next")
+	for _, p := range []string{file, next} {
+		if err := os.WriteFile(p, []byte(p), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	taken, err := Seize(file)
+	if taken == nil {
+		t.Fatal(err)
+	}
+	held := make(chan error)
+	go func() {
+		f, err := Hold(file)
+		if err == nil {
+			var b [512]byte
+			n, rerr := f.Read(b[:])
+			if err = errors.Join(rerr, f.Close()); string(b[:n]) != next {
+				err = errors.New("holds " + string(b[:n]))
+			}
+		}
+		held <- err
+	}()
+	if err := errors.Join(os.Rename(next, file), taken.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-held; err != nil {
+		t.Error(err)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Hold(file); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+	if f, err := Seize(file); f != nil || err != nil {
+		t.Errorf("seized what is not there: %v", err)
+	}
+}
