@@ -8,14 +8,12 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"flint"
 	"flint/internal/config"
@@ -149,16 +147,6 @@ func (a *App) poolOf(runner string) (pool string, ours bool) {
 // over says that a runner's work is done: its VM goes down.
 func (a *App) over(runner string) bool {
 	return slices.ContainsFunc(a.host.State().Runners, func(r flint.Runner) bool { return r.ID == runner && r.Phase >= flint.Finishing })
-}
-
-// hookServer is the HTTP side of the webhooks. GitHub gives up after 10 s.
-func (a *App) hookServer() *http.Server {
-	mux := http.NewServeMux()
-	mux.Handle(a.cfg.Webhook.Path, a.hooks.Handler())
-	return &http.Server{
-		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
-		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
-	}
 }
 
 // WebhookAddr is where webhooks are listened for; nil where nothing does.

@@ -3,8 +3,6 @@ package app
 import (
 	"context"
 	"errors"
-	"fmt"
-	"net/http"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -111,30 +109,6 @@ func (a *App) serveAPI(ctx context.Context, tasks *errgroup.Group) error {
 		return err
 	}
 	tasks.Go(func() error { return s.Serve(ctx) })
-	return nil
-}
-
-// serveHooks answers GitHub's deliveries until ctx ends.
-func (a *App) serveHooks(ctx context.Context) error {
-	s := a.hookServer()
-	ended := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(ended)
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), webhookGrace)
-		defer cancel()
-		if s.Shutdown(end) != nil {
-			_ = s.Close()
-		}
-	})
-	a.log.Info("listening for webhooks", "address", a.listener.Addr().String(), "path", a.cfg.Webhook.Path)
-	err := s.Serve(a.listener)
-	if stop() {
-		return fmt.Errorf("serve webhooks: %w", err)
-	}
-	<-ended
-	if !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
 	return nil
 }
 

@@ -56,6 +56,7 @@ func (r *Receiver) serve(w http.ResponseWriter, req *http.Request) {
 		no = &refusal{http.StatusServiceUnavailable, "the delivery cannot be stored"}
 	}
 	h := w.Header()
+	h.Set("Connection", "close") // of a stranger, as a rule, who could keep it
 	switch no.status {
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		h.Set("Retry-After", "2")
