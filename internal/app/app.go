@@ -216,7 +216,7 @@ func (a *App) newHost(github host.Registrar) *host.Host {
 			Boot: time.Duration(a.cfg.VM.BootTimeout), Online: onlineTime, Pickup: pickupTime,
 			Job: time.Duration(a.cfg.VM.JobTimeout), Finish: finishTime,
 		},
-		Driver: a.driver, Attach: a.attach, Supply: a.supplyOf, Scratch: a.store.Scratch, GitHub: github, Log: a.log,
+		Driver: a.driver, Attach: a.attach, Supply: a.supplyOf, Scratch: a.store.Scratch, GitHub: github, Lost: a.lost, Log: a.log,
 	})
 }
 

@@ -54,9 +54,13 @@ func openReruns(path string) (*reruns, error) {
 	return r, nil
 }
 
+// add puts a job on the list, where it is not on it.
 func (r *reruns) add(x rerun) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if slices.ContainsFunc(r.list, func(o rerun) bool { return o.Runner == x.Runner }) {
+		return nil
+	}
 	if len(r.list) >= maxReruns {
 		return fmt.Errorf("%d jobs wait to run again already", len(r.list))
 	}

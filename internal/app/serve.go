@@ -135,13 +135,21 @@ func (a *App) ended(res flint.Result, err error) {
 		a.software.refused = true
 		a.mu.Unlock()
 	}
-	if res.Lost && a.rerunsLost(res.Runner.Pool) {
-		if err := a.reruns.add(rerun{Job: *res.Runner.Job, Runner: res.Runner.ID, Lost: time.Now()}); err != nil {
-			log.Error("lost job will not run again", "err", err)
-		}
+	if res.Lost {
+		a.lost(res.Runner, *res.Runner.Job)
 	}
 	if a.opt.Result != nil {
 		a.opt.Result(res, err)
+	}
+}
+
+// lost puts a lost job on the list of those that are to run again, if its pool wants that. It may be told of one twice.
+func (a *App) lost(r flint.Runner, job flint.Job) {
+	if !a.rerunsLost(r.Pool) {
+		return
+	}
+	if err := a.reruns.add(rerun{Job: job, Runner: r.ID, Lost: time.Now()}); err != nil {
+		a.log.Error("lost job will not run again", "runner", r.ID, "job", job.Name, "err", err)
 	}
 }
 

@@ -18,9 +18,9 @@ import (
 )
 
 // Sweep undoes what runners of an earlier process left behind: it reads every record, ends the VMM it names, removes the
-// registration, and then the directory. A job that it takes down with its VM is told of (Config.Lost). Network ports are undone by opening the network. It is idempotent. A record
-// that cannot be read is moved to the directory "damaged" beside the runners', never guessed at. Runners of this process are
-// left alone.
+// registration, and then the directory. A job that was lost with its VM is told of (Config.Lost). Network ports are undone by
+// opening the network. It is idempotent. A record that cannot be read is moved to the directory "damaged" beside the runners',
+// never guessed at. Runners of this process are left alone.
 func (h *Host) Sweep(ctx context.Context) error {
 	if err := os.MkdirAll(h.c.Dir, 0o700); err != nil {
 		return fmt.Errorf("make directory of runners: %w", err)
@@ -96,13 +96,15 @@ func (h *Host) sweepOne(ctx context.Context, dir string, ask bool) error {
 	rec, err := readRecord(dir)
 	unreadable := err != nil && !errors.Is(err, fs.ErrNotExist)
 	h.c.Log.Info("undoing what a runner left", "runner", id, "phase", rec.Runner.Phase, "unreadable", unreadable)
-	h.mourn(ctx, dir, rec)
 	if rec.Register && h.c.GitHub == nil {
 		return errors.New("its registration can be removed only with access to GitHub")
 	}
 	if rec.Register || unreadable && h.c.GitHub != nil {
 		err := errors.New("GitHub does not remove others either")
 		if ask {
+			err = h.mourn(ctx, dir, rec)
+		}
+		if ask && err == nil {
 			// By its name, not its id: the configuration may name another organisation by now, with ids of its own.
 			err = remove(ctx, h.c.GitHub, id, 0, false)
 		}
@@ -124,19 +126,21 @@ func (h *Host) sweepOne(ctx context.Context, dir string, ask bool) error {
 }
 
 // mourn tells of the job that a runner's end took with it, once: the record says so then. Whether the job was over before,
-// GitHub knows: it forgets a runner with its job's end.
-func (h *Host) mourn(ctx context.Context, dir string, rec record) {
+// GitHub knows: it forgets a runner with its job's end. Until it answers, nothing is told and the record stays.
+func (h *Host) mourn(ctx context.Context, dir string, rec record) error {
 	job := rec.Runner.Job
-	if job == nil || rec.Runner.Phase >= flint.Finishing || h.c.GitHub == nil {
-		return
+	if job == nil || rec.Concluded || rec.Runner.Phase >= flint.Finishing {
+		return nil
 	}
 	log := h.c.Log.With("runner", rec.Runner.ID, "job", job.Name, "repository", job.Repository, "run", job.RunID)
 	ctx, cancel := context.WithTimeout(ctx, removeTime)
 	defer cancel()
-	_, err := h.c.GitHub.Status(ctx, rec.Runner.ID, 0) // by its name, as it is removed
-	if errors.Is(err, flint.ErrNotFound) {
+	switch _, err := h.c.GitHub.Status(ctx, rec.Runner.ID, 0); { // by its name, as it is removed
+	case errors.Is(err, flint.ErrNotFound):
 		log.Info("its job was over before its VM was ended")
-	} else {
+	case err != nil:
+		return fmt.Errorf("ask whether its job was over: %w", err)
+	default:
 		log.Error("job lost: its VM did not outlive flint")
 		if h.c.Lost != nil {
 			h.c.Lost(rec.Runner, *job)
@@ -149,6 +153,7 @@ func (h *Host) mourn(ctx context.Context, dir string, rec record) {
 	if err := rec.write(dir, true); err != nil {
 		log.Warn("its job may be called lost again", "err", err)
 	}
+	return nil
 }
 
 // endNamed ends every VMM that was started under this id: QEMU with -name, Firecracker and its jailer with --id. The id is

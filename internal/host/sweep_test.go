@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -96,16 +97,18 @@ func TestSweepUndoesADeadDaemonsRunners(t *testing.T) {
 // TestSweepTellsOfLostJobs: the daemon died under jobs, and so do their VMs.
 func TestSweepTellsOfLostJobs(t *testing.T) {
 	for name, tt := range map[string]struct {
-		phase  string
-		job    string
-		bend   func(*fakeGitHub)
-		lost   string // what is told
-		logged string
+		phase     string
+		job       string
+		bend      func(*fakeGitHub)
+		concluded bool
+		lost      string // what is told
+		logged    string
 	}{
 		"under a job":           {phase: "running", job: `{"id":"7","name":"build","repository":"acme/hello","run_id":3}`, lost: "flint-a of pool had build of acme/hello", logged: "job lost"},
 		"GitHub is silent":      {phase: "running", job: `{"name":"build"}`, bend: func(g *fakeGitHub) { g.silent = 1 }, lost: "flint-a of pool had build of ", logged: "job lost"},
 		"GitHub holds on to it": {phase: "running", job: `{"name":"build"}`, bend: func(g *fakeGitHub) { g.busy = true }, lost: "flint-a of pool had build of ", logged: "job lost"},
 		"its job was over":      {phase: "running", job: `{"name":"build"}`, bend: func(g *fakeGitHub) { delete(g.registered, "flint-a") }, logged: "was over"},
+		"GitHub had said":       {phase: "running", job: `{"name":"build"}`, concluded: true},
 		"its end had begun":     {phase: "finishing", job: `{"name":"build"}`},
 		"it had no job":         {phase: "registered", job: "null"},
 	} {
@@ -124,7 +127,7 @@ func TestSweepTellsOfLostJobs(t *testing.T) {
 			if err := os.MkdirAll(filepath.Join(w.dir, "flint-a"), 0o700); err != nil {
 				t.Fatal(err)
 			}
-			record := `{"version":1,"runner":{"id":"flint-a","pool":"pool","phase":"` + tt.phase + `","job":` + tt.job + `},"github_id":5,"register":true}`
+			record := `{"version":1,"runner":{"id":"flint-a","pool":"pool","phase":"` + tt.phase + `","job":` + tt.job + `},"github_id":5,"register":true,"concluded":` + strconv.FormatBool(tt.concluded) + `}`
 			if err := os.WriteFile(filepath.Join(w.dir, "flint-a", "runner.json"), []byte(record), 0o600); err != nil {
 				t.Fatal(err)
 			}
