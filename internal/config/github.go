@@ -175,8 +175,24 @@ func (g *GitHub) validate(bad func(field, format string, args ...any)) {
 	case g.PrivateKey == "" && g.PrivateKeyFile == "":
 		bad("private_key_file", "is missing; generate a key on the App's settings page")
 	}
-	if g.Mode == Webhooks && g.WebhookSecret == "" && g.WebhookSecretFile == "" {
+	g.validateHooks(bad)
+}
+
+// validateHooks returns what is wrong with the webhooks of an account: what is missing, and what would do nothing.
+func (g *GitHub) validateHooks(bad func(field, format string, args ...any)) {
+	secret := g.WebhookSecret != "" || g.WebhookSecretFile != ""
+	switch {
+	case g.Mode == Webhooks && !secret:
 		bad("webhook_secret_file", "is missing: without a secret anybody could start VMs here")
+	case g.Mode == ScaleSets && secret:
+		bad("webhook_secret_file", "is for mode: webhooks; with scale sets no webhook is listened for")
+	}
+	switch {
+	case g.WebhookHookID == 0:
+	case g.Mode == ScaleSets:
+		bad("webhook_hook_id", "is for mode: webhooks")
+	case g.AppID != 0:
+		bad("webhook_hook_id", "is for a token; a GitHub App has its own hook")
 	}
 }
 
@@ -216,7 +232,7 @@ func (c *Config) findCredentials(dir string) {
 			prefix = "github"
 		}
 		for _, s := range g.secrets() {
-			if *s.value != "" || *s.file != "" {
+			if *s.value != "" || *s.file != "" || s.field == "webhook_secret" && g.Mode != Webhooks {
 				continue
 			}
 			path := filepath.Join(dir, prefix+"."+s.field)
@@ -323,7 +339,7 @@ func (c *Config) labels(p Pool) []string {
 // validateServing returns what is wrong between pools and accounts.
 func (c *Config) validateServing() error {
 	var errs []error
-	sets := map[string]string{}
+	sets, covers := map[string]string{}, map[string]string{}
 	for i, p := range c.Pools {
 		bad := func(key, format string, args ...any) {
 			errs = append(errs, fmt.Errorf("pools[%d].%s: %w", i, key, fmt.Errorf(format, args...)))
@@ -341,6 +357,15 @@ func (c *Config) validateServing() error {
 			bad("labels", "%q is the scale set of pool %s already", c.labels(p)[0], other)
 		}
 		sets[set] = p.Name
+		if g.Mode == Webhooks {
+			all := strings.Fields(strings.ToLower(strings.Join(c.labels(p), " ")))
+			slices.Sort(all)
+			same := g.Scope() + " " + strings.Join(all, " ")
+			if other, taken := covers[same]; taken {
+				bad("labels", "they are those of pool %s, which would get all jobs: %s", other, strings.Join(c.labels(p), ", "))
+			}
+			covers[same] = p.Name
+		}
 		if p.RerunLost && p.Public {
 			bad("rerun_lost", "a public pool re-runs nothing by itself: a stranger's job that kills its VM would do it for ever")
 		}

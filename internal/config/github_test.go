@@ -82,8 +82,19 @@ func TestAccountsThatCannotServe(t *testing.T) {
 			"github: {organization: a, token_file: t}\nrunner: {dir: /r}\npools: [{name: a, image: i}, {name: b, image: i, labels: [A]}]\n",
 			`pools[1].labels: "A" is the scale set of pool a already`,
 		},
-		"two labels":       {"github: {organization: a, token_file: t}\nrunner: {dir: /r}\npools: [{name: a, image: i, labels: [a, b]}]\n", "a scale set has one label"},
-		"two runners":      {"github: {organization: a, token_file: t}\nrunner: {dir: /r, in_image: auto}\npools: [{name: a, image: i}]\n", "and not both"},
+		"two labels":      {"github: {organization: a, token_file: t}\nrunner: {dir: /r}\npools: [{name: a, image: i, labels: [a, b]}]\n", "a scale set has one label"},
+		"two runners":     {"github: {organization: a, token_file: t}\nrunner: {dir: /r, in_image: auto}\npools: [{name: a, image: i}]\n", "and not both"},
+		"secret for sets": {"github: {organization: a, token_file: t, webhook_secret_file: s}" + pools, "github.webhook_secret_file: is for mode: webhooks"},
+		"hook for sets":   {"github: {organization: a, token_file: t, webhook_hook_id: 7}" + pools, "github.webhook_hook_id: is for mode: webhooks"},
+		"hook of an App": {
+			"github: {organization: a, app_id: 1, private_key_file: k, mode: webhooks, webhook_secret_file: s, webhook_hook_id: 7}" + pools,
+			"github.webhook_hook_id: is for a token",
+		},
+		"same labels": {
+			"github: {organization: a, token_file: t, mode: webhooks, webhook_secret_file: s}\nrunner: {dir: /r}\n" +
+				"pools: [{name: a, image: i, labels: [gpu, big]}, {name: b, image: i, labels: [Big, GPU, self-hosted]}, {name: gpu, image: i}]\n",
+			"pools[1].labels: they are those of pool a",
+		},
 		"listen":           {"github: {organization: a, token_file: t, mode: webhooks, webhook_secret_file: s}\nwebhook: {listen: nowhere}" + pools, `webhook.listen: "nowhere" is not host:port`},
 		"path":             {"github: {organization: a, token_file: t, mode: webhooks, webhook_secret_file: s}\nwebhook: {path: hook}" + pools, "webhook.path"},
 		"strangers re-run": {"github: {organization: a, token_file: t}\nrunner: {dir: /r}\npools: [{name: a, image: i, public: true, rerun_lost: true}]\n", "pools[0].rerun_lost"},
@@ -104,12 +115,13 @@ func TestSecretsFromSystemdCredentials(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
 		"github.private_key": testKey(t), "github.webhook_secret": "s3cret\n", "widgets.token": " ghp_x\n",
+		"sets.token": "ghp_y", "sets.webhook_secret": "of no use here",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o400); err != nil {
 			t.Fatal(err)
 		}
 	}
-	src := "github: {organization: acme, app_id: 1, mode: webhooks}\naccounts: [{name: widgets, organization: widgets}]\n" +
+	src := "github: {organization: acme, app_id: 1, mode: webhooks}\naccounts: [{name: widgets, organization: widgets}, {name: sets, organization: c}]\n" +
 		"runner: {dir: /r}\npools: [{name: a, image: i}]\n"
 	c, err := config.Parse("flint.yaml", []byte(src), []string{"CREDENTIALS_DIRECTORY=" + dir})
 	if err != nil {
