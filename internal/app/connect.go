@@ -55,6 +55,9 @@ func (a *App) Connect(ctx context.Context) error {
 			return err
 		}
 	}
+	// GitHub may be away, and each registration is then asked for in vain: Serve is not to wait for all of them.
+	ctx, cancel := context.WithTimeout(ctx, sweepFirst)
+	defer cancel()
 	a.undoEarlier(ctx)
 	return nil
 }
@@ -93,7 +96,9 @@ func (a *App) poolsOf(mode string) []flint.Pool {
 
 // openHooks opens the ledger of jobs and the port for webhooks.
 func (a *App) openHooks(ctx context.Context, dir string) error {
-	c := webhook.Config{Dir: dir, Log: a.log, Events: a.note, Runner: a.poolOf, Over: a.over}
+	c := webhook.Config{
+		Dir: dir, Log: a.log, Events: a.note, Runner: a.poolOf, Over: a.over, Elsewhere: a.poolsOf(config.ScaleSets),
+	}
 	for _, g := range a.cfg.All() {
 		if g.Mode != config.Webhooks {
 			continue
