@@ -8,6 +8,17 @@ package app
 import (
 	"context"
 	"errors"
+	"flint"
+	"flint/internal/config"
+	"flint/internal/github"
+	"flint/internal/github/webhook"
+	"flint/internal/host"
+	"flint/internal/image"
+	"flint/internal/kernel"
+	"flint/internal/network"
+	"flint/internal/sched"
+	"flint/internal/undo"
+	"flint/internal/vm"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -22,18 +33,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-
-	"flint"
-	"flint/internal/config"
-	"flint/internal/github"
-	"flint/internal/github/webhook"
-	"flint/internal/host"
-	"flint/internal/image"
-	"flint/internal/kernel"
-	"flint/internal/network"
-	"flint/internal/sched"
-	"flint/internal/undo"
-	"flint/internal/vm"
 )
 
 // Options are what the caller decides beside the configuration. Log is required.
@@ -89,7 +88,8 @@ type App struct {
 	pack     kernel.Pack
 	supply   map[string]host.Supply
 	software software
-	loop     *sched.Loop // while Serve runs
+	refused  map[string]refusal // by pool; "": of all
+	loop     *sched.Loop        // while Serve runs
 }
 
 // New acquires, in this order: the state directory, its lock, the image store, the VM driver, and the network, whose DNS

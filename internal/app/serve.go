@@ -3,14 +3,13 @@ package app
 import (
 	"context"
 	"errors"
-	"time"
-
-	"golang.org/x/sync/errgroup"
-
 	"flint"
 	"flint/internal/api"
 	"flint/internal/host"
 	"flint/internal/sched"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 const (
@@ -131,9 +130,7 @@ func (a *App) ended(res flint.Result, err error) {
 		log.Info("runner ended", "peak_memory", res.PeakMemory)
 	}
 	if res.Reason.Code == "runner.deprecated" {
-		a.mu.Lock()
-		a.software.refused = true
-		a.mu.Unlock()
+		a.refuse(res.Runner.Pool, time.Now())
 	}
 	if res.Lost {
 		a.lost(res.Runner, *res.Runner.Job)

@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"errors"
+	"flint"
 	"fmt"
 	"io/fs"
 	"os"
@@ -10,8 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"flint"
 )
 
 // What GitHub asks of the runner software, as its blog announced and enforces it since 2026: jobs go only to runners not
@@ -19,7 +18,9 @@ import (
 const (
 	softwareLife    = 30 * 24 * time.Hour
 	softwareWarning = 7 * 24 * time.Hour // before that
-	leastSoftware   = "2.329.0"
+	// refusedFor is how long no runner is started after one was refused. That comes from a guest, so it is not believed for ever.
+	refusedFor    = 15 * time.Minute
+	leastSoftware = "2.329.0"
 )
 
 // software is what is known of the runner software in the VMs. The zero value is software of unknown version.
@@ -27,8 +28,10 @@ type software struct {
 	version  string
 	released time.Time // zero: not known
 	newest   bool      // GitHub has no newer one, so it takes this one whatever its age
-	refused  bool      // a runner of it was refused
 }
+
+// refusal is when GitHub refused a runner for its software, and until when it is not tried again.
+type refusal struct{ at, until time.Time }
 
 // readSoftware reads the file `version` of a runner.dir: the version in its first line, and in the second the day it was
 // released (2026-11-03). Both may be missing.
@@ -60,8 +63,6 @@ func readSoftware(dir string) (software, error) {
 func (s software) held(now time.Time) flint.Reason {
 	age := now.Sub(s.released)
 	switch {
-	case s.refused:
-		return flint.Because("runner.deprecated", "GitHub refuses version %s of the runner software; put a newer one into runner.dir and restart flint", s.name())
 	case s.version != "" && older(s.version, leastSoftware):
 		return flint.Because("runner.too_old", "GitHub registers no runner software before %s, and this is %s; put a newer one into runner.dir and restart flint", leastSoftware, s.version)
 	case !s.released.IsZero() && !s.newest && age > softwareLife:
@@ -69,6 +70,28 @@ func (s software) held(now time.Time) flint.Reason {
 			s.name(), s.released.Format(time.DateOnly))
 	}
 	return flint.Reason{}
+}
+
+// held says why no runner is to be started after a refusal; zero where one is.
+func (r refusal) held(now time.Time, which, mend string) flint.Reason {
+	if !now.Before(r.until) {
+		return flint.Reason{}
+	}
+	return flint.Because("runner.deprecated", "GitHub refused the runner software (%s) at %s; %s; it is tried again at %s",
+		which, r.at.Format(time.TimeOnly), mend, r.until.Format(time.TimeOnly))
+}
+
+// refuse notes that GitHub refused the software of a pool's runner: that of all pools, unless each has its own in its image.
+func (a *App) refuse(pool string, now time.Time) {
+	if a.cfg.Runner.InImage == "" {
+		pool = ""
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.refused == nil {
+		a.refused = map[string]refusal{}
+	}
+	a.refused[pool] = refusal{at: now, until: now.Add(refusedFor)}
 }
 
 func (s software) name() string {
@@ -101,32 +124,38 @@ func older(a, b string) bool {
 	return false
 }
 
-// softwareEvery is how often GitHub is asked for its newest runner software.
-const softwareEvery = 24 * time.Hour
+// softwareEvery is how often GitHub is asked for its newest runner software; softwareAgain, when it did not answer.
+const (
+	softwareEvery = 24 * time.Hour
+	softwareAgain = 15 * time.Minute
+)
 
 // watchSoftware compares the runner software with GitHub's newest, now and every day, and says how long it will be taken.
 func (a *App) watchSoftware(ctx context.Context) error {
-	tick := time.NewTicker(softwareEvery)
-	defer tick.Stop()
 	for {
-		a.checkSoftware(ctx, time.Now())
+		wait := softwareEvery
+		if err := a.checkSoftware(ctx, time.Now()); err != nil {
+			wait = softwareAgain
+		}
 		select {
-		case <-tick.C:
+		case <-time.After(wait):
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-func (a *App) checkSoftware(ctx context.Context, now time.Time) {
+// checkSoftware returns an error where GitHub could not be asked.
+func (a *App) checkSoftware(ctx context.Context, now time.Time) error {
 	a.mu.Lock()
 	s := a.software
 	a.mu.Unlock()
 	if s.version == "" {
 		a.log.Debug("version of the runner software is not known")
-		return
+		return nil
 	}
-	if version, published, err := a.github.LatestRunner(ctx); err != nil {
+	version, published, err := a.github.LatestRunner(ctx)
+	if err != nil {
 		a.log.Info("GitHub's newest runner software is not known", "err", err)
 	} else {
 		s.newest = !older(s.version, version)
@@ -135,7 +164,6 @@ func (a *App) checkSoftware(ctx context.Context, now time.Time) {
 		}
 	}
 	a.mu.Lock()
-	s.refused = s.refused || a.software.refused
 	a.software = s
 	a.mu.Unlock()
 	log := a.log.With("version", s.version)
@@ -151,16 +179,27 @@ func (a *App) checkSoftware(ctx context.Context, now time.Time) {
 	default:
 		log.Info("runner software", "newest", s.newest)
 	}
+	if errors.Is(err, flint.ErrNotFound) { // this server has none, and will not have one soon
+		return nil
+	}
+	return err
 }
 
 // pools are the configured pools as they are now.
 func (a *App) pools() []flint.Pool {
 	pools := a.cfg.FlintPools()
+	now := time.Now()
 	a.mu.Lock()
-	held := a.software.held(time.Now())
-	a.mu.Unlock()
+	defer a.mu.Unlock()
+	held := a.software.held(now)
+	if held.IsZero() {
+		held = a.refused[""].held(now, "version "+a.software.name(), "put a newer one into runner.dir and restart flint")
+	}
 	for i := range pools {
-		pools[i].Held = held
+		p := &pools[i]
+		if p.Held = held; held.IsZero() {
+			p.Held = a.refused[p.Name].held(now, "that of pool "+p.Name, "put a newer one into its image and restart flint")
+		}
 	}
 	return pools
 }
