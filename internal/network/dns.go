@@ -29,7 +29,7 @@ const (
 // forwarder passes guests' DNS queries to resolvers, over the transport they came by, and the answers back. It
 // remembers nothing of them.
 type forwarder struct {
-	resolvers []netip.AddrPort
+	resolvers atomic.Pointer[[]netip.AddrPort]
 	dial      dialFunc
 	log       *slog.Logger
 	gate      *gate
@@ -39,8 +39,13 @@ type forwarder struct {
 }
 
 func newForwarder(resolvers []netip.AddrPort, dial dialFunc, log *slog.Logger) *forwarder {
-	return &forwarder{resolvers: resolvers, dial: dial, log: log, gate: newGate(maxQueries, shareQueries), tryFor: tryFor, within: answerWithin}
+	f := &forwarder{dial: dial, log: log, gate: newGate(maxQueries, shareQueries), tryFor: tryFor, within: answerWithin}
+	f.resolvers.Store(&resolvers)
+	return f
 }
+
+// servers are the resolvers queries go to now.
+func (f *forwarder) servers() []netip.AddrPort { return *f.resolvers.Load() }
 
 // answer handles one query: always one reply, unless the guest's own message was too broken for any.
 func (f *forwarder) answer(ctx context.Context, w dns.ResponseWriter, q *dns.Msg) {
@@ -75,15 +80,15 @@ func (f *forwarder) forward(ctx context.Context, network string, q *dns.Msg) *dn
 	ctx, cancel := context.WithTimeout(ctx, f.within)
 	defer cancel()
 	var poor *dns.Msg
-	start := int(f.good.Load())
-	for try := range 2 * len(f.resolvers) {
-		if poor != nil && try >= len(f.resolvers) || ctx.Err() != nil {
+	start, resolvers := int(f.good.Load()), f.servers()
+	for try := range 2 * len(resolvers) {
+		if poor != nil && try >= len(resolvers) || ctx.Err() != nil {
 			break
 		}
-		i := (start + try) % len(f.resolvers)
-		r, err := f.exchange(ctx, network, f.resolvers[i], q)
+		i := (start + try) % len(resolvers)
+		r, err := f.exchange(ctx, network, resolvers[i], q)
 		if err != nil {
-			f.log.Debug("DNS resolver failed", "resolver", f.resolvers[i], "transport", network, "err", err)
+			f.log.Debug("DNS resolver failed", "resolver", resolvers[i], "transport", network, "err", err)
 			continue
 		}
 		if r.Rcode == dns.RcodeServerFailure || r.Rcode == dns.RcodeRefused {

@@ -9,7 +9,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"flint"
 )
@@ -45,18 +44,18 @@ func guestMTU(uplink int, v6 bool) (int, error) {
 }
 
 // checkOverlap refuses a subnet that the host already has a route or an address in: one of the two would be cut off.
-func checkOverlap(h *netlink.Handle, p netip.Prefix) error {
-	filter := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
+// Routes of our own bridge, whose index is own, do not count.
+func checkOverlap(h links, p netip.Prefix, own int) error {
 	family := netlink.FAMILY_V4
 	if p.Addr().Is6() {
 		family = netlink.FAMILY_V6
 	}
-	routes, err := h.RouteListFiltered(family, filter, netlink.RT_FILTER_TABLE)
+	routes, err := h.routes(family)
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range routes {
-		if r.Dst == nil || isDefault(r) {
+		if r.Dst == nil || isDefault(r) || own != 0 && r.LinkIndex == own {
 			continue
 		}
 		addr, ok := netip.AddrFromSlice(r.Dst.IP)
@@ -65,7 +64,7 @@ func checkOverlap(h *netlink.Handle, p netip.Prefix) error {
 			continue
 		}
 		via := ""
-		if l, err := h.LinkByIndex(r.LinkIndex); err == nil {
+		if l, err := h.byIndex(r.LinkIndex); err == nil {
 			via = " on " + l.Attrs().Name
 		}
 		return &flint.Fault{
@@ -78,8 +77,8 @@ func checkOverlap(h *netlink.Handle, p netip.Prefix) error {
 }
 
 // ownLinks returns the bridge and the ports that carry the network's name, ports first.
-func ownLinks(h *netlink.Handle, name string) ([]netlink.Link, error) {
-	all, err := h.LinkList()
+func ownLinks(h links, name string) ([]netlink.Link, error) {
+	all, err := h.list()
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -95,36 +94,33 @@ func ownLinks(h *netlink.Handle, name string) ([]netlink.Link, error) {
 	return append(ports, bridges...), nil
 }
 
-// removeLeftovers takes away what a process that died left under the name. Things of that name that do not bear
-// flint's mark are refused instead. It works in the calling thread's namespace.
-func removeLeftovers(h *netlink.Handle, name string) error {
-	links, err := ownLinks(h, name)
+// markedLinks is ownLinks, and a Fault if one of them does not bear flint's mark.
+func markedLinks(h links, name string) ([]netlink.Link, error) {
+	all, err := ownLinks(h, name)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for _, l := range links {
+	for _, l := range all {
 		if l.Attrs().Group != deviceGroup {
-			return taken(name, "network interface "+l.Attrs().Name)
+			return nil, taken(name, "network interface "+l.Attrs().Name)
 		}
 	}
-	for _, l := range links {
-		if err := ignoreGone(h.LinkDel(l)); err != nil {
+	return all, nil
+}
+
+// removeLinks takes away what an earlier process left.
+func removeLinks(h links, left []netlink.Link) error {
+	for _, l := range left {
+		if err := ignoreGone(h.del(l)); err != nil {
 			return fmt.Errorf("remove left-over link %s: %w", l.Attrs().Name, err)
 		}
-	}
-	if err := removeTable(name); err != nil {
-		return fmt.Errorf("remove left-over table: %w", err)
 	}
 	return nil
 }
 
 // foreignDrops looks for chains of others that drop what they do not accept themselves, and that no rule of theirs
 // opens for our bridge. In netfilter an accept ends only its own chain: such a chain overrules ours.
-func foreignDrops(name string, v6 bool) ([]string, error) {
-	c, err := nftables.New()
-	if err != nil {
-		return nil, nftMissing("open nftables", err)
-	}
+func foreignDrops(c nft, name string, v6 bool) ([]string, error) {
 	chains, err := c.ListChains()
 	if err != nil {
 		return nil, nftMissing("list nftables chains", err)

@@ -186,7 +186,7 @@ func TestTakesOverFromTheDead(t *testing.T) {
 	before := state(t)
 	dead, err := Open(t.Context(), config())
 	ok(t, err)
-	p, err := dead.Attach(t.Context(), "one")
+	_, err = dead.Attach(t.Context(), "one")
 	ok(t, err)
 	if _, err := Open(t.Context(), config()); !errors.Is(err, flint.ErrConflict) || fault(err).Code != "network.busy" {
 		t.Errorf("open under a live network: %v", err)
@@ -200,14 +200,19 @@ func TestTakesOverFromTheDead(t *testing.T) {
 	}
 	ok(t, n.Close(context.Background()))
 	sameState(t, before, state(t))
-	ok(t, errors.Join(p.ns.Close(), p.tap.Close()))
 }
 
 // kill closes what the kernel would if the network's process died: every descriptor and nothing else.
 func kill(t *testing.T, n *Network) {
 	t.Helper()
-	ok(t, errors.Join(n.servers.close(), n.watch.Close(), n.home.Close()))
-	n.link.Close()
+	ok(t, errors.Join(n.servers.close(), ignoreClosed(n.watch.Close()), n.home.Close()))
+	n.link.close()
+	for p := range n.ports {
+		ok(t, p.ns.Close())
+		if p.tap != nil {
+			ok(t, ignoreClosed(p.tap.Close()))
+		}
+	}
 	lock := n.lock
 	ok(t, lock.Close())
 }

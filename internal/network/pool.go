@@ -69,6 +69,15 @@ func (p *pool) take() (int, error) {
 	return i, nil
 }
 
+// claim takes the index of a guest that is there already, and reports whether it can have it.
+func (p *pool) claim(i int) bool {
+	if i < 2 || i > p.last || p.used[i] {
+		return false
+	}
+	p.used[i] = true
+	return true
+}
+
 // release gives an index back.
 func (p *pool) release(i int) {
 	if !p.used[i] {

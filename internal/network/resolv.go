@@ -2,6 +2,7 @@ package network
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/miekg/dns"
 )
@@ -45,4 +46,28 @@ func readResolvers(path string) []netip.AddrPort {
 		}
 	}
 	return servers
+}
+
+// resolvFiles are the paths of the two files.
+type resolvFiles struct{ etc, resolved string }
+
+// readResolvers follows the host's resolvers, unless the configuration names others. While the files name none, as in
+// the middle of a change, those before stay. The caller holds n.mu.
+func (n *Network) readResolvers() {
+	if !n.hostDNS {
+		return
+	}
+	now, before := n.usable(hostResolvers(n.cfg.resolv.etc, n.cfg.resolv.resolved)), n.dns.servers()
+	if len(now) == 0 || slices.Equal(now, before) {
+		return
+	}
+	n.dns.resolvers.Store(&now)
+	n.cfg.Log.Info("the host's DNS resolvers changed", "network", n.cfg.Name, "from", before, "to", now)
+}
+
+// usable leaves out resolvers in the guests' subnets: queries to those would come back here.
+func (n *Network) usable(servers []netip.AddrPort) []netip.AddrPort {
+	return slices.DeleteFunc(servers, func(s netip.AddrPort) bool {
+		return slices.ContainsFunc(n.prefixes(), func(p netip.Prefix) bool { return p.Contains(s.Addr()) })
+	})
 }

@@ -116,16 +116,26 @@ func restoreSysctls(changes []change) error {
 }
 
 // bridgeSysctls makes our own bridge a router's leg, and deaf to guests that pose as routers. They end with the bridge.
-func bridgeSysctls(name string, v6 bool) error {
-	errs := []error{setSysctl(forwarding4(name), "1")}
+// It reports whether one was not so yet.
+func bridgeSysctls(name string, v6 bool) (changed bool, err error) {
+	wanted := []change{{path: forwarding4(name), new: "1"}}
 	if v6 {
-		errs = append(errs,
-			setSysctl("ipv6/conf/"+name+"/disable_ipv6", "0"),
-			setSysctl(acceptRA(name), "0"),
-			setSysctl(forwarding6(name), "1"),
-			ignoreMissing(setSysctl(forced6(name), "1")))
+		wanted = append(wanted,
+			change{path: "ipv6/conf/" + name + "/disable_ipv6", new: "0"},
+			change{path: acceptRA(name), new: "0"},
+			change{path: forwarding6(name), new: "1"},
+			change{path: forced6(name), new: "1"})
 	}
-	return errors.Join(errs...)
+	var errs []error
+	for _, w := range wanted {
+		now, err := readSysctl(w.path)
+		if w.path == forced6(name) && errors.Is(err, fs.ErrNotExist) {
+			continue // before Linux 6.17
+		}
+		changed = changed || err == nil && now != w.new
+		errs = append(errs, setSysctl(w.path, w.new))
+	}
+	return changed, errors.Join(errs...)
 }
 
 // namespaceSysctls keeps the guest's namespace, which the calling thread is in, from having addresses of its own and

@@ -23,75 +23,113 @@ const undoChain = "flint_undo"
 // forwardChain is the name of the chain that decides what is forwarded.
 const forwardChain = "forward"
 
-// createTable programs everything guests may and may not do, and notes the changes, in one transaction.
-func createTable(cfg Config, uplinks []string, changes []change) error {
-	c, err := nftables.New()
+// writeTable programs everything guests may and may not do, and notes the changes, in one transaction. A table of ours
+// that is there is replaced by the same transaction, and what it has noted stays noted; connections that are established
+// are the kernel's connection tracking's and go on. Besides the noted changes, those in guarded are guarded. It returns
+// all that is noted and all that is guarded now.
+func writeTable(c nft, cfg Config, uplinks []string, changes, guarded []change) (notes, guards []change, err error) {
+	old, err := findUndo(c, cfg.Name)
 	if err != nil {
-		return nftMissing("open nftables", err)
+		return nil, nil, err
 	}
+	if old != nil {
+		noted, err := notedChanges(c, old)
+		if err != nil {
+			return nil, nil, err
+		}
+		notes = noted
+	}
+	// One that is noted comes again when a link was removed and another has its name.
+	notes = union(notes, changes)
+	guards = union(guarded, notes)
 	others, err := otherNetworks(c, cfg.Name)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	guarded := slices.Clone(changes)
 	for _, o := range others {
 		theirs, err := notedChanges(c, o)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
-		guarded = append(guarded, theirs...)
+		guards = union(guards, theirs)
+	}
+	if old != nil {
+		c.DelTable(old.Table)
 	}
 	t := c.AddTable(&nftables.Table{Name: cfg.Name, Family: nftables.TableFamilyINet})
 	set := uplinkSet(t)
 	if err := c.AddSet(set, elements(uplinks)); err != nil {
-		return fmt.Errorf("add set of uplinks: %w", err)
+		return nil, nil, fmt.Errorf("add set of uplinks: %w", err)
 	}
 	b := ruleset{c, t, cfg, set}
-	b.forward(guarded)
+	b.forward(guards)
 	b.input()
 	b.postrouting()
-	noteChanges(c, c.AddChain(&nftables.Chain{Name: undoChain, Table: t}), changes)
+	noteChanges(c, c.AddChain(&nftables.Chain{Name: undoChain, Table: t}), notes)
 	if err := c.Flush(); err != nil {
-		return nftMissing("create table inet "+cfg.Name, err)
+		return nil, nil, nftMissing("create table inet "+cfg.Name, err)
 	}
-	return nil
+	return notes, guards, nil
 }
 
-// updateTable makes others the uplinks, and notes and guards the changes that are not noted yet, in one transaction.
-func updateTable(name string, uplinks []string, changes []change) error {
-	c, err := nftables.New()
-	if err != nil {
-		return nftMissing("open nftables", err)
-	}
-	undo, err := findUndo(c, name)
-	if err != nil {
-		return err
-	}
-	if undo == nil {
-		return fmt.Errorf("update table inet %s: somebody removed it; start flint again", name)
-	}
-	noted, err := notedChanges(c, undo)
-	if err != nil {
-		return err
-	}
-	set := uplinkSet(undo.Table)
-	c.FlushSet(set)
-	if len(uplinks) > 0 {
-		if err := c.SetAddElements(set, elements(uplinks)); err != nil {
-			return fmt.Errorf("add to set of uplinks: %w", err)
+// union is a and what of b is not in it.
+func union(a, b []change) []change {
+	u := slices.Clone(a)
+	for _, ch := range b {
+		if !slices.Contains(u, ch) {
+			u = append(u, ch)
 		}
 	}
-	// One that is noted comes again when a link was removed and another has its name.
-	takeOver(c, undo, slices.DeleteFunc(slices.Clone(changes), func(ch change) bool { return slices.Contains(noted, ch) }))
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("update table inet %s: %w", name, err)
+	return u
+}
+
+// rulesOf lists the rules of a table of ours, each by its chain and the number the kernel gave it, and what is noted. A
+// rule that somebody removed and added again has another number. Nothing of it is there if the table is not.
+func rulesOf(c nft, name string) (rules []string, notes []change, err error) {
+	undo, err := findUndo(c, name)
+	if err != nil || undo == nil {
+		return nil, nil, err
 	}
-	return nil
+	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, nil, nftMissing("list nftables chains", err)
+	}
+	for _, ch := range chains {
+		if ch.Table.Name != name {
+			continue
+		}
+		rs, err := c.GetRules(undo.Table, ch)
+		if err != nil {
+			return nil, nil, fmt.Errorf("list rules of chain %s: %w", ch.Name, err)
+		}
+		for _, r := range rs {
+			rules = append(rules, fmt.Sprintf("%s %d", ch.Name, r.Handle))
+			if note, ok := parseNote(r.UserData); ok && ch.Name == undoChain {
+				notes = append(notes, note)
+			}
+		}
+	}
+	return rules, notes, nil
+}
+
+// uplinksOf lists the names in the set of uplinks, in order.
+func uplinksOf(c nft, name string) ([]string, error) {
+	set := uplinkSet(&nftables.Table{Name: name, Family: nftables.TableFamilyINet})
+	elems, err := c.GetSetElements(set)
+	if err != nil {
+		return nil, fmt.Errorf("list uplinks in table inet %s: %w", name, err)
+	}
+	var names []string
+	for _, e := range elems {
+		names = append(names, strings.TrimRight(string(e.Key), "\x00"))
+	}
+	slices.Sort(names)
+	return names, nil
 }
 
 // takeOver adds changes to those of a table that exists: the notes and the rules that guard them. Nothing is sent
 // before Flush.
-func takeOver(c *nftables.Conn, undo *nftables.Chain, changes []change) {
+func takeOver(c nft, undo *nftables.Chain, changes []change) {
 	noteChanges(c, undo, changes)
 	forward := &nftables.Chain{Name: forwardChain, Table: undo.Table}
 	for _, g := range guards(changes) {
@@ -114,7 +152,7 @@ func elements(links []string) []nftables.SetElement {
 
 // ruleset adds the chains of one network to a table.
 type ruleset struct {
-	c       *nftables.Conn
+	c       nft
 	t       *nftables.Table
 	cfg     Config
 	uplinks *nftables.Set
@@ -209,10 +247,10 @@ func (b ruleset) postrouting() {
 
 // removeTable removes the network's table and settles the sysctls it noted: another live flint network inherits them,
 // else they are restored. A table that is not there is fine. It works in the calling thread's namespace.
-func removeTable(name string) error {
-	c, err := nftables.New()
+func removeTable(fail faults, name string) error {
+	c, err := openNft(fail)
 	if err != nil {
-		return nftMissing("open nftables", err)
+		return err
 	}
 	undo, err := findUndo(c, name)
 	if err != nil || undo == nil {
@@ -240,11 +278,7 @@ func removeTable(name string) error {
 }
 
 // tableExists reports whether there is a table inet of that name, ours or not.
-func tableExists(name string) (bool, error) {
-	c, err := nftables.New()
-	if err != nil {
-		return false, nftMissing("open nftables", err)
-	}
+func tableExists(c nft, name string) (bool, error) {
 	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return false, nftMissing("list nftables tables", err)
@@ -254,8 +288,8 @@ func tableExists(name string) (bool, error) {
 
 // findUndo returns the mark of the network's table, or nil if there is no such table. A table without the mark is
 // somebody else's and a Fault.
-func findUndo(c *nftables.Conn, name string) (*nftables.Chain, error) {
-	found, err := tableExists(name)
+func findUndo(c nft, name string) (*nftables.Chain, error) {
+	found, err := tableExists(c, name)
 	if err != nil || !found {
 		return nil, err
 	}
@@ -265,6 +299,7 @@ func findUndo(c *nftables.Conn, name string) (*nftables.Chain, error) {
 	}
 	for _, u := range all {
 		if u.Table.Name == name {
+			u.Table.Family = nftables.TableFamilyINet
 			return u, nil
 		}
 	}
@@ -272,12 +307,12 @@ func findUndo(c *nftables.Conn, name string) (*nftables.Chain, error) {
 }
 
 // otherNetworks returns the marks of all flint networks but the named one.
-func otherNetworks(c *nftables.Conn, name string) ([]*nftables.Chain, error) {
+func otherNetworks(c nft, name string) ([]*nftables.Chain, error) {
 	all, err := undoChains(c)
 	return slices.DeleteFunc(all, func(u *nftables.Chain) bool { return u.Table.Name == name }), err
 }
 
-func undoChains(c *nftables.Conn) ([]*nftables.Chain, error) {
+func undoChains(c nft) ([]*nftables.Chain, error) {
 	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return nil, nftMissing("list nftables chains", err)
@@ -286,7 +321,7 @@ func undoChains(c *nftables.Conn) ([]*nftables.Chain, error) {
 }
 
 // noteChanges adds the changes to an undo chain. Nothing is sent before Flush.
-func noteChanges(c *nftables.Conn, undo *nftables.Chain, changes []change) {
+func noteChanges(c nft, undo *nftables.Chain, changes []change) {
 	for _, ch := range changes {
 		note := userdata.AppendString(nil, userdata.TypeComment, ch.path+" "+ch.old+" "+ch.new)
 		c.AddRule(&nftables.Rule{Table: undo.Table, Chain: undo, UserData: note, Exprs: proceed()})
@@ -294,7 +329,7 @@ func noteChanges(c *nftables.Conn, undo *nftables.Chain, changes []change) {
 }
 
 // notedChanges reads the changes noted in an undo chain.
-func notedChanges(c *nftables.Conn, undo *nftables.Chain) ([]change, error) {
+func notedChanges(c nft, undo *nftables.Chain) ([]change, error) {
 	undo.Table.Family = nftables.TableFamilyINet
 	rules, err := c.GetRules(undo.Table, undo)
 	if err != nil {

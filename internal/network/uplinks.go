@@ -33,9 +33,9 @@ type uplinks struct {
 func (u uplinks) names() []string { return slices.Sorted(maps.Values(u.links)) }
 
 // findUplinks reads the default routes, all families, multipath included.
-func findUplinks(h *netlink.Handle) (uplinks, error) {
+func findUplinks(h links) (uplinks, error) {
 	up := uplinks{links: map[int]string{}}
-	routes, err := h.RouteList(nil, netlink.FAMILY_ALL)
+	routes, err := h.mainRoutes()
 	if err != nil {
 		return up, fmt.Errorf("list routes: %w", err)
 	}
@@ -54,7 +54,7 @@ func findUplinks(h *netlink.Handle) (uplinks, error) {
 		if i == 0 {
 			continue
 		}
-		l, err := h.LinkByIndex(i)
+		l, err := h.byIndex(i)
 		if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
 			continue // since the routes were listed, and its routes with it
 		}
@@ -111,24 +111,12 @@ func (n *Network) refresh() error {
 		if err != nil || maps.Equal(up.links, n.up.links) {
 			return err
 		}
-		var added []string
-		for i, name := range up.links {
-			if n.up.links[i] != name {
-				added = append(added, name)
-			}
-		}
-		changes, err := planSysctls(added, n.cfg.IPv6.IsValid(), n.cfg.forwardAll)
-		if err != nil {
+		before := n.up
+		if _, err := n.program(up); err != nil {
 			return err
 		}
-		if err := updateTable(n.cfg.Name, up.names(), changes); err != nil {
-			return err
-		}
-		if err := applySysctls(changes); err != nil {
-			return err
-		}
-		n.cfg.Log.Info("the host's default routes changed", "network", n.cfg.Name, "left_by", n.up.names(), "leave_by", up.names())
-		n.up = up
+		n.readResolvers() // which change with the uplink, as a rule
+		n.cfg.Log.Info("the host's default routes changed", "network", n.cfg.Name, "left_by", before.names(), "leave_by", up.names())
 		return nil
 	})
 }

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -314,7 +313,7 @@ func await(t *testing.T, n *Network, names ...string) {
 // notes are the changes the network's table has noted.
 func notes(t *testing.T, n *Network) []string {
 	t.Helper()
-	c, err := nftables.New()
+	c, err := openNft(nil)
 	ok(t, err)
 	undo, err := findUndo(c, n.cfg.Name)
 	ok(t, err)
