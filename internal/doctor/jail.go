@@ -99,13 +99,13 @@ func (e *exam) delegable(root string) Finding {
 // idTables are the files that say whose a user or group id is, with the columns of the first id and of how many there are.
 var idTables = [...]struct {
 	file         string
-	first, count int  // count below 0: one
-	refused      bool // flint starts no VM then
+	first, count int // count below 0: one
 }{
-	{"/etc/passwd", 2, -1, true},
-	{"/etc/subuid", 1, 2, true},
-	{"/etc/group", 2, -1, false},
-	{"/etc/subgid", 1, 2, false},
+	{"/etc/passwd", 2, -1},
+	{"/etc/passwd", 3, -1},
+	{"/etc/subuid", 1, 2},
+	{"/etc/group", 2, -1},
+	{"/etc/subgid", 1, 2},
 }
 
 func (e *exam) jailUIDs(context.Context) Finding {
@@ -123,11 +123,7 @@ func (e *exam) judgeUIDs() Finding {
 	}
 	for _, t := range idTables {
 		if owner, id := e.overlap(t.file, t.first, t.count, first, end); owner != "" {
-			need := possible
-			if t.refused {
-				need = required
-			}
-			return fail(fix, "%s gives %d to %s", t.file, id, owner).of(need)
+			return fail(fix, "%s gives %d to %s", t.file, id, owner)
 		}
 	}
 	if pid, name, uid := e.stranger(first, end); pid != "" {
