@@ -8,17 +8,6 @@ package app
 import (
 	"context"
 	"errors"
-	"flint"
-	"flint/internal/config"
-	"flint/internal/github"
-	"flint/internal/github/webhook"
-	"flint/internal/host"
-	"flint/internal/image"
-	"flint/internal/kernel"
-	"flint/internal/network"
-	"flint/internal/sched"
-	"flint/internal/undo"
-	"flint/internal/vm"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -33,6 +22,18 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"flint"
+	"flint/internal/config"
+	"flint/internal/github"
+	"flint/internal/github/webhook"
+	"flint/internal/host"
+	"flint/internal/image"
+	"flint/internal/kernel"
+	"flint/internal/network"
+	"flint/internal/sched"
+	"flint/internal/undo"
+	"flint/internal/vm"
 )
 
 // Options are what the caller decides beside the configuration. Log is required.

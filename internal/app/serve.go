@@ -3,13 +3,14 @@ package app
 import (
 	"context"
 	"errors"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
 	"flint"
 	"flint/internal/api"
 	"flint/internal/host"
 	"flint/internal/sched"
-	"time"
-
-	"golang.org/x/sync/errgroup"
 )
 
 const (

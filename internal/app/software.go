@@ -3,7 +3,6 @@ package app
 import (
 	"context"
 	"errors"
-	"flint"
 	"fmt"
 	"io/fs"
 	"os"
@@ -11,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"flint"
 )
 
 // What GitHub asks of the runner software, as its blog announced and enforces it since 2026: jobs go only to runners not
