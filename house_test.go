@@ -68,6 +68,7 @@ var thirdPartyStopsAt = map[string][]string{
 	"github.com/rhysd/actionlint":            {"flint/internal/githubsim"},
 	"gopkg.in/yaml.v3":                       {"flint/internal/config"},
 	"github.com/spf13/cobra":                 {"flint/cmd/flint"},
+	"github.com/coreos/go-systemd":           {"flint/internal/app"},
 }
 
 type sourceFile struct {

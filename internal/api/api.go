@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"time"
 
 	"flint"
@@ -32,6 +33,12 @@ const (
 
 // Backend answers.
 type Backend interface {
+	Explainer
+	Operator
+}
+
+// Explainer answers questions.
+type Explainer interface {
 	// Explain says why a job is where it is. query is the URL of a job or run on GitHub; with an empty one, everything that
 	// waits is explained. Its errors are faults.
 	Explain(ctx context.Context, query string) ([]flint.Explanation, error)
@@ -98,23 +105,46 @@ func (s *Server) Serve(ctx context.Context) error {
 
 func handler(b Backend, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/explain", func(w http.ResponseWriter, r *http.Request) {
+	handle(mux, log, "GET /v1/explain", func(ctx context.Context, query url.Values) (explained, error) {
+		list, err := b.Explain(ctx, query.Get("query"))
+		return explained{list}, err
+	})
+	handle(mux, log, "GET /v1/hosts", func(ctx context.Context, _ url.Values) (hosts, error) {
+		list, err := b.Hosts(ctx)
+		return hosts{list}, err
+	})
+	handle(mux, log, "POST /v1/host/drain", func(ctx context.Context, query url.Values) (Host, error) {
+		return b.Drain(ctx, query.Get("host"))
+	})
+	handle(mux, log, "POST /v1/host/uncordon", func(ctx context.Context, query url.Values) (Host, error) {
+		return b.Uncordon(ctx, query.Get("host"))
+	})
+	handle(mux, log, "POST /v1/config/reload", func(ctx context.Context, _ url.Values) (Reloaded, error) {
+		return b.Reload(ctx)
+	})
+	return mux
+}
+
+// handle answers the questions of one route. What f returns is bounded by answerTime.
+func handle[T any](mux *http.ServeMux, log *slog.Logger, route string, f func(context.Context, url.Values) (T, error)) {
+	mux.HandleFunc(route, func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), answerTime)
 		defer cancel()
-		query := r.URL.Query().Get("query")
-		if len(query) > maxQuery {
-			answer(w, log, http.StatusBadRequest, failure{Code: "usage", What: "read the question", Error: "it is too long"})
-			return
+		query := r.URL.Query()
+		for _, values := range query {
+			if slices.ContainsFunc(values, func(v string) bool { return len(v) > maxQuery }) {
+				answer(w, log, http.StatusBadRequest, failure{Code: "usage", Kind: "usage", What: "read the question", Error: "it is too long"})
+				return
+			}
 		}
-		list, err := b.Explain(ctx, query)
+		got, err := f(ctx, query)
 		if err != nil {
 			f := asFailure(err)
 			answer(w, log, f.status(), f)
 			return
 		}
-		answer(w, log, http.StatusOK, explained{list})
+		answer(w, log, http.StatusOK, got)
 	})
-	return mux
 }
 
 type explained struct {
@@ -212,30 +242,36 @@ func Connect(path string) *Client {
 	}}
 }
 
-// Explain asks Backend.Explain. Its errors are faults: those of the backend, and daemon.unreachable.
+// Explain asks Explainer.Explain. Its errors are faults: those of the backend, and daemon.unreachable. So are those of the
+// Client's other methods.
 func (c *Client) Explain(ctx context.Context, query string) ([]flint.Explanation, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://flint/v1/explain?query="+url.QueryEscape(query), nil)
+	out, err := ask[explained](ctx, c, http.MethodGet, "/v1/explain", url.Values{"query": {query}})
+	return out.Explanations, err
+}
+
+// ask does one exchange.
+func ask[T any](ctx context.Context, c *Client, method, path string, query url.Values) (out T, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://flint"+path+"?"+query.Encode(), nil)
 	if err != nil {
-		return nil, fmt.Errorf("make request: %w", err)
+		return out, fmt.Errorf("make request: %w", err)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, c.unreachable(err)
+		return out, c.unreachable(err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	body := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer))
 	if resp.StatusCode != http.StatusOK {
 		var f failure
 		if err := body.Decode(&f); err != nil {
-			return nil, fmt.Errorf("read the answer %s: %w", resp.Status, err)
+			return out, fmt.Errorf("read the answer %s: %w", resp.Status, err)
 		}
-		return nil, f.fault()
+		return out, f.fault()
 	}
-	var out explained
 	if err := body.Decode(&out); err != nil {
-		return nil, fmt.Errorf("read the answer: %w", err)
+		return out, fmt.Errorf("read the answer: %w", err)
 	}
-	return out.Explanations, nil
+	return out, nil
 }
 
 func (c *Client) unreachable(err error) error {
@@ -247,7 +283,7 @@ func (c *Client) unreachable(err error) error {
 		Fix: "start it (flint serve), or name its configuration with --config",
 	}
 	if errors.Is(err, os.ErrPermission) {
-		fault.Kind, fault.Fix = flint.ErrPermission, "run as the user that flint runs as: sudo flint explain"
+		fault.Kind, fault.Fix = flint.ErrPermission, "run as the user that flint runs as: with sudo"
 	}
 	return fault
 }

@@ -15,13 +15,23 @@ import (
 	"flint/internal/api"
 )
 
-type backend func(string) ([]flint.Explanation, error)
+type explain func(string) ([]flint.Explanation, error)
 
-func (b backend) Explain(_ context.Context, query string) ([]flint.Explanation, error) {
-	return b(query)
+type backend struct {
+	api.Operator
+	explain explain
 }
 
-func serve(t *testing.T, b backend) (path string, stop func() error) {
+func (b backend) Explain(_ context.Context, query string) ([]flint.Explanation, error) {
+	return b.explain(query)
+}
+
+func serve(t *testing.T, e explain) (path string, stop func() error) {
+	t.Helper()
+	return serveBackend(t, backend{explain: e})
+}
+
+func serveBackend(t *testing.T, b api.Backend) (path string, stop func() error) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "api.sock")
 	s, err := api.Listen(t.Context(), path, b, slog.New(slog.DiscardHandler))

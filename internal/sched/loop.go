@@ -14,9 +14,10 @@ import (
 	"flint"
 )
 
+// Interval is how often a Loop looks when nothing woke it.
+const Interval = 5 * time.Second
+
 const (
-	// interval is how often the loop looks when nothing woke it.
-	interval = 5 * time.Second
 	// backoffMin and backoffMax bound how long a pool rests after a runner of it failed.
 	backoffMin = time.Second
 	backoffMax = time.Minute
@@ -42,8 +43,9 @@ type Loop struct {
 	exits   chan exit
 	pools   map[string]*poolState // the loop's goroutine only
 
-	mu      sync.Mutex
-	waiting map[string]flint.Reason // by pool; never changed; guarded by mu
+	mu       sync.Mutex
+	waiting  map[string]flint.Reason // by pool; never changed; guarded by mu
+	lastPass time.Time               // guarded by mu
 }
 
 // flight is a runner whose Host.Run has not returned.
@@ -87,7 +89,7 @@ func New(cfg Config) *Loop {
 // releases what they hold); a caller that wants them to finish lets Pools return a Max of 0 and waits before it does so.
 // It returns nil.
 func (l *Loop) Run(ctx context.Context) error {
-	tick := time.NewTicker(interval)
+	tick := time.NewTicker(Interval)
 	defer tick.Stop()
 	for ctx.Err() == nil {
 		next := l.pass(ctx, time.Now())
@@ -111,6 +113,14 @@ func (l *Loop) Waiting() map[string]flint.Reason {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return maps.Clone(l.waiting)
+}
+
+// Passed is when the last pass ended; zero before the first. While Run runs and its context has not ended, one follows
+// another after Interval at most.
+func (l *Loop) Passed() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lastPass
 }
 
 // view is what one pass sees. Its host states are the pass's own copy: starts are added as they are dispatched.
@@ -411,7 +421,7 @@ func (l *Loop) remember(waits map[string]flint.Reason) {
 		st.waits = waits[pool]
 	}
 	l.mu.Lock()
-	l.waiting = waits
+	l.waiting, l.lastPass = waits, time.Now()
 	l.mu.Unlock()
 }
 
