@@ -107,7 +107,7 @@ func (s *Store) buildStep(ctx context.Context, file, dir string, w Want) (v1.Ima
 	}
 	var failed *tool.Error
 	if errors.As(err, &failed) {
-		err = outOfSpace(failed)
+		err = tool.OutOfSpace(err)
 	}
 	if errors.As(err, &failed) && spaceFault(err, "") == nil {
 		err = &flint.Fault{

@@ -118,7 +118,7 @@ func (s *Store) bootstrap(ctx context.Context, suite, dir string, line func(stri
 	var failed *tool.Error
 	err = t.Run(ctx)
 	if errors.As(err, &failed) {
-		err = outOfSpace(failed)
+		err = tool.OutOfSpace(err)
 	}
 	if errors.As(err, &failed) && spaceFault(err, "") == nil {
 		return &flint.Fault{

@@ -129,24 +129,25 @@ func (p *preparer) fromPackage(ctx context.Context, name string) (entry, error) 
 		return p.earlier(ctx, name, known, err)
 	}
 	if r.Stamp != known.Stamp || r.Key != known.Key {
-		if err := remember(memory, r); err != nil {
-			return entry{}, storeFault(err)
+		if err := p.remember(ctx, memory, r); err != nil {
+			p.Log.Warn("cannot remember what the kernel package stands for: apt is asked again next time", "package", name, "err", err)
 		}
 	}
 	return e, nil
 }
 
-// earlier returns the pack made before of the same package where it is only apt or the network that failed.
+// earlier returns the pack made before of the same package where it is only apt, the network or the disk that failed.
 func (p *preparer) earlier(ctx context.Context, name string, known resolution, cause error) (entry, error) {
 	var f *flint.Fault
-	if ctx.Err() != nil || !errors.As(cause, &f) || f.Code != "kernel.package" || known.Key == "" {
+	full := spaceFault(cause) != nil
+	if ctx.Err() != nil || known.Key == "" || !full && (!errors.As(cause, &f) || f.Code != "kernel.package") {
 		return entry{}, cause
 	}
 	e, ok := load(p.entryDir(known.Key))
 	if !ok {
 		return entry{}, cause
 	}
-	p.Log.Warn("kernel package cannot be fetched: going on with the one from before", "package", name, "kernel", e.Version, "error", cause)
+	p.Log.Warn("kernel package cannot be fetched or unpacked: going on with the one from before", "package", name, "kernel", e.Version, "error", cause)
 	return e, nil
 }
 
@@ -160,21 +161,23 @@ func recall(name string) resolution {
 	return r
 }
 
-func remember(name string, r resolution) error {
+// remember writes a resolution: whole and on disk, or not at all.
+func (p *preparer) remember(ctx context.Context, name string, r resolution) error {
 	b, err := json.MarshalIndent(r, "", "\t")
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(name), ".package-*")
+	unlock, err := p.lock(ctx, name)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(append(b, '\n'))
-	if err := errors.Join(err, f.Close()); err != nil {
+	defer unlock()
+	part := name + newSuffix
+	defer os.Remove(part)
+	if err := os.WriteFile(part, append(b, '\n'), 0o644); err != nil {
 		return err
 	}
-	return publish(f.Name(), name)
+	return publish(part, name)
 }
 
 // carriesKernel matches the packages that hold a kernel's files, not those that only depend on them.
@@ -283,7 +286,7 @@ func (p *preparer) archivesOrigin(name string, archives []archive) origin {
 	}
 	label := archives[0].Package + " " + archives[0].Version
 	return origin{name: label, key: key, unpack: func(ctx context.Context, u *unpacked) error {
-		return p.fetch(ctx, name, archives, func(deb string) error {
+		return p.fetch(ctx, u.root.Name(), name, archives, func(deb string) error {
 			if err := addDebFile(ctx, u, deb); err != nil {
 				return unpackFault(filepath.Base(deb), err)
 			}
@@ -292,13 +295,19 @@ func (p *preparer) archivesOrigin(name string, archives []archive) origin {
 	}}
 }
 
-// fetch has apt download the archives, checks them and hands each, as a file that only we can write, to use.
-func (p *preparer) fetch(ctx context.Context, name string, archives []archive, use func(deb string) error) error {
-	dir, err := os.MkdirTemp("", "flint-kernel-")
+// fetch has apt download the archives, checks them and hands each, as a file that only we can write, to use. The directory
+// work is that of the pack to be, whose lock is held.
+func (p *preparer) fetch(ctx context.Context, work, name string, archives []archive, use func(deb string) error) error {
+	dir, err := os.MkdirTemp("", fetchPrefix)
 	if err != nil {
 		return storeFault(err)
 	}
 	defer os.RemoveAll(dir)
+	link := work + fetchLink // for Prune, should this process be killed
+	if err := os.Symlink(dir, link); err != nil {
+		return storeFault(err)
+	}
+	defer os.Remove(link)
 	drop, ours := filepath.Join(dir, "apt"), filepath.Join(dir, "checked")
 	if err := errors.Join(os.Mkdir(drop, 0o755), os.Mkdir(ours, 0o700), openToApt(dir, drop)); err != nil {
 		return storeFault(err)

@@ -12,7 +12,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"flint"
 )
@@ -30,8 +29,6 @@ func unpackFault(what string, err error) error {
 		Fix: "fetch the package again; if it persists, it is not a kernel package flint understands",
 	}
 	switch {
-	case errors.Is(err, syscall.ENOSPC):
-		return storeFault(err)
 	case errors.Is(err, fs.ErrPermission):
 		f.Kind, f.Fix = flint.ErrPermission, "let the user flint runs as read it (Ubuntu keeps the kernels in /boot for root)"
 	case errors.Is(err, fs.ErrNotExist):

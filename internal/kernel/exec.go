@@ -16,5 +16,6 @@ func run(ctx context.Context, dir, name string, args ...string) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	return tool.Tool{Path: path, Args: args, Dir: dir, Env: []string{"LC_ALL=C"}}.Output(ctx)
+	out, err := tool.Tool{Path: path, Args: args, Dir: dir, Env: []string{"LC_ALL=C"}}.Output(ctx)
+	return out, tool.OutOfSpace(err)
 }

@@ -2,6 +2,8 @@ package kernel
 
 import (
 	"bufio"
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -85,6 +87,24 @@ func writeInitramfs(w io.Writer, agent []byte, modules fs.FS) error {
 	c.entry("proc", cpioDir|0o755, nil, 0, 0)
 	c.entry("sys", cpioDir|0o755, nil, 0, 0)
 	return c.close()
+}
+
+// isWholeInitramfs reports whether the file at path ends as writeInitramfs ends one.
+func isWholeInitramfs(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var end bytes.Buffer
+	c := &cpioWriter{w: bufio.NewWriter(&end)}
+	info, err := f.Stat()
+	if errors.Join(err, c.close()) != nil {
+		return false
+	}
+	tail := make([]byte, end.Len())
+	_, err = f.ReadAt(tail, info.Size()-int64(len(tail)))
+	return err == nil && bytes.Equal(tail, end.Bytes())
 }
 
 // orderFile is the list, in the directory of the boot modules, of what to load: a line per module, its file and, if it

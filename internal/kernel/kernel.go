@@ -9,7 +9,9 @@ package kernel
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -19,8 +21,8 @@ import (
 	"flint"
 )
 
-// Pack is a kernel ready to boot. Its files are world-readable, belong to the cache and must not be changed; they stay
-// valid until the cache directory is removed.
+// Pack is a kernel ready to boot. Its files are world-readable, belong to the cache and must not be changed; no Prune removes
+// them before Close, or the end of the process. After that they stay while a VMM has them open.
 type Pack struct {
 	Version string // as uname -r says in the guest
 	Arch    string // GOARCH of kernel and agent
@@ -30,6 +32,8 @@ type Pack struct {
 	// Missing names the kernel options that docker, nftables or bridged networks want and the kernel lacks. Empty is
 	// good, and also what a kernel without a known configuration gets (a warning is logged then).
 	Missing []string
+
+	held []*os.File // locks, one for all copies of a Pack
 }
 
 // Source says where the kernel comes from. At most one of Package, Debs, and Vmlinuz may be given; the zero value means
@@ -107,6 +111,26 @@ func newPreparer(c Config) *preparer {
 }
 
 func (p *preparer) prepare(ctx context.Context, s Source) (Pack, error) {
+	for try := 1; ; try++ {
+		pack, err := p.obtain(ctx, s)
+		if err == nil {
+			err = pack.hold()
+			if errors.Is(err, fs.ErrNotExist) && try < maxTries {
+				continue // a Prune was quicker
+			}
+		}
+		if f := spaceFault(err); f != nil {
+			return Pack{}, f
+		}
+		return pack, err
+	}
+}
+
+// maxTries bounds how often a pack is made again that another process removes at once.
+const maxTries = 3
+
+// obtain finds or makes the pack of a source.
+func (p *preparer) obtain(ctx context.Context, s Source) (Pack, error) {
 	if err := s.validate(); err != nil {
 		return Pack{}, err
 	}
@@ -167,6 +191,15 @@ func (p *preparer) kernel(ctx context.Context, s Source) (entry, error) {
 	default:
 		return p.fromPackage(ctx, s.Package)
 	}
+}
+
+// spaceFault is the fault of an error that a full or read-only disk gave; nil for every other, and for one that is it already.
+func spaceFault(err error) *flint.Fault {
+	var f *flint.Fault
+	if errors.As(err, &f) && f.Code == "kernel.space" {
+		return nil
+	}
+	return flint.SpaceFault("kernel.space", "make kernel pack", "the cache of kernels, or of temporary files", err)
 }
 
 func storeFault(err error) error {

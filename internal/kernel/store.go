@@ -58,8 +58,13 @@ func load(dir string) (entry, bool) {
 		return entry{}, false
 	}
 	for _, f := range e.files() {
-		info, err := os.Stat(filepath.Join(dir, f))
-		if err != nil || info.Size() != e.Sizes[f] {
+		if _, ok := e.Sizes[f]; !ok {
+			return entry{}, false
+		}
+	}
+	for f, size := range e.Sizes {
+		info, err := os.Lstat(filepath.Join(dir, f))
+		if err != nil || info.Size() != size {
 			return entry{}, false
 		}
 	}
@@ -106,11 +111,12 @@ func (p *preparer) build(ctx context.Context, o origin, dir string) (entry, erro
 			return entry{}, err
 		}
 	}
-	work, done := dir+".work", dir+".new"
-	for _, d := range []string{work, done, dir} { // left by one who died, or damaged
-		if err := os.RemoveAll(d); err != nil {
-			return entry{}, storeFault(err)
-		}
+	work, done := dir+workSuffix, dir+newSuffix
+	if _, err := clearWork(dir); err != nil { // left by one who died
+		return entry{}, storeFault(err)
+	}
+	if err := os.RemoveAll(dir); err != nil { // damaged
+		return entry{}, storeFault(err)
 	}
 	for _, d := range []string{work, done} {
 		if err := os.Mkdir(d, 0o755); err != nil {
@@ -278,7 +284,15 @@ func saveModulesImage(ctx context.Context, out *os.Root, tree fs.FS) error {
 // save records the entry, its files' sizes with it.
 func (e *entry) save(out *os.Root) error {
 	e.Sizes = map[string]int64{}
-	for _, f := range e.files() {
+	files := e.files()
+	boot, err := fs.ReadDir(out.FS(), bootDir)
+	if err != nil {
+		return storeFault(err)
+	}
+	for _, m := range boot {
+		files = append(files, bootDir+"/"+m.Name())
+	}
+	for _, f := range files {
 		info, err := out.Stat(f)
 		if err != nil {
 			return storeFault(err)
@@ -330,7 +344,7 @@ func syncPath(p string) error {
 
 // lock takes the exclusive lock of a cached kernel and returns its release.
 func (p *preparer) lock(ctx context.Context, dir string) (func(), error) {
-	f, err := os.OpenFile(dir+".lock", os.O_RDWR|os.O_CREATE, 0o644)
+	f, err := os.OpenFile(dir+lockSuffix, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, storeFault(err)
 	}
@@ -397,8 +411,8 @@ func readAgent(path string) (agentBinary, error) {
 
 // initrd returns the path of the initramfs of a kernel and an agent, making it if there is none.
 func (p *preparer) initrd(ctx context.Context, e entry, a agentBinary) (string, error) {
-	path := filepath.Join(e.dir, "initrd-"+a.hash+".cpio")
-	if _, err := os.Stat(path); err == nil {
+	path := filepath.Join(e.dir, initrdPrefix+a.hash+".cpio")
+	if isWholeInitramfs(path) {
 		return path, nil
 	}
 	unlock, err := p.lock(ctx, e.dir)
@@ -406,7 +420,10 @@ func (p *preparer) initrd(ctx context.Context, e entry, a agentBinary) (string, 
 		return "", err
 	}
 	defer unlock()
-	part := path + ".new"
+	if isWholeInitramfs(path) {
+		return path, nil // another was quicker
+	}
+	part := path + newSuffix
 	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return "", storeFault(err)
