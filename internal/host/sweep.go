@@ -35,8 +35,9 @@ func (h *Host) Sweep(ctx context.Context) error {
 		errs = append(errs, fmt.Errorf("undo runner %s: %w", e.Name(), err))
 	}
 	// Every VM ends before GitHub is asked anything: it may take its time.
+	named := namedVMMs(len(entries))
 	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
-		err := h.endVMM(ctx, filepath.Join(h.c.Dir, e.Name()))
+		err := endVMM(ctx, filepath.Join(h.c.Dir, e.Name()), named[e.Name()])
 		if err != nil {
 			failed(e, err)
 		}
@@ -78,14 +79,12 @@ var errRefused = errors.New("remove its registration")
 
 // endVMM ends the VMM that a directory stands for. The directory's name is the runner's id, which is enough to find it, and the
 // registration, even where the record does not name them: the process may have died in between.
-func (h *Host) endVMM(ctx context.Context, dir string) error {
+func endVMM(ctx context.Context, dir string, named []process) error {
 	rec, _ := readRecord(dir) // one that cannot be read names no process
-	err := endProcess(ctx, rec.PID, rec.Start)
-	if err == nil {
-		err = endNamed(ctx, filepath.Base(dir))
-	}
-	if err != nil {
-		return fmt.Errorf("end its VMM: %w", err)
+	for _, p := range append([]process{{rec.PID, rec.Start}}, named...) {
+		if err := endProcess(ctx, p.pid, p.start); err != nil {
+			return fmt.Errorf("end its VMM: %w", err)
+		}
 	}
 	return nil
 }
@@ -156,13 +155,21 @@ func (h *Host) mourn(ctx context.Context, dir string, rec record) error {
 	return nil
 }
 
-// endNamed ends every VMM that was started under this id: QEMU with -name, Firecracker and its jailer with --id. The id is
-// random, so no other process has it behind these words.
-func endNamed(ctx context.Context, id string) error {
-	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		return err
+// process is one process of this machine, told from another with its pid by its start time.
+type process struct {
+	pid   int
+	start uint64
+}
+
+// namedVMMs returns every process that gives a VM a name, by that name: QEMU with -name, Firecracker and its jailer with --id.
+// Ids are random, so no other process has one behind these words. It looks at all processes of the machine, so it does nothing
+// where there are no names to find.
+func namedVMMs(names int) map[string][]process {
+	found := map[string][]process{}
+	if names == 0 {
+		return found
 	}
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is a good one
 	for _, file := range files {
 		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
 		start, err := vm.ProcessStart(pid)
@@ -170,25 +177,25 @@ func endNamed(ctx context.Context, id string) error {
 			continue // gone by now
 		}
 		cmdline, err := os.ReadFile(file)
-		if err != nil || !names(cmdline, id) {
+		if err != nil {
 			continue
 		}
-		if err := endProcess(ctx, pid, start); err != nil {
-			return err
+		for _, id := range named(cmdline) {
+			found[id] = append(found[id], process{pid, start})
 		}
 	}
-	return nil
+	return found
 }
 
-// names reports whether a command line, as /proc shows it, gives a VM this id.
-func names(cmdline []byte, id string) bool {
+// named returns what a command line, as /proc shows it, calls a VM.
+func named(cmdline []byte) (ids []string) {
 	args := strings.Split(string(cmdline), "\x00")
 	for i, arg := range args[:len(args)-1] {
-		if (arg == "-name" || arg == "--id") && args[i+1] == id {
-			return true
+		if arg == "-name" || arg == "--id" {
+			ids = append(ids, args[i+1])
 		}
 	}
-	return false
+	return ids
 }
 
 // removeTime bounds how long a registration's removal is tried before its record is left for the next sweep.
