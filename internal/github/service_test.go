@@ -1,9 +1,11 @@
 package github
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
@@ -26,4 +28,28 @@ func TestAnswerThatBreaksOffLeavesNoGoroutine(t *testing.T) {
 			t.Errorf("read: %v", err)
 		}
 	})
+}
+
+type closeNote struct {
+	io.Reader
+	closed *bool
+}
+
+func (c closeNote) Close() error { *c.closed = true; return nil }
+
+// The library would return it together with an error, which net/http writes to the standard logger.
+func TestAnswerNobodyWaitsForIsAnError(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	closed := false
+	r := &recorder{api: "http://github.example/api/v3", next: roundTrip(func(r *http.Request) (*http.Response, error) {
+		cancel()
+		return &http.Response{StatusCode: http.StatusOK, Body: closeNote{strings.NewReader("{}"), &closed}, Request: r}, nil
+	})}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://github.example/queue", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := r.RoundTrip(req); resp != nil || !errors.Is(err, context.Canceled) || !closed {
+		t.Errorf("%v, %v; closed: %t", resp, err, closed)
+	}
 }

@@ -104,6 +104,11 @@ func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := req.Context().Err(); err != nil {
+		// Nobody waits for it any more. The scale set library would hand on both the answer and the error, and net/http complain.
+		resp.Body.Close()
+		return nil, err
+	}
 	ex.status = resp.StatusCode
 	if resp.StatusCode < 300 {
 		l.note(ex.path, ex.status, resp.Header, "", time.Now())
