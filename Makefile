@@ -11,7 +11,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 STATE := $(CURDIR)/build/state
 
-.PHONY: build demo test test-kvm test-arm64 lint bench fuzz clean setup kernel
+.PHONY: build demo test test-kvm test-arm64 lint bench soak fuzz clean setup kernel
 
 build: setup ## both programs, static, into build/
 	$(GOBUILD) -o build/flint ./cmd/flint
@@ -37,6 +37,9 @@ lint: setup
 
 bench: build ## medians, never verdicts
 	@scripts/bench.sh
+
+soak: setup ## a coordinator, always restarted, against a GitHub that misbehaves; minutes. SEED=7 repeats one, RUNS=3 makes more
+	@SEED='$(SEED)' RUNS='$(RUNS)' LOG='$(LOG)' scripts/soak.sh
 
 fuzz: setup ## every fuzz target, 20 s each
 	@scripts/fuzz.sh

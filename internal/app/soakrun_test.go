@@ -1,7 +1,6 @@
 package app
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -199,7 +198,7 @@ func (s *soak) settle() {
 	for _, l := range left {
 		s.t.Errorf("left after %s of calm: %s", settleTime, l)
 	}
-	s.counts["settled after"] = int(time.Since(began).Seconds())
+	s.counts["settled after, seconds"] = int(time.Since(began).Seconds())
 	s.finish(i)
 }
 
@@ -307,8 +306,8 @@ func (s *soak) check() {
 	}
 }
 
-// report prints the counts in columns. began is by the clock outside the bubble.
-func (s *soak) report(w io.Writer, began time.Time) {
+// report prints the counts in columns.
+func (s *soak) report(w io.Writer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var rows [][2]string
@@ -370,6 +369,4 @@ func (s *soak) report(w io.Writer, began time.Time) {
 	for _, r := range rows {
 		fmt.Fprintf(w, "%-*s  %10s\n", wide, r[0], r[1])
 	}
-	_ = began
-	_ = cmp.Compare[int]
 }

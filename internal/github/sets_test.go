@@ -102,8 +102,8 @@ func TestRunnerIsFollowedByItsName(t *testing.T) {
 		if s := strings.Join(got, ", "); s != "other flint-7, flint flint-of-before, other flint-7" {
 			t.Errorf("events: %s", s)
 		}
-		if len(d.runners) != 0 {
-			t.Errorf("remembered: %v", d.runners)
+		if err := d.Remove(t.Context(), "flint-7", 0); err != nil || len(d.runners) != 0 {
+			t.Errorf("remove: %v; remembered: %v", err, d.runners)
 		}
 	})
 }
