@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -141,17 +140,16 @@ func (a *App) note(ctx context.Context, ev flint.JobEvent) error { return a.host
 
 // poolOf says whose runner a name is. One of ours that does not live any more has no pool: no demand stands for it.
 func (a *App) poolOf(runner string) (pool string, ours bool) {
-	for _, r := range a.host.State().Runners {
-		if r.ID == runner {
-			return r.Pool, true
-		}
+	if r, ok := a.host.Runner(runner); ok {
+		return r.Pool, true
 	}
 	return "", strings.HasPrefix(runner, a.prefix)
 }
 
 // over says that a runner's work is done: its VM goes down.
 func (a *App) over(runner string) bool {
-	return slices.ContainsFunc(a.host.State().Runners, func(r flint.Runner) bool { return r.ID == runner && r.Phase >= flint.Finishing })
+	r, ok := a.host.Runner(runner)
+	return ok && r.Phase >= flint.Finishing
 }
 
 // WebhookAddr is where webhooks are listened for; nil where nothing does.

@@ -30,6 +30,7 @@ type reruns struct {
 
 	mu   sync.Mutex
 	list []rerun
+	said map[string]string // by runner: why it does not run again yet, as it was logged last
 }
 
 type rerun struct {
@@ -88,6 +89,20 @@ func (r *reruns) save() error {
 		return fmt.Errorf("write the jobs to run again: %w", err)
 	}
 	return nil
+}
+
+// news reports whether a reason was not the last one of this runner. An empty one forgets it.
+func (r *reruns) news(runner, why string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.said == nil {
+		r.said = map[string]string{}
+	}
+	fresh := r.said[runner] != why
+	if r.said[runner] = why; why == "" {
+		delete(r.said, runner)
+	}
+	return fresh
 }
 
 func (r *reruns) pending() []rerun {

@@ -163,11 +163,17 @@ func (a *App) rerunsLost(pool string) bool {
 // reran is told what became of a lost job.
 func (a *App) reran(x rerun, err error, over bool) {
 	log := a.log.With("job", x.Job.Name, "repository", x.Job.Repository, "runner", x.Runner)
+	if over {
+		a.reruns.news(x.Runner, "")
+	}
+	var fault *flint.Fault
 	switch {
 	case err == nil:
 		log.Info("lost job runs again")
 	case over:
 		log.Error("lost job does not run again", "err", err)
+	case errors.As(err, &fault) && a.reruns.news(x.Runner, fault.Error()): // it may need a person
+		log.Warn("lost job cannot run again yet", "err", err, "fix", fault.Fix)
 	default:
 		log.Debug("lost job cannot run again yet", "err", err)
 	}

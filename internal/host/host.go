@@ -163,6 +163,17 @@ func (h *Host) State() flint.HostState {
 	return s
 }
 
+// Runner returns one runner of State.
+func (h *Host) Runner(id string) (r flint.Runner, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l, ok := h.lives[id]
+	if !ok {
+		return r, false
+	}
+	return l.snapshot(), true
+}
+
 // free is what admission would still grant. The caller holds h.mu.
 func (h *Host) free() flint.Shape {
 	free := h.c.Limits

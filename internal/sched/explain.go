@@ -83,8 +83,8 @@ func (s Situation) running(job flint.JobStatus) flint.Reason {
 	return flint.Because("explain.running", "it runs on runner %s, which is no live runner of this flint", word(job.Runner))
 }
 
-// pool finds the pool that is to run the job: of those of its account and repository that have all its labels the one with
-// the fewest labels of its own, in the order of the configuration. Without one it says why.
+// pool finds the pool that is to run the job: of those of its server and repository that have all its labels the one with the
+// fewest labels of its own, in the order of the configuration, whichever account sees the job. Without one it says why.
 func (s Situation) pool(job flint.JobStatus) (*flint.Pool, flint.Reason) {
 	var best, nearest *flint.Pool
 	var misses []string
@@ -93,7 +93,7 @@ func (s Situation) pool(job flint.JobStatus) (*flint.Pool, flint.Reason) {
 		if len(p.Labels) == 0 {
 			p.Labels = []string{p.Name} // as its scale set is called
 		}
-		if p.Account != job.Account || !covers(p.Scope, job.Repository) {
+		if p.Account != job.Account && !sameServer(p.Scope, job.URL) || !covers(p.Scope, job.Repository) {
 			continue
 		}
 		missing := p.Misses(job.Labels)
@@ -117,6 +117,16 @@ func (s Situation) pool(job flint.JobStatus) (*flint.Pool, flint.Reason) {
 		noun = "label"
 	}
 	return nil, flint.Because("job.unmatched", "no pool has the %s %s: the nearest, %s, lacks %s", noun, words(job.Labels), nearest.Name, words(misses))
+}
+
+// sameServer reports whether two URLs are known to be of one server.
+func sameServer(a, b string) bool {
+	x, errX := url.Parse(a)
+	y, errY := url.Parse(b)
+	if errX != nil || errY != nil || x.Host == "" {
+		return false
+	}
+	return strings.EqualFold(strings.TrimPrefix(x.Host, "www."), strings.TrimPrefix(y.Host, "www."))
 }
 
 // covers reports whether the organisation, repository or enterprise at a URL has the repository (owner/name).

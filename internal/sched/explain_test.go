@@ -309,3 +309,20 @@ func TestExplainNeverKeepsSilent(t *testing.T) {
 		}
 	}
 }
+
+// TestExplainWhoeverSeesTheJob: of two accounts of one organisation the one that was asked need not be the one whose pool it is.
+func TestExplainWhoeverSeesTheJob(t *testing.T) {
+	gpu := pool("gpu", 2)
+	gpu.Account, gpu.Scope = "hooks", "https://github.com/acme"
+	for url, want := range map[string]string{
+		"https://github.com/acme/hello/actions/runs/1/job/2":       "explain.unoffered",
+		"https://ghe.acme.example/acme/hello/actions/runs/1/job/2": "job.unmatched", // another server's acme
+		"": "job.unmatched",
+	} {
+		job := flint.JobStatus{Job: flint.Job{Repository: "acme/hello", Name: "build"}, State: "queued", Labels: []string{"gpu"}, URL: url}
+		s := sched.Situation{Now: now, Pools: []flint.Pool{gpu}, Hosts: []flint.HostState{host("h1", 8, 8*flint.GiB)}}
+		if got := sched.Explain(job, s); got.Code != want {
+			t.Errorf("a job at %q: %v, want %s", url, got, want)
+		}
+	}
+}
