@@ -70,6 +70,8 @@ type App struct {
 	sweep  sync.Once
 	attach func(ctx context.Context, id string) (host.Port, error)
 
+	pressure pressure // why no VM is started for now
+
 	// Ways to the network that tests replace; nil: the machine's own.
 	transport http.RoundTripper
 	listen    func(ctx context.Context, network, address string) (net.Listener, error)
@@ -218,6 +220,7 @@ func (a *App) newHost(github host.Registrar) *host.Host {
 			Job: time.Duration(a.cfg.VM.JobTimeout), Finish: finishTime,
 		},
 		Driver: a.driver, Attach: a.attach, Supply: a.supplyOf, Scratch: a.store.Scratch, GitHub: github, Lost: a.lost, Log: a.log,
+		Pressure: a.pressure.reason,
 	})
 }
 

@@ -65,6 +65,8 @@ func (a *App) Serve(ctx context.Context) error {
 		tasks.Go(func() error { return untilTold(listen, "GitHub's webhooks", a.hooks.Run) })
 		tasks.Go(func() error { return untilTold(listen, "the port for webhooks", a.serveHooks) })
 	}
+	a.feelPressure() // before the first VM
+	tasks.Go(func() error { return a.watchPressure(tctx) })
 	tasks.Go(func() error { return a.watchNetwork(tctx) })
 	tasks.Go(func() error { return a.watchSoftware(tctx) })
 	tasks.Go(func() error { return a.reruns.run(tctx, a.github.Rerun, a.reran) })
