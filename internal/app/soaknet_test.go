@@ -132,16 +132,16 @@ func (e *ear) Close() error {
 }
 
 // Addr implements net.Listener.
-func (e *ear) Addr() net.Addr { return named(e.address) }
+func (e *ear) Addr() net.Addr { return earAddr(e.address) }
 
-// named is the address of an ear.
-type named string
+// earAddr is the address of an ear.
+type earAddr string
 
 // Network implements net.Addr.
-func (named) Network() string { return "memory" }
+func (earAddr) Network() string { return "memory" }
 
 // String implements net.Addr.
-func (n named) String() string { return string(n) }
+func (n earAddr) String() string { return string(n) }
 
 // line is one party's way into a memory: it can be cut.
 type line struct {

@@ -36,17 +36,17 @@ func (s *soak) run() {
 	tasks.Go(func() {
 		defer calm()
 		s.submit(ctx)
-		rest(ctx, chaosAfter)
+		linger(ctx, chaosAfter)
 	})
 	for chaos.Err() == nil && !s.t.Failed() {
 		i := s.start()
-		rest(chaos, s.life())
+		linger(chaos, s.life())
 		if s.dice.chance(0.5) {
 			s.kill(i)
 		} else {
 			s.finish(i)
 		}
-		rest(chaos, s.dice.between(0, 4*time.Second))
+		linger(chaos, s.dice.between(0, 4*time.Second))
 	}
 	stop()
 	tasks.Wait()
@@ -72,8 +72,8 @@ func (s *soak) life() time.Duration {
 	return s.dice.between(2*time.Minute, 8*time.Minute)
 }
 
-// rest waits for d or the end of ctx, and reports whether d is over.
-func rest(ctx context.Context, d time.Duration) bool {
+// linger waits for d or the end of ctx, and reports whether d is over.
+func linger(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -91,7 +91,7 @@ func (s *soak) vex(ctx context.Context) {
 		s.sim.Misbehave(f)
 		s.log.Info("GitHub misbehaves", "faults", fmt.Sprintf("%+v", f))
 		for range s.dice.n(1, 4) {
-			if !rest(ctx, s.dice.between(time.Second, 15*time.Second)) {
+			if !linger(ctx, s.dice.between(time.Second, 15*time.Second)) {
 				return
 			}
 			if s.dice.chance(0.3) {
@@ -128,13 +128,13 @@ func (s *soak) submit(ctx context.Context) {
 				cancel = run.ForceCancel
 			}
 			cancels.Go(func() {
-				if rest(ctx, after) {
+				if linger(ctx, after) {
 					s.add("runs cancelled", 1)
 					cancel()
 				}
 			})
 		}
-		if !rest(ctx, time.Duration(s.dice.float()*s.dice.float()*float64(30*time.Second))) {
+		if !linger(ctx, time.Duration(s.dice.float()*s.dice.float()*float64(30*time.Second))) {
 			return
 		}
 	}
@@ -191,7 +191,7 @@ func (s *soak) settle() {
 	began := time.Now()
 	left := s.left(i)
 	for len(left) > 0 && time.Since(began) < settleTime {
-		rest(context.Background(), 10*time.Second)
+		linger(context.Background(), 10*time.Second)
 		left = s.left(i)
 		s.log.Info("settling", "left", left)
 	}
