@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -34,8 +35,11 @@ type software struct {
 // refusal is when GitHub refused a runner for its software, and until when it is not tried again.
 type refusal struct{ at, until time.Time }
 
+// softwareVersion is how GitHub numbers its runner software.
+var softwareVersion = regexp.MustCompile(`^v?[0-9]+\.[0-9]+\.[0-9]+$`)
+
 // readSoftware reads the file `version` of a runner.dir: the version in its first line, and in the second the day it was
-// released (2026-11-03). Both may be missing.
+// released (2026-11-03). Both may be missing, and software that is not GitHub's says what it likes.
 func readSoftware(dir string) (software, error) {
 	b, err := os.ReadFile(filepath.Join(dir, "version"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -45,12 +49,14 @@ func readSoftware(dir string) (software, error) {
 		return software{}, fmt.Errorf("read the version of the runner software: %w", err)
 	}
 	var s software
-	lines := strings.Fields(string(b))
-	if len(lines) > 0 {
-		s.version = strings.TrimPrefix(lines[0], "v")
+	first, rest, _ := strings.Cut(string(b), "\n")
+	if first = strings.TrimSpace(first); !softwareVersion.MatchString(first) {
+		return software{}, nil // it is another's program, which GitHub does not know by its age
 	}
-	if len(lines) > 1 {
-		if s.released, err = time.Parse(time.DateOnly, lines[1]); err != nil {
+	s.version = strings.TrimPrefix(first, "v")
+	second, _, _ := strings.Cut(rest, "\n")
+	if second = strings.TrimSpace(second); second != "" {
+		if s.released, err = time.Parse(time.DateOnly, second); err != nil {
 			return software{}, &flint.Fault{
 				Code: "runner.version", What: "read " + filepath.Join(dir, "version"), Kind: flint.ErrConfig, Err: err,
 				Fix: "write the version in its first line and the day of its release in the second, such as 2026-11-03",

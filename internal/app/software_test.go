@@ -4,6 +4,8 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"os"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -73,4 +75,28 @@ type noGitHub func()
 func (f noGitHub) RoundTrip(*http.Request) (*http.Response, error) {
 	f()
 	return nil, errors.New("connection refused")
+}
+
+func TestVersionOfTheSoftware(t *testing.T) {
+	day := time.Date(2026, 11, 3, 0, 0, 0, 0, time.UTC)
+	for text, want := range map[string]struct {
+		version  string
+		released time.Time
+		fails    bool
+	}{
+		"":                               {},
+		"2.330.0\n":                      {version: "2.330.0"},
+		"v2.330.0\r\n2026-11-03\r\nmore": {version: "2.330.0", released: day},
+		"2.330.0\n03.11.2026\n":          {fails: true},
+		"github.com/ChristopherHX/github-act-runner v0.13.0\n": {}, // as the demo's has it
+	} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "version"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := readSoftware(dir)
+		if s.version != want.version || !s.released.Equal(want.released) || (err != nil) != want.fails {
+			t.Errorf("%q: %+v, %v", text, s, err)
+		}
+	}
 }
