@@ -52,6 +52,15 @@ type Options struct {
 	Result func(flint.Result, error)
 	// API is the path of the socket at which commands ask Serve; empty: they cannot.
 	API string
+	// Reload reads the configuration again; nil: it cannot be. Reloads asks for that, beside the API. SetLevel changes the
+	// level of Log, and reports false where that is not the configuration's to decide.
+	Reload   func() (config.Config, error)
+	Reloads  <-chan struct{}
+	SetLevel func(level string) bool
+	// DrainTimeout is how long Serve waits for the last runner when it is told to stop, before it stops as usual. Hurry ends
+	// that at once.
+	DrainTimeout time.Duration
+	Hurry        <-chan struct{}
 }
 
 // App is a flint that has what it needs. Make it with New and end it with Close.
@@ -72,6 +81,10 @@ type App struct {
 
 	pressure pressure // why no VM is started for now
 
+	drain     drain     // why the host takes no new runner although it could
+	reloading reloading // what reloads have changed
+	notifier  notifier
+
 	// Ways to the network that tests replace; nil: the machine's own.
 	transport http.RoundTripper
 	listen    func(ctx context.Context, network, address string) (net.Listener, error)
@@ -86,6 +99,8 @@ type App struct {
 
 	tasks  *errgroup.Group // what runs from New to Close
 	served chan struct{}   // closed when the network no longer serves
+
+	runnerDrive string // path of the runner software's drive, after Prepare
 
 	mu       sync.Mutex
 	pack     kernel.Pack
@@ -102,6 +117,7 @@ func New(ctx context.Context, cfg config.Config, opt Options) (_ *App, err error
 		opt.Instance = "serve"
 	}
 	a := &App{cfg: cfg, opt: opt, log: opt.Log, dir: filepath.Join(cfg.StateDir, opt.Instance), supply: map[string]host.Supply{}}
+	a.opt.Progress = a.progressTo(opt.Progress)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.Close(ctx))
@@ -220,7 +236,7 @@ func (a *App) newHost(github host.Registrar) *host.Host {
 			Job: time.Duration(a.cfg.VM.JobTimeout), Finish: finishTime,
 		},
 		Driver: a.driver, Attach: a.attach, Supply: a.supplyOf, Scratch: a.store.Scratch, GitHub: github, Lost: a.lost, Log: a.log,
-		Pressure: a.pressure.reason,
+		Pressure: a.refuses,
 	})
 }
 

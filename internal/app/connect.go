@@ -28,7 +28,10 @@ func (a *App) Connect(ctx context.Context) error {
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return fmt.Errorf("make directory of what GitHub said: %w", err)
 	}
-	var err error
+	err := a.drain.open(a.dir)
+	if err != nil {
+		return err
+	}
 	if a.prefix, err = namePrefix(filepath.Join(a.dir, "coordinator")); err != nil {
 		return err
 	}
@@ -48,6 +51,7 @@ func (a *App) Connect(ctx context.Context) error {
 	}
 	a.host = a.newHost(a.github)
 	a.demand = newSources()
+	a.reloading.open(a.cfg)
 	a.demand.add(newAlive(a.github, a.host.Abandoned), a.poolsOf(config.ScaleSets)) // the ledger of webhooks sees to that itself
 	if a.cfg.Webhooks() {
 		if err := a.openHooks(ctx, state); err != nil {

@@ -24,7 +24,6 @@ func (a *App) Prepare(ctx context.Context) error {
 	if err := a.prepareKernel(ctx); err != nil {
 		return err
 	}
-	var runner string
 	if dir := a.cfg.Runner.Dir; dir != "" {
 		done := a.opt.Progress.Step("runner software")
 		dir, err := filepath.EvalSymlinks(dir)
@@ -37,28 +36,38 @@ func (a *App) Prepare(ctx context.Context) error {
 			done("", err)
 			return err
 		}
-		runner = drive.Path
+		a.runnerDrive = drive.Path
 		done(path.Base(drive.Version), nil)
 	}
 	for _, p := range a.cfg.Pools {
-		if _, ok := a.driver.(*qemu.Driver); ok && p.Limits != (config.Limits{}) {
-			a.log.Warn("QEMU does not hold VMs to limits; Firecracker does", "pool", p.Name)
-		}
-		base, err := a.prepareImage(ctx, p)
-		if err != nil {
+		if err := a.preparePool(ctx, p); err != nil {
 			return err
 		}
-		a.mu.Lock()
-		a.supply[p.Name] = host.Supply{
-			Shape: flint.Shape(p.VM), Kernel: a.pack.Kernel, Initrd: a.pack.Initrd, Modules: a.pack.Modules,
-			Base: base.Path, Runner: runner, Start: runnerInImage(a.cfg.Runner.InImage), Env: base.Env,
-			Limits: vm.Limits{
-				DiskBytes: p.Limits.DiskBandwidth, DiskOps: p.Limits.DiskOps, NetRx: p.Limits.NetworkIn, NetTx: p.Limits.NetworkOut,
-			},
-		}
-		a.mu.Unlock()
 	}
 	return nil
+}
+
+// preparePool makes what the VMs of one pool boot. The kernel and the runner software are there.
+func (a *App) preparePool(ctx context.Context, p config.Pool) error {
+	if _, ok := a.driver.(*qemu.Driver); ok && p.Limits != (config.Limits{}) {
+		a.log.Warn("QEMU does not hold VMs to limits; Firecracker does", "pool", p.Name)
+	}
+	base, err := a.prepareImage(ctx, p)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.supply[p.Name] = host.Supply{
+		Shape: flint.Shape(p.VM), Kernel: a.pack.Kernel, Initrd: a.pack.Initrd, Modules: a.pack.Modules,
+		Base: base.Path, Runner: a.runnerDrive, Start: runnerInImage(a.cfg.Runner.InImage), Env: base.Env, Limits: rates(p.Limits),
+	}
+	return nil
+}
+
+// rates are a pool's limits as a driver takes them.
+func rates(l config.Limits) vm.Limits {
+	return vm.Limits{DiskBytes: l.DiskBandwidth, DiskOps: l.DiskOps, NetRx: l.NetworkIn, NetTx: l.NetworkOut}
 }
 
 func (a *App) prepareKernel(ctx context.Context) error {

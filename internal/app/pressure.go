@@ -91,14 +91,14 @@ func (a *App) watchPressure(ctx context.Context) error {
 // feelPressure looks once. It returns how much of the disk unused images should give back: what it is below twice the
 // watermark.
 func (a *App) feelPressure() (lacks flint.Bytes) {
-	minFree := a.cfg.Host.MinFree
+	minFree := a.current().Host.MinFree
 	d, err := a.pressure.machine.disk(a.cfg.StateDir)
 	why := d.refuses(minFree, a.pressure.reason().Code == "host.disk")
 	if err != nil {
 		why = flint.Because("host.disk", "the disk of state_dir cannot be looked at: %v", err)
 	}
 	if why.IsZero() {
-		why = a.pressure.machine.crowded(a.cfg.Pools)
+		why = a.pressure.machine.crowded(a.current().Pools)
 	}
 	switch before := a.pressure.set(why); {
 	case why.Code == before.Code:

@@ -43,6 +43,8 @@ func (a *App) prune(ctx context.Context) {
 // Serve is the coordinator: it runs the jobs of the configured pools until ctx ends, and returns when the last runner is
 // gone. Call Connect and Prepare first.
 func (a *App) Serve(ctx context.Context) error {
+	ctx, drained := a.drainFirst(ctx)
+	defer drained()
 	loop := sched.New(sched.Config{
 		Pools: a.pools, Source: a.demand, Hosts: []sched.Host{a.host}, Log: a.log, Done: a.ended,
 		NewID: func(pool string) string { return host.NewID(a.prefix, pool) },
@@ -68,6 +70,9 @@ func (a *App) Serve(ctx context.Context) error {
 	a.feelPressure() // before the first VM
 	tasks.Go(func() error { return a.watchPressure(tctx) })
 	tasks.Go(func() error { return a.watchNetwork(tctx) })
+	tasks.Go(func() error { return a.heartbeat(listen, tctx, loop) })
+	tasks.Go(func() error { return a.followReloads(tctx) })
+	tasks.Go(func() error { return a.hearReloads(tctx) })
 	tasks.Go(func() error { return a.watchSoftware(tctx) })
 	tasks.Go(func() error { return a.reruns.run(tctx, a.github.Rerun, a.reran) })
 	tasks.Go(func() error {
@@ -154,7 +159,7 @@ func (a *App) lost(r flint.Runner, job flint.Job) {
 }
 
 func (a *App) rerunsLost(pool string) bool {
-	for _, p := range a.cfg.Pools {
+	for _, p := range a.current().Pools {
 		if p.Name == pool {
 			return p.RerunLost
 		}

@@ -194,7 +194,7 @@ func (a *App) checkSoftware(ctx context.Context, now time.Time) error {
 
 // pools are the configured pools as they are now.
 func (a *App) pools() []flint.Pool {
-	pools := a.cfg.FlintPools()
+	pools := a.reloading.pools(a.current())
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -204,6 +204,9 @@ func (a *App) pools() []flint.Pool {
 	}
 	for i := range pools {
 		p := &pools[i]
+		if !p.Held.IsZero() {
+			continue
+		}
 		if p.Held = held; held.IsZero() {
 			p.Held = a.refused[p.Name].held(now, "that of pool "+p.Name, "put a newer one into its image and restart flint")
 		}

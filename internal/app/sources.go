@@ -14,8 +14,10 @@ import (
 // sources are several sources of demand as one: each pool is fed by one of them, by its account's mode.
 type sources struct {
 	all     []sched.Source
-	of      map[string]sched.Source // by pool
 	changed chan struct{}
+
+	mu sync.Mutex
+	of map[string]sched.Source // by pool; guarded by mu
 }
 
 func newSources() *sources {
@@ -25,8 +27,28 @@ func newSources() *sources {
 // add makes s the source of pools.
 func (m *sources) add(s sched.Source, pools []flint.Pool) {
 	m.all = append(m.all, s)
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for _, p := range pools {
 		m.of[p.Name] = s
+	}
+}
+
+// assign makes the first source that of pools, and of no others: there is no other source.
+func (m *sources) assign(pools []flint.Pool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	clear(m.of)
+	for _, p := range pools {
+		m.of[p.Name] = m.all[0]
+	}
+}
+
+// signal wakes the scheduler.
+func (m *sources) signal() {
+	select {
+	case m.changed <- struct{}{}:
+	default:
 	}
 }
 
@@ -44,7 +66,10 @@ func (m *sources) Changed() <-chan struct{} { return m.changed }
 
 // Capacity implements sched.Source.
 func (m *sources) Capacity(pool string, n int) {
-	if s := m.of[pool]; s != nil {
+	m.mu.Lock()
+	s := m.of[pool]
+	m.mu.Unlock()
+	if s != nil {
 		s.Capacity(pool, n)
 	}
 }
@@ -99,10 +124,7 @@ func (m *sources) forward(ctx context.Context, s sched.Source) error {
 		case <-ctx.Done():
 			return nil
 		}
-		select {
-		case m.changed <- struct{}{}:
-		default:
-		}
+		m.signal()
 	}
 }
 

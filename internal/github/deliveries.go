@@ -24,7 +24,7 @@ func (c *Client) API(account string) webhook.API {
 		return nil
 	}
 	var scopes []*scope
-	for _, s := range c.scopes {
+	for _, s := range c.places() {
 		if s.account == a {
 			scopes = append(scopes, s)
 		}

@@ -44,13 +44,13 @@ type Config struct {
 type Client struct {
 	cfg      Config
 	accounts []*account
-	scopes   []*scope // those of the pools, one per account and URL
-	pools    []*served
-	pollers  []*poller
 	changed  chan struct{}
+	moved    chan struct{} // signalled when pools has changed
 	jitter   func() float64
 
 	mu      sync.Mutex
+	scopes  []*scope           // guarded by mu: those of the pools, one per account and URL; only grows
+	pools   []*served          // guarded by mu; replaced, never changed
 	runners map[string]*served // guarded by mu: whose the runners of this process are, by name
 }
 
@@ -70,7 +70,9 @@ func New(cfg Config) (*Client, error) {
 	if cfg.Transport == nil {
 		cfg.Transport = http.DefaultTransport.(*http.Transport).Clone() // each call has its own deadline
 	}
-	c := &Client{cfg: cfg, changed: make(chan struct{}, 1), jitter: rand.Float64, runners: map[string]*served{}}
+	c := &Client{
+		cfg: cfg, changed: make(chan struct{}, 1), moved: make(chan struct{}, 1), jitter: rand.Float64, runners: map[string]*served{},
+	}
 	for _, a := range cfg.Accounts {
 		if c.account(a.Name) != nil {
 			return nil, accountFault("configure the GitHub accounts", fmt.Errorf("two are called %q", a.Name))
@@ -81,47 +83,73 @@ func New(cfg Config) (*Client, error) {
 		}
 		c.accounts = append(c.accounts, made)
 	}
-	for _, p := range cfg.Pools {
-		if err := c.serve(p); err != nil {
-			return nil, err
-		}
+	if err := c.SetPools(cfg.Pools); err != nil {
+		return nil, err
 	}
 	return c, nil
 }
 
-// serve takes over one pool.
-func (c *Client) serve(p flint.Pool) error {
+// SetPools changes which pools are served; on error nothing changes. A pool that was served before and has the same account,
+// scope, group and labels goes on; the session of one that is gone or another now is deleted while Run runs. Runners of pools
+// that are gone stay known. Its faults are github.account, github.pool and github.state.
+func (c *Client) SetPools(pools []flint.Pool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var all []*served
+	for _, p := range pools {
+		at, err := c.serve(p, all)
+		if err != nil {
+			return err
+		}
+		all = append(all, at)
+	}
+	c.pools = all
+	select {
+	case c.moved <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// serve makes or finds how a pool is served, beside the others. The caller holds c.mu.
+func (c *Client) serve(p flint.Pool, others []*served) (*served, error) {
 	a := c.account(p.Account)
 	if a == nil && p.Account == "" && len(c.accounts) == 1 {
 		a = c.accounts[0]
 	}
 	if a == nil {
-		return accountFault("serve pool "+p.Name, fmt.Errorf("no GitHub account is called %q", p.Account))
+		return nil, accountFault("serve pool "+p.Name, fmt.Errorf("no GitHub account is called %q", p.Account))
 	}
 	s, err := c.scope(a, p.Scope)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	at := &served{Pool: p, scope: s}
-	for _, other := range c.pools {
+	for _, other := range others {
 		switch {
 		case other.Name == p.Name:
-			return poolFault(p.Name, errors.New("another pool has the same name"))
+			return nil, poolFault(p.Name, errors.New("another pool has the same name"))
 		case a.Mode == ScaleSets && other.poller != nil && other.scope.url == s.url && strings.EqualFold(setName(other.Pool), setName(p)):
-			return poolFault(p.Name, fmt.Errorf("pool %s has the scale set %s of %s already", other.Name, setName(p), s.name))
+			return nil, poolFault(p.Name, fmt.Errorf("pool %s has the scale set %s of %s already", other.Name, setName(p), s.name))
 		}
 	}
-	c.pools = append(c.pools, at)
+	if i := slices.IndexFunc(c.pools, func(old *served) bool { return old.same(p, s) }); i >= 0 {
+		return c.pools[i], nil
+	}
+	at := &served{Pool: p, scope: s}
 	if a.Mode != ScaleSets {
-		return nil
+		return at, nil
 	}
 	j, err := openJournal(c.cfg.StateDir, p.Name, c.cfg.Log)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	at.poller = newPoller(c, s, p, j)
-	c.pollers = append(c.pollers, at.poller)
-	return nil
+	return at, nil
+}
+
+// same reports whether p, in scope s, is served as this pool is: what else is in a Pool is not GitHub's.
+func (at *served) same(p flint.Pool, s *scope) bool {
+	return at.Name == p.Name && at.scope == s && at.Group == p.Group && slices.Equal(at.Labels, p.Labels)
 }
 
 func accountFault(what string, err error) error {
@@ -172,7 +200,7 @@ func (c *Client) account(name string) *account {
 }
 
 // scope returns an account's scope of a URL, the same for the same URL; its own without one. It must be on the account's
-// server: another has no business with its credentials.
+// server: another has no business with its credentials. The caller holds c.mu.
 func (c *Client) scope(a *account, url string) (*scope, error) {
 	if url == "" {
 		url = a.URL
@@ -199,20 +227,73 @@ func (c *Client) scope(a *account, url string) (*scope, error) {
 // Run polls every pool until ctx ends, then deletes its sessions, within closeTimeout. It returns nil: what goes wrong is
 // retried for ever and shown by Waiting.
 func (c *Client) Run(ctx context.Context) error {
-	var wg sync.WaitGroup
-	for _, p := range c.pollers {
-		wg.Go(func() { p.run(ctx) })
+	type run struct {
+		end  context.CancelFunc
+		done chan struct{}
 	}
-	wg.Wait()
-	<-ctx.Done() // there may be no pool of a scale set
-	return nil
+	runs := map[*poller]run{}
+	end := func(p *poller) {
+		runs[p].end()
+		<-runs[p].done
+		delete(runs, p)
+	}
+	for {
+		now := c.pollers()
+		for p := range runs {
+			if !slices.Contains(now, p) {
+				end(p) // before another one may take its scale set
+			}
+		}
+		for _, p := range now {
+			if _, on := runs[p]; on || ctx.Err() != nil {
+				continue
+			}
+			pctx, cancel := context.WithCancel(ctx)
+			r := run{cancel, make(chan struct{})}
+			runs[p] = r
+			go func() { // waited for by end
+				defer close(r.done)
+				p.run(pctx)
+			}()
+		}
+		select {
+		case <-c.moved:
+			continue
+		case <-ctx.Done():
+		}
+		for p := range runs {
+			end(p)
+		}
+		return nil
+	}
+}
+
+// pollers are those of the pools as they are now.
+func (c *Client) pollers() []*poller {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var all []*poller
+	for _, p := range c.pools {
+		if p.poller != nil {
+			all = append(all, p.poller)
+		}
+	}
+	return all
+}
+
+// places are the scopes of all pools so far.
+func (c *Client) places() []*scope {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.scopes)
 }
 
 // Demand returns what GitHub last said of each pool. Absent are pools it has not spoken of, and those it has not been heard
 // from for beliefTime: Waiting says why.
 func (c *Client) Demand() []flint.Demand {
-	demand := make([]flint.Demand, 0, len(c.pollers))
-	for _, p := range c.pollers {
+	pollers := c.pollers()
+	demand := make([]flint.Demand, 0, len(pollers))
+	for _, p := range pollers {
 		if d, ok := p.currentDemand(); ok {
 			demand = append(demand, d)
 		}
@@ -241,7 +322,7 @@ func (c *Client) Capacity(pool string, n int) {
 // Waiting says, for each pool with a message session that hears nothing from GitHub at the moment, why.
 func (c *Client) Waiting() map[string]flint.Reason {
 	reasons := map[string]flint.Reason{}
-	for _, p := range c.pollers {
+	for _, p := range c.pollers() {
 		if r := p.currentReason(); !r.IsZero() {
 			reasons[p.pool.Name] = r
 		}
@@ -251,6 +332,8 @@ func (c *Client) Waiting() map[string]flint.Reason {
 
 // served returns the pool of a name; nil where there is none.
 func (c *Client) served(pool string) *served {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	i := slices.IndexFunc(c.pools, func(p *served) bool { return p.Name == pool })
 	if i < 0 {
 		return nil

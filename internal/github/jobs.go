@@ -163,7 +163,7 @@ func (c *Client) Find(ctx context.Context, what string) ([]flint.JobStatus, erro
 // candidates returns the scopes to ask, the likely ones first.
 func (c *Client) candidates(q query) []*scope {
 	var first, then []*scope
-	scopes := slices.Clone(c.scopes)
+	scopes := c.places()
 	for _, a := range c.accounts {
 		if !slices.Contains(scopes, a.base) {
 			scopes = append(scopes, a.base)
@@ -373,8 +373,9 @@ func (c *Client) LatestRunner(ctx context.Context) (version string, published ti
 	for _, a := range c.accounts {
 		var r gh.RepositoryRelease
 		at := a.base
-		if i := slices.IndexFunc(c.scopes, func(s *scope) bool { return s.account == a }); i >= 0 {
-			at = c.scopes[i] // where the App is surely installed
+		scopes := c.places()
+		if i := slices.IndexFunc(scopes, func(s *scope) bool { return s.account == a }); i >= 0 {
+			at = scopes[i] // where the App is surely installed
 		}
 		_, err := at.ask(ctx, "look up the newest runner software", request{
 			method: http.MethodGet, path: "/repos/actions/runner/releases/latest", into: &r,

@@ -491,11 +491,11 @@ func TestJournalThatIsDamagedIsSetAside(t *testing.T) {
 			if _, err := os.Stat(path + ".damaged"); err != nil {
 				t.Error(err)
 			}
-			if err := d.pollers[0].journal.save(position{Set: 7, Message: 3, Pending: []int64{1}}); err != nil {
+			if err := d.pollers()[0].journal.save(position{Set: 7, Message: 3, Pending: []int64{1}}); err != nil {
 				t.Fatal(err)
 			}
 			again := newDesk(t, newFar(t), func(c *Config) { c.StateDir = dir })
-			if got := again.pollers[0].journal.at; got.Set != 7 || got.Message != 3 || len(got.Pending) != 1 {
+			if got := again.pollers()[0].journal.at; got.Set != 7 || got.Message != 3 || len(got.Pending) != 1 {
 				t.Errorf("read back %+v", got)
 			}
 			if left, _ := filepath.Glob(filepath.Join(dir, ".journal-*")); len(left) > 0 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"flint"
 )
@@ -177,7 +178,7 @@ func (c *Client) Prune(ctx context.Context, live func(name string) bool) (remove
 		return nil, errors.New("prune registrations: no prefix tells which are ours")
 	}
 	var errs []error
-	for _, s := range c.scopes {
+	for _, s := range c.places() {
 		runners, err := s.runners(ctx, c.cfg.Prefix)
 		refusals := 0
 		if err != nil {
@@ -244,7 +245,7 @@ func (c *Client) homes(runner string) []*scope {
 	if p := c.runners[runner]; p != nil {
 		return []*scope{p.scope}
 	}
-	return c.scopes
+	return slices.Clone(c.scopes)
 }
 
 // poolOf returns the pool of a runner of this process, or what to say of any other.

@@ -336,7 +336,7 @@ func FuzzMessage(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	set, err := svc.scaleSet(f.Context(), d.pollers[0].pool)
+	set, err := svc.scaleSet(f.Context(), d.pollers()[0].pool)
 	if err != nil {
 		f.Fatal(err)
 	}
