@@ -1,0 +1,147 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"flint"
+	"flint/internal/app"
+	"flint/internal/config"
+)
+
+func newImage() *cobra.Command {
+	c := &cobra.Command{Use: "image", Short: "List what is kept on disk for VMs, or remove what is unused"}
+	file := c.PersistentFlags().StringP("config", "c", defaultConfig, "configuration file; without one, the defaults")
+	stateDir := c.PersistentFlags().String("state-dir", "", "where images and kernels are kept (overrides the configuration)")
+	open := func(c *cobra.Command) (config.Config, app.Options, error) {
+		cfg, err := config.Load(*file, os.Environ())
+		if errors.Is(err, flint.ErrNotFound) && !c.Flags().Changed("config") {
+			cfg, err = config.FromEnvironment(os.Environ())
+		}
+		if err != nil {
+			return cfg, app.Options{}, err
+		}
+		if *stateDir != "" {
+			cfg.StateDir = *stateDir
+		}
+		log, err := logger(c, c.ErrOrStderr(), "warn", true)
+		return cfg, app.Options{Log: log}, err
+	}
+	c.AddCommand(newImageList(open), newImagePrune(open))
+	return c
+}
+
+type openImages func(*cobra.Command) (config.Config, app.Options, error)
+
+func newImageList(open openImages) *cobra.Command {
+	c := &cobra.Command{
+		Use: "ls", Short: "List images, runner drives and kernels, the least recently used first", Args: noArgs,
+	}
+	asJSON := c.Flags().Bool("json", false, "print an array of {digest, kind, source, size, last_used, in_use, wanted}")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cfg, opt, err := open(c)
+		if err != nil {
+			return err
+		}
+		list, err := app.StoredImages(cfg, opt)
+		if *asJSON {
+			if list == nil {
+				list = []app.Stored{}
+			}
+			return errors.Join(err, printJSON(c.OutOrStdout(), list))
+		}
+		showStored(c.OutOrStdout(), list, time.Now())
+		return err
+	}
+	return c
+}
+
+func newImagePrune(open openImages) *cobra.Command {
+	c := &cobra.Command{
+		Use: "prune", Short: "Remove what nobody uses and the configuration does not want", Args: noArgs,
+		Long: "Prune removes images, runner drives, kernels and build caches that no process uses, flint or VM. What the configured\n" +
+			"pools were served by last stays, unless --all is given. Everything removed is made again when it is needed.",
+	}
+	all := c.Flags().Bool("all", false, "also what the configured pools were served by last")
+	asJSON := c.Flags().Bool("json", false, "print {freed, removed}")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cfg, opt, err := open(c)
+		if err != nil {
+			return err
+		}
+		freed, removed, err := app.PruneImages(c.Context(), cfg, opt, *all)
+		if *asJSON {
+			return errors.Join(err, printJSON(c.OutOrStdout(), struct {
+				Freed   flint.Bytes `json:"freed"`
+				Removed []string    `json:"removed"`
+			}{freed, append([]string{}, removed...)}))
+		}
+		for _, r := range removed {
+			fmt.Fprintln(c.OutOrStdout(), "removed", oneLine(r))
+		}
+		fmt.Fprintln(c.OutOrStdout(), freed, "freed")
+		return err
+	}
+	return c
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// showStored writes a table.
+func showStored(w io.Writer, list []app.Stored, now time.Time) {
+	if len(list) == 0 {
+		fmt.Fprintln(w, "Nothing is kept.")
+		return
+	}
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "DIGEST\tKIND\tSOURCE\tSIZE\tLAST USED\tIN USE\tWANTED BY")
+	for _, s := range list {
+		source, use := "-", "no"
+		if n := len(s.Source); n > 0 {
+			source = oneLine(s.Source[n-1])
+		}
+		if s.InUse {
+			use = "yes"
+		}
+		wanted := s.Wanted
+		if wanted == "" {
+			wanted = "-"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(s.Digest), s.Kind, source, s.Size, ago(now.Sub(s.Used)), use, wanted)
+	}
+	_ = t.Flush() // as every other write here
+}
+
+// short is as much of a digest as people tell images apart by.
+func short(digest string) string {
+	const hexDigits = 12
+	if name, ok := strings.CutPrefix(digest, "sha256:"); ok {
+		return name[:min(hexDigits, len(name))]
+	}
+	return digest
+}
+
+// ago says how long it is since, in one unit.
+func ago(d time.Duration) string {
+	switch {
+	case d < time.Minute: // or ahead: the clock was put back
+		return "now"
+	case d < time.Hour:
+		return fmt.Sprintf("%dm ago", d/time.Minute)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh ago", d/time.Hour)
+	}
+	return fmt.Sprintf("%dd ago", d/(24*time.Hour))
+}

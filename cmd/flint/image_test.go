@@ -1,0 +1,103 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"flint"
+	"flint/internal/app"
+)
+
+// stateWith makes a state directory whose image store has two images nobody uses, and a configuration whose pool was
+// served by the older one.
+func stateWith(t *testing.T) (state, cfg, wanted, other string) {
+	t.Helper()
+	state = t.TempDir()
+	cfg = filepath.Join(state, "flint.yaml")
+	wanted, other = strings.Repeat("a1", 32), strings.Repeat("b2", 32)
+	images := filepath.Join(state, "images")
+	old := time.Now().Add(-72 * time.Hour)
+	err := errors.Join(os.MkdirAll(filepath.Join(images, "base"), 0o755), os.MkdirAll(filepath.Join(images, "record"), 0o700),
+		os.WriteFile(filepath.Join(images, "base", wanted+".ext4"), make([]byte, 1<<16), 0o644),
+		os.WriteFile(filepath.Join(images, "base", other+".ext4"), make([]byte, 1<<16), 0o644),
+		os.Chtimes(filepath.Join(images, "base", wanted+".ext4"), old, old),
+		os.WriteFile(filepath.Join(images, "record", "source-"+wanted+".ext4.json"), []byte(`["docker.io/acme/runner:1"]`), 0o600),
+		os.WriteFile(cfg, []byte("schema_version: 1\nstate_dir: "+state+"\npools:\n  - {name: big, image: 'docker.io/acme/runner:1'}\n"), 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return state, cfg, wanted, other
+}
+
+func flintSays(t *testing.T, want int, args ...string) string {
+	t.Helper()
+	var out, errs strings.Builder
+	if code := run(args, strings.NewReader(""), &out, &errs); code != want {
+		t.Fatalf("flint %s: exit %d, want %d\n%s%s", strings.Join(args, " "), code, want, &out, &errs)
+	}
+	return out.String()
+}
+
+func TestImageList(t *testing.T) {
+	_, cfg, wanted, other := stateWith(t)
+	table := flintSays(t, 0, "image", "ls", "--config", cfg)
+	lines := strings.Split(strings.TrimSpace(table), "\n")
+	if len(lines) != 3 || !strings.HasPrefix(lines[0], "DIGEST") ||
+		strings.Join(strings.Fields(lines[1]), " ") != wanted[:12]+" base docker.io/acme/runner:1 64KiB 3d ago no pool big" ||
+		strings.Join(strings.Fields(lines[2]), " ") != other[:12]+" base - 64KiB now no -" {
+		t.Errorf("got\n%s", table)
+	}
+	var list []app.Stored
+	if err := json.Unmarshal([]byte(flintSays(t, 0, "image", "ls", "--json", "--config", cfg)), &list); err != nil {
+		t.Fatal(err)
+	}
+	if len(list) != 2 || list[0].Digest != "sha256:"+wanted || list[0].Wanted != "pool big" || list[0].Size != 64*flint.KiB || list[0].InUse {
+		t.Errorf("got %+v", list)
+	}
+	empty := t.TempDir()
+	if got := flintSays(t, 0, "image", "ls", "--config", cfg, "--state-dir", empty); got != "Nothing is kept.\n" {
+		t.Errorf("got %q", got)
+	}
+	if got := flintSays(t, 0, "image", "ls", "--json", "--config", cfg, "--state-dir", empty); got != "[]\n" {
+		t.Errorf("got %q", got)
+	}
+	if left, err := os.ReadDir(empty); err != nil || len(left) > 0 {
+		t.Errorf("listing made %v, %v", left, err)
+	}
+	flintSays(t, exitUsage, "image", "ls", "more")
+	flintSays(t, exitNotFound, "image", "ls", "--config", filepath.Join(empty, "none.yaml"))
+}
+
+func TestImagePrune(t *testing.T) {
+	state, cfg, wanted, other := stateWith(t)
+	vmm, err := os.Open(filepath.Join(state, "images", "base", other+".ext4")) // a VM has it open
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vmm.Close()
+	if got := flintSays(t, 0, "image", "prune", "--config", cfg); got != "0B freed\n" {
+		t.Errorf("got %q", got)
+	}
+	vmm.Close()
+	if got := flintSays(t, 0, "image", "prune", "--config", cfg); got != "removed sha256:"+other+"\n64KiB freed\n" {
+		t.Errorf("got %q", got)
+	}
+	var res struct {
+		Freed   flint.Bytes
+		Removed []string
+	}
+	if err := json.Unmarshal([]byte(flintSays(t, 0, "image", "prune", "--all", "--json", "--config", cfg)), &res); err != nil {
+		t.Fatal(err)
+	}
+	if res.Freed != 64*flint.KiB || len(res.Removed) != 1 || res.Removed[0] != "sha256:"+wanted {
+		t.Errorf("got %+v", res)
+	}
+	if got := flintSays(t, 0, "image", "prune", "--json", "--config", cfg); !strings.Contains(got, `"removed": []`) {
+		t.Errorf("got %q", got)
+	}
+}

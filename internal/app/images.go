@@ -1,0 +1,120 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"flint"
+	"flint/internal/config"
+	"flint/internal/image"
+	"flint/internal/kernel"
+)
+
+// Stored is one thing that is kept on disk for VMs and can be made again.
+type Stored struct {
+	Digest string      `json:"digest"` // a name where there is no digest
+	Kind   string      `json:"kind"`   // base, drive, debian, builder, kernel, initramfs
+	Source []string    `json:"source"` // what it was made from, the newest last
+	Size   flint.Bytes `json:"size"`   // on disk
+	Used   time.Time   `json:"last_used"`
+	InUse  bool        `json:"in_use"`           // by a process
+	Wanted string      `json:"wanted,omitempty"` // what of the configuration it is for: a pool's name, runner.dir, kernel
+
+	path string
+}
+
+// StoredImages lists what the state directory keeps for VMs, the least recently used first. It opens no network and needs
+// no running flint.
+func StoredImages(cfg config.Config, opt Options) ([]Stored, error) {
+	store, err := openStore(cfg, opt)
+	if store == nil {
+		return nil, err
+	}
+	images, err := store.List()
+	packs, kerr := kernel.List(filepath.Join(cfg.StateDir, "kernels"))
+	list := make([]Stored, 0, len(images)+len(packs))
+	for _, i := range images {
+		list = append(list, Stored{Digest: i.Digest, Kind: string(i.Kind), Source: i.Source, Size: i.Size, Used: i.Used, InUse: i.InUse, path: i.Digest})
+	}
+	for _, k := range packs {
+		s := Stored{Digest: filepath.Base(k.Path), Kind: "kernel", Source: []string{k.Source}, Size: k.Size, Used: k.Used, InUse: k.InUse, path: k.Path}
+		if info, err := os.Stat(k.Path); err == nil && !info.IsDir() {
+			s.Kind = "initramfs"
+			s.Digest = filepath.Base(filepath.Dir(k.Path)) + "/" + s.Digest
+		}
+		list = append(list, s)
+	}
+	slices.SortStableFunc(list, func(a, b Stored) int { return a.Used.Compare(b.Used) })
+	want(cfg, list)
+	return list, errors.Join(err, kerr)
+}
+
+// want says of what each part of the configuration was served by last that it is wanted. list is in the order of last use.
+func want(cfg config.Config, list []Stored) {
+	mark := func(what, kind string, is func(Stored) bool) {
+		for i := range slices.Backward(list) {
+			if list[i].Kind == kind && is(list[i]) {
+				list[i].Wanted = strings.TrimPrefix(list[i].Wanted+", "+what, ", ")
+				return
+			}
+		}
+	}
+	from := func(source string) func(Stored) bool {
+		return func(s Stored) bool { return slices.Contains(s.Source, source) }
+	}
+	for _, p := range cfg.Pools {
+		mark("pool "+p.Name, string(image.KindBase), from(p.Image))
+	}
+	if dir, err := filepath.EvalSymlinks(cfg.Runner.Dir); err == nil && cfg.Runner.Dir != "" {
+		mark("runner.dir", string(image.KindDrive), from(dir))
+	}
+	newest := func(Stored) bool { return true }
+	mark("kernel", "kernel", newest)
+	mark("kernel", "initramfs", newest)
+}
+
+// PruneImages removes what no process uses and, unless all is set, the configuration does not want. It returns how much of
+// the disk that freed, and what it removed: digests and paths.
+func PruneImages(ctx context.Context, cfg config.Config, opt Options, all bool) (freed flint.Bytes, removed []string, err error) {
+	store, err := openStore(cfg, opt)
+	if store == nil {
+		return 0, nil, err
+	}
+	list, err := StoredImages(cfg, opt)
+	if err != nil {
+		return 0, nil, err
+	}
+	var keep []string
+	for _, s := range list {
+		if s.Wanted != "" && !all {
+			keep = append(keep, s.path)
+		}
+	}
+	const everything = flint.Bytes(1) << 62
+	return collect(ctx, store, kernel.Config{Dir: filepath.Join(cfg.StateDir, "kernels"), Log: opt.Log}, keep, everything)
+}
+
+// openStore opens the image store; nil where there is none yet.
+func openStore(cfg config.Config, opt Options) (*image.Store, error) {
+	dir := filepath.Join(cfg.StateDir, "images")
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	store, err := image.Open(dir, opt.Log)
+	if errors.Is(err, fs.ErrPermission) {
+		err = &flint.Fault{
+			Code: "state.dir", What: "look into " + dir, Kind: flint.ErrPermission, Err: err, Fix: "run as the user that flint runs as: root",
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open what is kept: %w", err)
+	}
+	return store, nil
+}
