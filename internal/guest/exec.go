@@ -23,6 +23,9 @@ type IO struct {
 	Stdin          io.Reader // nil: closed at once
 	Stdout, Stderr io.Writer // nil: discarded; both written to by one goroutine, in the order things came
 	Resize         <-chan Size
+	// Ended is told how the process ended, before the agent is told to forget it: what it notes is not lost with this
+	// process. It is not called beside an error. nil: nobody wants to know.
+	Ended func(Exit)
 }
 
 // remote is the host's view of one process.
@@ -148,6 +151,9 @@ func (s *Session) follow(ctx context.Context, p *remote, first frame, io IO) (Ex
 	exit, err := s.await(ctx, p, delivered, io.Resize)
 	p.drop()
 	copied.Wait()
+	if io.Ended != nil && err == nil {
+		io.Ended(exit)
+	}
 
 	s.mu.Lock()
 	delete(s.procs, p.id)

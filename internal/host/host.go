@@ -36,9 +36,11 @@ type Config struct {
 	Deadlines Deadlines
 	Driver    vm.Driver
 	Attach    func(ctx context.Context, id string) (Port, error)
-	Supply    func(ctx context.Context, pool string) (Supply, error)
-	Scratch   func(path string, size flint.Bytes) error // makes an empty file system, in no time whatever its size
-	GitHub    Registrar                                 // nil where no runner is ever registered (flint run)
+	// Reattach returns the port that an earlier process attached; flint.ErrNotFound where it is not whole. nil: there is none.
+	Reattach func(ctx context.Context, id string) (Port, error)
+	Supply   func(ctx context.Context, pool string) (Supply, error)
+	Scratch  func(path string, size flint.Bytes) error // makes an empty file system, in no time whatever its size
+	GitHub   Registrar                                 // nil where no runner is ever registered (flint run)
 	// Lost is told of a runner of an earlier process whose VM ended, or that Sweep has to end, under a job GitHub had not
 	// concluded. It may be told again after a crash. nil: nobody wants to know.
 	Lost func(flint.Runner, flint.Job)
@@ -97,9 +99,12 @@ type Host struct {
 	lives   map[string]*life
 	left    map[string]*abandoned // by runner
 	stopped bool
+	// detaching: those that are stopped are left to the next process, if they can be.
+	detaching bool
+	adopted   []*life // until Resume goes on with them
 }
 
-// New makes a Host; it touches nothing yet. Call Sweep before the first Run.
+// New makes a Host; it touches nothing yet. Call Sweep or Adopt before the first Run.
 func New(c Config) *Host {
 	return &Host{c: c, lives: map[string]*life{}, left: map[string]*abandoned{}}
 }
@@ -156,6 +161,9 @@ func (h *Host) State() flint.HostState {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.detaching {
+		refuses = flint.Because("host.stopping", "flint is stopping; its VMs go on, and it takes them up again when it starts")
+	}
 	s := flint.HostState{Name: h.c.Name, Free: h.free(), Overhead: h.c.Overhead, Refuses: refuses}
 	for _, id := range slices.Sorted(maps.Keys(h.lives)) {
 		s.Runners = append(s.Runners, h.lives[id].snapshot())
@@ -206,7 +214,9 @@ type Command struct {
 func (h *Host) Command(ctx context.Context, r flint.Runner, c Command) (flint.Result, error) {
 	return h.live(ctx, r, func(l *life, ctx context.Context, agent *guest.Session) error {
 		l.advance(flint.Running)
-		return l.execute(ctx, agent, c.Command, c.IO)
+		return l.execute(ctx, agent, c.Args[0], time.Now(), func(ctx context.Context) (guest.Exit, error) {
+			return agent.Exec(ctx, c.Command, c.IO)
+		})
 	})
 }
 
@@ -297,25 +307,36 @@ func (h *Host) Note(_ context.Context, ev flint.JobEvent) error {
 	return err
 }
 
-// Stop ends every runner that outlives its context because it has a job. Cancel the contexts of Run first. It returns at
-// once; Run returns when each is over.
+// Stop ends every runner that outlives its context because it has a job, or lets go of it after Detach. Cancel the contexts of
+// Run first. It returns at once; Run returns when each is over.
 func (h *Host) Stop() {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	h.stopped = true
-	for _, l := range h.lives {
-		if l.abort != nil {
-			l.abort(flint.ErrStopped)
-		}
+	lives := slices.Collect(maps.Values(h.lives))
+	h.mu.Unlock()
+	for _, l := range lives {
+		h.stop(l)
 	}
 }
 
-// onStop registers what Stop calls for l.
-func (h *Host) onStop(l *life, abort context.CancelCauseFunc) {
+func (h *Host) stop(l *life) {
+	if h.detach(l) {
+		return
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	l.abort = abort
-	if h.stopped {
-		abort(flint.ErrStopped)
+	if l.abort != nil {
+		l.abort(flint.ErrStopped)
+	}
+}
+
+// onStop registers what Stop does to l: it calls abort, or closes agent.
+func (h *Host) onStop(l *life, agent *guest.Session, abort context.CancelCauseFunc) {
+	h.mu.Lock()
+	l.agent, l.abort = agent, abort
+	stop := h.stopped && abort != nil
+	h.mu.Unlock()
+	if stop {
+		h.stop(l)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"flint"
+	"flint/internal/guest"
 )
 
 // recordVersion is raised when a record's meaning changes; a record of another version is set aside, not guessed at.
@@ -20,7 +21,7 @@ const recordFile = "runner.json"
 // maxRecord bounds what is read back. A record is about 1 KiB.
 const maxRecord = 1 << 20
 
-// record is what start-up must know to undo a runner whose daemon died. It holds no secret.
+// record is what start-up must know to go on with a runner whose daemon died, or to undo it. It holds no secret.
 type record struct {
 	Version  int          `json:"version"`
 	Runner   flint.Runner `json:"runner"`
@@ -28,8 +29,15 @@ type record struct {
 	Start    uint64       `json:"start,omitempty"`     // its start time in clock ticks: tells it from another process with this pid
 	GitHubID int64        `json:"github_id,omitempty"` // of the registration; 0 where none was made, or its answer never came
 	Register bool         `json:"register,omitempty"`  // a registration under the runner's id may exist
-	// Concluded says that GitHub has said how its job ended.
-	Concluded bool `json:"concluded,omitempty"`
+	// Concluded says that GitHub has said how its job ended: as Conclusion.
+	Concluded  bool   `json:"concluded,omitempty"`
+	Conclusion string `json:"conclusion,omitempty"`
+	// Shape is what its VM was given; the configuration may say otherwise by now. Zero in records of before it was kept.
+	Shape flint.Shape `json:"shape,omitzero"`
+	// Exit is how its program ended.
+	Exit *guest.Exit `json:"exit,omitempty"`
+	// Ending says that it is being undone, other than after the end of its program: nobody goes on with it.
+	Ending bool `json:"ending,omitempty"`
 }
 
 // write replaces the record atomically. With durable set it is on stable storage, and so is its directory's entry,

@@ -1,0 +1,271 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"flint"
+	"flint/internal/guest"
+	"flint/internal/vm"
+)
+
+// ErrDetached is in what Run and Resume end with for a runner whose VM goes on without this process: it is not over, and
+// nothing of it was released.
+var ErrDetached = fmt.Errorf("%w, and leaves the VM to its next start", flint.ErrStopped)
+
+// runnerName is the name of the runner program's process in the guest, by which another session knows it.
+const runnerName = "runner"
+
+// Survivors returns the runners, by name, in a host's directory that GitHub knows and whose VMMs live: those Adopt goes on
+// with, if it can. It changes nothing.
+func Survivors(dir string) []string {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil // what there is, Sweep says
+	}
+	var ids []string
+	for _, e := range entries {
+		rec, err := readRecord(filepath.Join(dir, e.Name()))
+		if err == nil && rec.survives() {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids
+}
+
+// survives reports whether there is something to go on with.
+func (r record) survives() bool {
+	if r.Ending || r.Runner.Timeline[flint.Registered].IsZero() || r.Shape == (flint.Shape{}) || r.PID <= 1 {
+		return false
+	}
+	start, err := vm.ProcessStart(r.PID)
+	return err == nil && start == r.Start
+}
+
+// Adopt takes over the runners of an earlier process whose VMs live, for Resume to go on with, and undoes whatever else there
+// is, as Sweep does. From then on State shows them. The error is Sweep's: a VM that cannot be adopted is ended and its loss told.
+// Call it once, before the first Run.
+func (h *Host) Adopt(ctx context.Context) error {
+	for _, id := range Survivors(h.c.Dir) {
+		l, err := h.adopt(ctx, id)
+		if err != nil {
+			h.c.Log.Warn("a VM of an earlier flint cannot be adopted, and is ended", "runner", id, "err", err)
+			continue
+		}
+		h.mu.Lock()
+		h.lives[id] = l
+		h.adopted = append(h.adopted, l)
+		h.mu.Unlock()
+	}
+	return h.Sweep(ctx)
+}
+
+// adopt takes hold of what one runner has. On error it has let go of it; the record stays, for Sweep.
+func (h *Host) adopt(ctx context.Context, id string) (_ *life, err error) {
+	rec, err := readRecord(filepath.Join(h.c.Dir, id))
+	if err != nil {
+		return nil, err
+	}
+	driver, able := h.c.Driver.(vm.Adopter)
+	if !able || h.c.Reattach == nil {
+		return nil, errors.New("its driver cannot")
+	}
+	l := newLife(h, rec.Runner, Supply{Shape: rec.Shape})
+	l.rec, l.conclusion, l.recorded, l.adopted = rec, rec.Conclusion, true, true
+	l.given.Store(true)
+	if rec.Runner.Job != nil {
+		close(l.taken)
+	}
+	if rec.Concluded {
+		close(l.concluded)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.undo.Run(context.WithoutCancel(ctx)))
+		}
+	}()
+	if l.port, err = h.c.Reattach(ctx, id); err != nil {
+		return nil, fmt.Errorf("find its network port: %w", err)
+	}
+	l.undo.Push("detach from network", l.port.Close)
+	if l.machine, err = driver.Adopt(ctx, vm.Spec{ID: id, Dir: l.dir}, rec.PID, rec.Start); err != nil {
+		return nil, err
+	}
+	below := l.undo.Take()
+	l.undo.Push("remove registration", l.unregister)
+	l.undo.Push("give back", below.Run)
+	l.undo.Push("end the VM", l.machine.Close)
+	l.output = openLogbook(l.dir, l.log)
+	return l, nil
+}
+
+// Resume goes on with the adopted runners and returns when all of them are over; done is told how each ended, concurrently, as
+// Run would have returned it. Their deadlines count from when they began, not from now. Ending ctx ends them as it ends Run's.
+func (h *Host) Resume(ctx context.Context, done func(flint.Result, error)) {
+	h.mu.Lock()
+	lives := h.adopted
+	h.adopted = nil
+	h.mu.Unlock()
+	var all sync.WaitGroup
+	for _, l := range lives {
+		all.Go(func() { done(l.goOn(ctx)) })
+	}
+	all.Wait()
+}
+
+// goOn is the rest of an adopted runner's life.
+func (l *life) goOn(ctx context.Context) (res flint.Result, err error) {
+	defer func() {
+		if err != nil && ctx.Err() != nil && !explained(err) {
+			err = fmt.Errorf("%w (%w)", ended(context.Cause(ctx)), err)
+		}
+		res, err = l.end(ctx, err)
+	}()
+	if exit := l.rec.Exit; exit != nil { // nobody else writes it
+		l.exited(*exit)
+		return res, nil
+	}
+	began := time.Now()
+	agent, err := l.meet(ctx)
+	if err != nil {
+		return res, err
+	}
+	l.log.Info("goes on with the VM of an earlier flint", "phase", l.snapshot().Phase, "took", time.Since(began))
+	if err := l.resume(ctx, agent); err != nil {
+		return res, err
+	}
+	return res, l.reboot(ctx, agent)
+}
+
+// meet takes up the agent's channel.
+func (l *life) meet(ctx context.Context) (*guest.Session, error) {
+	limit := l.h.c.Deadlines.Boot
+	mctx, cancel := within(ctx, limit, fmt.Errorf("%w after %s", flint.ErrTimeout, limit))
+	defer cancel()
+	var agent *guest.Session
+	conn, err := l.machine.Dial(mctx, guest.Port)
+	if err == nil {
+		agent, err = guest.Attach(mctx, conn, guest.Options{Log: l.log})
+	}
+	if err == nil {
+		l.undo.Push("close the agent's channel", func(context.Context) error { return agent.Close() })
+		return agent, nil
+	}
+	if ctx.Err() == nil {
+		return nil, l.wentLost(ctx, "reach the agent of an adopted VM", err)
+	}
+	if l.h.detach(l) {
+		return nil, ErrDetached
+	}
+	return nil, ended(context.Cause(ctx))
+}
+
+// resume stays with the runner program, which an earlier process started, until it ends.
+func (l *life) resume(ctx context.Context, agent *guest.Session) error {
+	r := l.snapshot()
+	processes := agent.Hello().Processes
+	i := slices.IndexFunc(processes, func(p guest.Running) bool { return p.Name == runnerName })
+	if i < 0 && r.Job != nil {
+		return nil // it had ended, and only its exit was not written down
+	}
+	if i < 0 || !processes[i].Closed {
+		return fmt.Errorf("%w: an earlier flint ended before it had started the runner program", flint.ErrStopped)
+	}
+	ctx, cancel := l.yielding(ctx, agent)
+	defer cancel()
+	l.expectEnd()
+	return l.execute(ctx, agent, runnerName, r.Timeline[flint.Registered], func(ctx context.Context) (guest.Exit, error) {
+		return agent.Resume(ctx, processes[i], l.io(processes[i]))
+	})
+}
+
+// io is where the runner program's output goes: the streams of the process as it is now.
+func (l *life) io(p guest.Running) guest.IO {
+	return guest.IO{
+		Stdout: l.output.stream(outStream, p.Stdout), Stderr: l.output.stream(errStream, p.Stderr),
+		Ended: func(exit guest.Exit) {
+			if err := l.update(false, func(r *record) { r.Exit = &exit }); err != nil {
+				l.log.Warn("how its program ended is not recorded", "err", err)
+			}
+		},
+	}
+}
+
+// credential is what the runner program reads. It notes when all of it is on its way.
+type credential struct {
+	*strings.Reader
+	given *atomic.Bool
+}
+
+// WriteTo implements io.WriterTo, by which the reader is copied.
+func (c *credential) WriteTo(w io.Writer) (int64, error) {
+	n, err := c.Reader.WriteTo(w)
+	c.given.Store(err == nil)
+	return n, err
+}
+
+// Detach has runners that are stopped from now on, by the end of their contexts or by Stop, live on without this process,
+// where GitHub knows them and their programs run: Run and Resume return ErrDetached for them. No runner is admitted any more.
+// The next process goes on with them by Adopt. This one may do nothing but end.
+func (h *Host) Detach() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.detaching = true
+}
+
+// detach lets go of l's VM, if the host detaches and l can do without it, by ending the session with its agent.
+func (h *Host) detach(l *life) bool {
+	h.mu.Lock()
+	able := h.detaching && l.given.Load()
+	if able {
+		l.detached = true
+	}
+	agent := l.agent
+	h.mu.Unlock()
+	if able && agent != nil {
+		_ = agent.Close() // never an error
+	}
+	return able
+}
+
+func (h *Host) isDetached(l *life) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return l.detached
+}
+
+// leave ends this process's part in a runner that goes on. It stays among the living: nobody is to sweep it.
+func (l *life) leave(err error) (flint.Result, error) {
+	l.mu.Lock()
+	if l.overdue != nil {
+		l.overdue.Stop()
+	}
+	l.mu.Unlock()
+	if l.output != nil {
+		err = errors.Join(err, l.output.close())
+	}
+	l.log.Info("its VM goes on without flint")
+	res := flint.Result{Runner: l.snapshot(), Reason: flint.Because("runner.detached", "flint stopped, and its VM goes on")}
+	res.Timeline = maps.Clone(res.Runner.Timeline)
+	return res, err
+}
+
+// expectEnd gives the program the rest of its time if GitHub said long ago that its job is over.
+func (l *life) expectEnd() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	limit := l.h.c.Deadlines.Finish
+	if limit > 0 && l.overdue == nil && closed(l.concluded) {
+		l.overdue = time.AfterFunc(left(limit, l.rec.Runner.Timeline[flint.Finishing]), l.outstayed)
+	}
+}
