@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"flint"
+	"flint/internal/config"
 	"flint/internal/sched"
 )
 
@@ -45,16 +46,26 @@ func (a *App) situation() sched.Situation {
 	return s
 }
 
-// waiting lists everything that waits: pools that hear nothing or may not start what their jobs need, and jobs no pool is
-// for.
+// waiting lists everything that waits: pools that hear nothing, may not start what their jobs need, or could start nothing, and
+// jobs no pool is for.
 func (a *App) waiting(s sched.Situation) []flint.Explanation {
-	why := maps.Clone(s.Sources)
+	why := map[string]flint.Reason{}
+	maps.Copy(why, s.Sources)
 	for pool, r := range s.Waiting {
 		if _, silent := why[pool]; !silent {
 			why[pool] = r
 		}
 	}
-	var out []flint.Explanation
+	served := a.poolsOf(config.ScaleSets)
+	for _, p := range s.Pools {
+		if !why[p.Name].IsZero() || !slices.ContainsFunc(served, func(o flint.Pool) bool { return o.Name == p.Name }) {
+			continue
+		}
+		if r := s.Closed(p); !r.IsZero() {
+			why[p.Name] = r
+		}
+	}
+	out := []flint.Explanation{}
 	for _, pool := range slices.Sorted(maps.Keys(why)) {
 		out = append(out, flint.Explanation{Pool: pool, Reason: why[pool]})
 	}

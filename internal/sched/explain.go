@@ -58,6 +58,25 @@ func Explain(job flint.JobStatus, s Situation) flint.Reason {
 	return s.supply(job, *pool)
 }
 
+// Closed says why a pool that has no runner could not start one; zero where it could, or has one. A scale set is then given no
+// job, and GitHub need not say that any waits.
+func (s Situation) Closed(p flint.Pool) flint.Reason {
+	if !p.Held.IsZero() {
+		return p.Held
+	}
+	for _, h := range s.Hosts {
+		for _, r := range h.Runners {
+			if r.Pool == p.Name {
+				return flint.Reason{}
+			}
+		}
+	}
+	if host, why := newRoom(s.Hosts).place(p.Shape); host == "" {
+		return flint.Because(why.Code, "pool %s is given no job, because it has no room for a runner: %s", p.Name, why.Text)
+	}
+	return flint.Reason{}
+}
+
 func over(job flint.JobStatus) flint.Reason {
 	how := "it is over"
 	if job.Conclusion != "" {

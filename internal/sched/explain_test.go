@@ -326,3 +326,23 @@ func TestExplainWhoeverSeesTheJob(t *testing.T) {
 		}
 	}
 }
+
+func TestClosed(t *testing.T) {
+	small, big, held := pool("small", 2), pool("big", 2), pool("held", 2)
+	small.Shape, big.Shape = flint.Shape{CPUs: 1, Memory: flint.GiB}, flint.Shape{CPUs: 1, Memory: 64 * flint.GiB}
+	held.Held = flint.Because("runner.too_old", "it is too old")
+	s := sched.Situation{Hosts: []flint.HostState{host("h1", 8, 8*flint.GiB, runner("r", "ending", flint.Finishing, time.Minute))}}
+	ending := big
+	ending.Name = "ending"
+	for _, tc := range []struct {
+		pool flint.Pool
+		code string
+	}{{small, ""}, {big, "host.memory"}, {held, "runner.too_old"}, {ending, ""}} {
+		if got := s.Closed(tc.pool); got.Code != tc.code {
+			t.Errorf("pool %s: %v, want %q", tc.pool.Name, got, tc.code)
+		}
+	}
+	if got := s.Closed(big); !strings.Contains(got.Text, "pool big is given no job") || !strings.Contains(got.Text, "64GiB") {
+		t.Errorf("%v", got)
+	}
+}
