@@ -227,44 +227,38 @@ func (c *Client) scope(a *account, url string) (*scope, error) {
 // Run polls every pool until ctx ends, then deletes its sessions, within closeTimeout. It returns nil: what goes wrong is
 // retried for ever and shown by Waiting.
 func (c *Client) Run(ctx context.Context) error {
-	type run struct {
-		end  context.CancelFunc
-		done chan struct{}
-	}
-	runs := map[*poller]run{}
+	ends := map[*poller]func(){} // end a poller and wait for that
 	end := func(p *poller) {
-		runs[p].end()
-		<-runs[p].done
-		delete(runs, p)
+		ends[p]()
+		delete(ends, p)
 	}
 	for {
 		now := c.pollers()
-		for p := range runs {
+		for p := range ends {
 			if !slices.Contains(now, p) {
 				end(p) // before another one may take its scale set
 			}
 		}
 		for _, p := range now {
-			if _, on := runs[p]; on || ctx.Err() != nil {
+			if ends[p] != nil {
 				continue
 			}
 			pctx, cancel := context.WithCancel(ctx)
-			r := run{cancel, make(chan struct{})}
-			runs[p] = r
-			go func() { // waited for by end
-				defer close(r.done)
-				p.run(pctx)
-			}()
+			var running sync.WaitGroup
+			running.Go(func() { p.run(pctx) })
+			ends[p] = func() {
+				cancel()
+				running.Wait()
+			}
 		}
 		select {
 		case <-c.moved:
-			continue
 		case <-ctx.Done():
+			for p := range ends {
+				end(p)
+			}
+			return nil
 		}
-		for p := range runs {
-			end(p)
-		}
-		return nil
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -365,5 +366,33 @@ func TestClaims(t *testing.T) {
 		if got := h.Claims(name); got != want {
 			t.Errorf("%q is claimed: %v", name, got)
 		}
+	}
+}
+
+func TestRegistrationIsAskedForAgain(t *testing.T) {
+	away := errors.New("502 Bad Gateway")
+	for name, tc := range map[string]struct {
+		fail     error
+		failures int
+		tries    int
+		done     bool
+	}{
+		"at once":                     {nil, 0, 1, true},
+		"GitHub is away for a moment": {away, 2, 3, true},
+		"GitHub is away":              {away, -1, 5, false},
+		"GitHub refuses":              {fmt.Errorf("%w: the App is suspended", flint.ErrPermission), -1, 1, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, &vmtest.Fake{})
+			w.github.fail, w.github.failures = tc.fail, tc.failures
+			h := w.host()
+			synctest.Test(t, func(t *testing.T) {
+				res, err := h.Run(t.Context(), flint.Runner{ID: host.NewID("flint-", "pool"), Pool: "pool"})
+				if w.github.tries != tc.tries || (err == nil) != tc.done {
+					t.Errorf("asked %d times, want %d; %+v, %v", w.github.tries, tc.tries, res.Reason, err)
+				}
+			})
+			w.nothingLeft()
+		})
 	}
 }

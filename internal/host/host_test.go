@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -113,6 +114,8 @@ type fakeGitHub struct {
 	registered map[string]int64
 	busy       bool // says of every runner that it has a job
 	fail       error
+	failures   int // this many registrations fail, all when negative
+	tries      int // registrations asked for
 	refuse     int // this many removals fail
 	removals   int
 	status     flint.RunnerStatus // of every runner it knows
@@ -140,7 +143,9 @@ const testJIT = "the-jit-configuration"
 func (g *fakeGitHub) Register(_ context.Context, r flint.Runner) (flint.Registration, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.fail != nil {
+	g.tries++
+	if g.fail != nil && g.failures != 0 {
+		g.failures--
 		return flint.Registration{}, g.fail
 	}
 	g.next++
@@ -267,7 +272,7 @@ func TestFailuresLeaveNothing(t *testing.T) {
 			w.config.Scratch = func(string, flint.Bytes) error { return ours }
 		}, code: "runner.failed"},
 		"boot":     {fake: &vmtest.Fake{FailBoot: ours}, code: "runner.failed"},
-		"register": {fake: &vmtest.Fake{}, bend: func(w *world) { w.github.fail = ours }, code: "runner.failed"},
+		"register": {fake: &vmtest.Fake{}, bend: func(w *world) { w.github.fail, w.github.failures = fmt.Errorf("%w: %w", flint.ErrPermission, ours), -1 }, code: "runner.failed"},
 		"silent guest": {fake: &vmtest.Fake{NeverAnswer: true}, bend: func(w *world) {
 			w.config.Deadlines.Boot = 50 * time.Millisecond
 		}, guest: true, code: "runner.guest"},

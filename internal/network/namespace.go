@@ -65,11 +65,11 @@ func onThread(fn func() error) error {
 			done <- err
 			return
 		}
-		defer before.Close()
 		err = fn()
 		if unix.Setns(int(before.Fd()), unix.CLONE_NEWNET) == nil {
 			runtime.UnlockOSThread()
 		}
+		before.Close()
 		done <- err
 	}()
 	return <-done

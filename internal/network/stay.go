@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"flint"
 )
@@ -259,7 +260,7 @@ func parseBridgeAlias(alias string) (v4, v6 netip.Prefix, valid bool) {
 // indexOf is portName backwards.
 func indexOf(link, network string) (int, bool) {
 	digits, ours := strings.CutPrefix(link, network+"-")
-	i, err := strconv.ParseInt(digits, 36, 32)
+	i, err := strconv.ParseUint(digits, 36, 31)
 	return int(i), ours && err == nil && portName(network, int(i)) == link
 }
 
@@ -340,7 +341,8 @@ func findNamespaces(h links, numbers map[int]bool) (map[int]namespace, error) {
 		}
 		found[number] = ns
 	}
-	if refused != nil && len(found) < len(numbers) {
+	// With the capability, only those refuse to tell who were never ours.
+	if refused != nil && len(found) < len(numbers) && !hasCapability(unix.CAP_SYS_PTRACE) {
 		return found, &flint.Fault{
 			Code: "network.permission", What: "find the namespaces of running VMs", Kind: flint.ErrPermission, Err: refused,
 			Fix: "run flint as root (sudo flint …), or give its service CAP_SYS_PTRACE",

@@ -82,7 +82,10 @@ func (n *Network) followUplinks(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { n.watch.Close() })()
 	var retry time.Duration // 0: nothing to do until something changes
 	for {
-		err := n.watch.wait(n.up, retry)
+		n.mu.Lock()
+		up := n.up
+		n.mu.Unlock()
+		err := n.watch.wait(up, retry)
 		if ctx.Err() != nil {
 			return nil
 		}

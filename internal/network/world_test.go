@@ -109,6 +109,12 @@ type guest struct {
 
 func newGuest(t testing.TB, p *Port) *guest {
 	t.Helper()
+	return newGuestOn(t, p, p.Tap())
+}
+
+// newGuestOn is a guest behind this descriptor of the port's tap, which ends with the test.
+func newGuestOn(t testing.TB, p *Port, queue *os.File) *guest {
+	t.Helper()
 	g := &guest{port: p}
 	var tap *os.File
 	ok(t, newNamespace(func(ns namespace) (err error) {
@@ -127,7 +133,7 @@ func newGuest(t testing.TB, p *Port) *guest {
 		}
 		return errors.Join(h.LinkSetHardwareAddr(l, mac), h.LinkSetMTU(l, p.Address().MTU))
 	}))
-	splice(t, tap, p.Tap())
+	splice(t, tap, queue)
 	ok(t, g.do(func() error {
 		configure(t, handle(t), "eth0", p.Address().Prefixes, p.Address().Gateways)
 		return nil
