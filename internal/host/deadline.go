@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"flint"
+	"flint/internal/guest"
 )
 
 const (
@@ -29,6 +30,14 @@ func within(ctx context.Context, limit time.Duration, cause error) (context.Cont
 		return context.WithCancel(ctx)
 	}
 	return context.WithTimeoutCause(ctx, limit, cause)
+}
+
+// left is what of a limit is left that counts from begin, for within: at least a moment.
+func left(limit time.Duration, begin time.Time) time.Duration {
+	if limit <= 0 {
+		return 0
+	}
+	return max(limit-time.Since(begin), 1)
 }
 
 // ended is the error of a work whose context ended for this cause: unless it says more, flint was told to stop.
@@ -94,9 +103,10 @@ func (l *life) withdraw(ctx context.Context) error {
 	return err
 }
 
-// yielding derives the context of the work: it ends with ctx, or with Stop, or because no job comes; but if nobody
-// needs the runner any more it goes on when GitHub says that it has a job after all.
-func (l *life) yielding(ctx context.Context) (context.Context, context.CancelFunc) {
+// yielding derives the context of the work with the agent: it ends with ctx, or with Stop, or because no job comes; but if
+// nobody needs the runner any more it goes on when GitHub says that it has a job after all. Where the host detaches, the work
+// ends by the end of the session with the agent.
+func (l *life) yielding(ctx context.Context, agent *guest.Session) (context.Context, context.CancelFunc) {
 	work, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	unhook := context.AfterFunc(ctx, func() {
 		cause := context.Cause(ctx)
@@ -105,14 +115,17 @@ func (l *life) yielding(ctx context.Context) (context.Context, context.CancelFun
 				l.log.Info("kept, though nobody seems to need it", "err", err)
 				return
 			}
+		} else if l.h.detach(l) {
+			return
 		}
 		end(ended(cause))
 	})
-	l.h.onStop(l, end)
+	l.h.onStop(l, agent, end)
 	var watching sync.WaitGroup
 	watching.Go(func() { l.watch(work, end) })
 	return work, func() {
 		unhook()
+		l.h.onStop(l, nil, nil)
 		end(context.Canceled)
 		watching.Wait()
 	}
@@ -122,8 +135,9 @@ func (l *life) yielding(ctx context.Context) (context.Context, context.CancelFun
 // ctx ends.
 func (l *life) watch(ctx context.Context, end context.CancelCauseFunc) {
 	d := l.h.c.Deadlines
+	begin := l.snapshot().Timeline[flint.Registered]
 	if d.Online > 0 {
-		if !l.idle(ctx, d.Online) {
+		if !l.idle(ctx, left(d.Online, begin)) {
 			return
 		}
 		if err := l.online(ctx); err != nil {
@@ -131,7 +145,10 @@ func (l *life) watch(ctx context.Context, end context.CancelCauseFunc) {
 			return
 		}
 	}
-	if d.Pickup <= 0 || !l.idle(ctx, d.Pickup) {
+	if begin = begin.Add(d.Online); !l.adopted {
+		begin = time.Now()
+	}
+	if d.Pickup <= 0 || !l.idle(ctx, left(d.Pickup, begin)) {
 		return
 	}
 	for pause := askMin; ; pause = min(2*pause, askMax) {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"flint"
@@ -40,14 +41,18 @@ type life struct {
 	undo     undo.Stack
 	port     Port
 	machine  vm.Machine
-	output   *vm.Ring
-	recorded bool                    // the directory is ours
-	abort    context.CancelCauseFunc // under Host.mu; ends a work that yields
+	output   *logbook    // nil until it is registered
+	recorded bool        // the directory is ours
+	adopted  bool        // an earlier process began it
+	given    atomic.Bool // its program has all it needs to be the runner
 	result   flint.Result
 
-	released  bool          // under Host.mu; it holds nothing any more
-	taken     chan struct{} // closed when GitHub has said that it has a job
-	concluded chan struct{} // closed when GitHub has said how the job ended
+	abort     context.CancelCauseFunc // under Host.mu; ends a work that yields
+	agent     *guest.Session          // under Host.mu; while its program runs
+	detached  bool                    // under Host.mu; its VM is left to the next process
+	released  bool                    // under Host.mu; it holds nothing any more
+	taken     chan struct{}           // closed when GitHub has said that it has a job
+	concluded chan struct{}           // closed when GitHub has said how the job ended
 
 	mu         sync.Mutex
 	rec        record
@@ -59,8 +64,8 @@ type life struct {
 func newLife(h *Host, r flint.Runner, s Supply) *life {
 	return &life{
 		h: h, log: h.c.Log.With("runner", r.ID), dir: filepath.Join(h.c.Dir, r.ID), supply: s, shape: s.Shape,
-		output: vm.NewRing(32 << 10), taken: make(chan struct{}), concluded: make(chan struct{}),
-		rec: record{Version: recordVersion, Runner: r},
+		taken: make(chan struct{}), concluded: make(chan struct{}),
+		rec: record{Version: recordVersion, Runner: r, Shape: s.Shape},
 	}
 }
 
@@ -83,7 +88,7 @@ func (l *life) update(durable bool, change func(*record)) error {
 	if l.erased { // what the record was for is gone
 		return nil
 	}
-	return l.rec.write(l.dir, durable)
+	return spaceOr(l.rec.write(l.dir, durable))
 }
 
 // advance enters a phase, unless the runner is past it already: GitHub may report a job before we see the runner at it.
@@ -119,7 +124,7 @@ func (l *life) note(ev flint.JobEvent) error {
 		if closed(l.concluded) {
 			return // GitHub repeats itself
 		}
-		l.conclusion = ev.Conclusion
+		l.conclusion, r.Conclusion = ev.Conclusion, ev.Conclusion
 		close(l.concluded)
 		if limit := l.h.c.Deadlines.Finish; limit > 0 {
 			l.overdue = time.AfterFunc(limit, l.outstayed)
@@ -159,7 +164,7 @@ func (l *life) awaitConclusion(ctx context.Context) {
 // record writes the intent before the first resource exists.
 func (l *life) record() error {
 	if err := os.Mkdir(l.dir, 0o700); err != nil {
-		return fmt.Errorf("make the runner's directory: %w", err)
+		return spaceOr(fmt.Errorf("make the runner's directory: %w", err))
 	}
 	l.recorded = true
 	// Below everything else in the stack: GitHub lets go of a registration when its runner is silent, so the VM ends first.
@@ -339,21 +344,26 @@ func (l *life) job(ctx context.Context, agent *guest.Session) error {
 	if err != nil {
 		return fmt.Errorf("register: %w", err)
 	}
-	err = l.update(false, func(r *record) { r.GitHubID = reg.GitHubID })
+	err = l.update(false, func(r *record) {
+		r.GitHubID = reg.GitHubID
+		enter(&r.Runner, flint.Registered)
+	})
 	if err != nil {
 		return fmt.Errorf("record the registration: %w", err)
 	}
-	l.advance(flint.Registered)
-	ctx, cancel := l.yielding(ctx)
+	l.log.Debug("phase", "phase", flint.Registered)
+	l.output = openLogbook(l.dir, l.log)
+	ctx, cancel := l.yielding(ctx, agent)
 	defer cancel()
 	// The contract of the runner drive, see docs/reference.md: one line on standard input, nothing secret elsewhere.
 	start := l.supply.Start
 	if len(start) == 0 {
 		start = []string{"/opt/flint/runner/start"}
 	}
-	return l.execute(ctx, agent, guest.Command{
-		Args: start, User: "runner", Dir: "/work", Env: l.supply.Env,
-	}, guest.IO{Stdin: strings.NewReader(string(reg.Credential) + "\n"), Stdout: l.output, Stderr: l.output})
+	c := guest.Command{Name: runnerName, Args: start, User: "runner", Dir: "/work", Env: l.supply.Env}
+	io := l.io(guest.Running{})
+	io.Stdin = &credential{strings.NewReader(string(reg.Credential) + "\n"), &l.given}
+	return l.execute(ctx, agent, start[0], time.Now(), func(ctx context.Context) (guest.Exit, error) { return agent.Exec(ctx, c, io) })
 }
 
 // unregister makes GitHub forget the runner, if it may know it. After a job it has done so by itself.
@@ -368,28 +378,44 @@ func (l *life) unregister(ctx context.Context) error {
 	return remove(ctx, l.h.c.GitHub, l.id(), id, !l.result.Lost)
 }
 
-// execute runs the VM's one command under the job's deadline and notes how it ended.
-func (l *life) execute(ctx context.Context, agent *guest.Session, c guest.Command, io guest.IO) error {
+// execute stays with the VM's one command, by run, under the job's deadline, which counts from its begin, and notes how it
+// ended.
+func (l *life) execute(
+	ctx context.Context, agent *guest.Session, name string, begin time.Time, run func(context.Context) (guest.Exit, error),
+) error {
 	limit := l.h.c.Deadlines.Job
-	ctx, cancel := within(ctx, limit, fmt.Errorf("%w: longer than %s", flint.ErrTimeout, limit))
+	ctx, cancel := within(ctx, left(limit, begin), fmt.Errorf("%w: longer than %s", flint.ErrTimeout, limit))
 	defer cancel()
-	exit, err := agent.Exec(ctx, c, io)
+	exit, err := run(ctx)
+	if err != nil && l.h.isDetached(l) {
+		return ErrDetached
+	}
 	if cause := context.Cause(ctx); err != nil && cause != nil {
-		return fmt.Errorf("run %s: %w", c.Args[0], ended(cause))
+		return fmt.Errorf("run %s: %w", name, ended(cause))
 	}
 	if err != nil {
-		fix, why := l.verdict(ctx, err)
-		return &flint.Fault{
-			Code: "vm.lost", What: "run " + c.Args[0], Kind: flint.ErrGuest, Err: why,
-			Fix: "the VM ended or fell silent before its work did; " + fix,
-		}
+		return l.wentLost(ctx, "run "+name, err)
 	}
-	l.result.Unstarted = exit.Err
-	l.result.ExitCode, l.result.Signal, l.result.OOM, l.result.DiskFull = exit.Code, exit.Signal, exit.OOM, exit.DiskFull
+	l.exited(exit)
 	if stats, err := agent.Stats(ctx); err == nil {
 		l.result.GuestMemory = flint.Bytes(stats.MemoryPeak)
 	}
 	return nil
+}
+
+// exited takes over how the program ended.
+func (l *life) exited(exit guest.Exit) {
+	l.result.Unstarted = exit.Err
+	l.result.ExitCode, l.result.Signal, l.result.OOM, l.result.DiskFull = exit.Code, exit.Signal, exit.OOM, exit.DiskFull
+}
+
+// wentLost is the error of a VM whose agent was lost under its work.
+func (l *life) wentLost(ctx context.Context, what string, err error) error {
+	fix, why := l.verdict(ctx, err)
+	return &flint.Fault{
+		Code: "vm.lost", What: what, Kind: flint.ErrGuest, Err: why,
+		Fix: "the VM ended or fell silent before its work did; " + fix,
+	}
 }
 
 // reboot ends the guest the orderly way. A guest that does not follow is no failure: l.end ends it by force.
@@ -410,13 +436,25 @@ func (l *life) reboot(ctx context.Context, agent *guest.Session) error {
 // end releases everything and says how the runner ended. If something could not be released, what Sweep needs to try
 // again stays on disk.
 func (l *life) end(ctx context.Context, err error) (flint.Result, error) {
+	if errors.Is(err, ErrDetached) {
+		return l.leave(err)
+	}
 	if l.recorded {
-		l.advance(flint.Finishing)
+		uerr := l.update(false, func(r *record) {
+			enter(&r.Runner, flint.Finishing)
+			r.Ending = err != nil
+		})
+		if uerr != nil {
+			l.log.Warn("the record lags behind", "phase", flint.Finishing, "err", uerr)
+		}
 	}
 	l.result.Lost = l.lost(err)
 	l.result.Console = strings.ToValidUTF8(string(l.console()), "\uFFFD")
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
 	defer cancel()
+	if l.output != nil {
+		_ = l.output.close() // what it has is in memory, too
+	}
 	leftover := l.release(ctx)
 	if m, ok := l.machine.(vm.Metrics); ok {
 		l.result.VMM = m.Metrics()
@@ -444,7 +482,10 @@ func (l *life) end(ctx context.Context, err error) (flint.Result, error) {
 	l.result.Timeline = maps.Clone(l.rec.Runner.Timeline)
 	l.result.Runner = l.rec.Runner
 	l.result.Runner.Timeline = l.result.Timeline
-	l.result.Conclusion, l.result.Output = l.conclusion, strings.ToValidUTF8(string(l.output.Bytes()), "\uFFFD")
+	l.result.Conclusion = l.conclusion
+	if l.output != nil {
+		l.result.Output = strings.ToValidUTF8(string(l.output.Bytes()), "\uFFFD")
+	}
 	l.result.Lost = l.result.Lost && !closed(l.concluded)
 	l.result.Reason = l.why(err)
 	return l.result, errors.Join(err, leftover)
