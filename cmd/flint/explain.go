@@ -1,19 +1,14 @@
 package main
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"flint"
-	"flint/internal/api"
-	"flint/internal/config"
 )
 
 func newExplain() *cobra.Command {
@@ -29,29 +24,20 @@ func newExplain() *cobra.Command {
 			return nil
 		},
 	}
-	file := c.Flags().StringP("config", "c", defaultConfig, "configuration file of the running flint")
-	socket := c.Flags().String("socket", "", "path of its API's socket (overrides the configuration)")
+	var daemon daemonFlags
+	daemon.register(c.Flags())
 	asJSON := c.Flags().Bool("json", false, "print an array of {job, pool, reason}")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		path := *socket
-		if path == "" {
-			cfg, err := config.Load(*file, os.Environ())
-			if errors.Is(err, flint.ErrNotFound) && !c.Flags().Changed("config") {
-				cfg, err = config.FromEnvironment(os.Environ())
-			}
-			if err != nil {
-				return err
-			}
-			path = cfg.API.Socket
+		client, err := daemon.connect(c)
+		if err != nil {
+			return err
 		}
-		found, err := api.Connect(path).Explain(c.Context(), strings.Join(args, " "))
+		found, err := client.Explain(c.Context(), strings.Join(args, " "))
 		if err != nil {
 			return err
 		}
 		if *asJSON {
-			enc := json.NewEncoder(c.OutOrStdout())
-			enc.SetIndent("", "  ")
-			return enc.Encode(found)
+			return printJSON(c.OutOrStdout(), found)
 		}
 		showExplanations(c.OutOrStdout(), found, time.Now())
 		return nil

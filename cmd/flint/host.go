@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -121,10 +120,4 @@ func showHosts(w io.Writer, hosts []api.Host) {
 			fmt.Fprintf(w, "\n  %s: %s %s\n", oneLine(h.Name), oneLine(r.Text), s.paint(dim, "["+oneLine(r.Code)+"]"))
 		}
 	}
-}
-
-func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
 }

@@ -47,8 +47,8 @@ func main() {
 }
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	// A second signal changes nothing: what has to be given back is bounded in time.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	// A second signal hurries flint serve, and changes nothing otherwise: what has to be given back is bounded in time.
+	ctx, stop := withSignals(context.Background())
 	defer stop()
 	// A pipe nobody reads ends the program like a signal, not by one: a signal would leave everything behind.
 	ctx, cancel := context.WithCancel(ctx)
@@ -95,7 +95,7 @@ func newRoot() *cobra.Command {
 	}
 	root.PersistentFlags().String("log-level", "", "debug, info, warn or error (overrides the configuration)")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, withoutValues(err)) })
-	root.AddCommand(newDemo(), newRun(), newServe(), newExplain(), newImage(), newDoctor(), newConfig(), newDev(), newVersion())
+	root.AddCommand(newDemo(), newRun(), newServe(), newExplain(), newImage(), newDoctor(), newHost(), newConfig(), newDev(), newVersion())
 	return root
 }
 
@@ -148,16 +148,32 @@ func exitCode(err error) int {
 // logger writes to w, at the level of the flag or else of the configuration; warnings and errors as notes to a person
 // where notes are asked for.
 func logger(c *cobra.Command, w io.Writer, configured string, notes bool) (*slog.Logger, error) {
-	level := configured
-	if f, err := c.Flags().GetString("log-level"); err == nil && f != "" {
-		level = f
-	}
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, usage(c, fmt.Errorf("--log-level %q is none of debug, info, warn, error", level))
+	l, err := levelOf(c, configured)
+	if err != nil {
+		return nil, err
 	}
 	if style := styleOf(w); notes && l >= slog.LevelWarn {
 		return slog.New(notices{style: style, level: l}), nil
 	}
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})), nil
+}
+
+// levelOf is the level of the flag, or else of the configuration.
+func levelOf(c *cobra.Command, configured string) (l slog.Level, err error) {
+	level := configured
+	if f := levelFlag(c); f != "" {
+		level = f
+	}
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return l, usage(c, fmt.Errorf("--log-level %q is none of debug, info, warn, error", level))
+	}
+	return l, nil
+}
+
+func levelFlag(c *cobra.Command) string {
+	f, err := c.Flags().GetString("log-level")
+	if err != nil {
+		return "" // the command has no such flag
+	}
+	return f
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/term"
 
 	"flint"
+	"flint/internal/app"
 	"flint/internal/config"
 )
 
@@ -195,7 +196,7 @@ func (f *seedFlags) run(c *cobra.Command) error {
 		if err := servable(&cfg, "of the launch line"); err != nil {
 			return err
 		}
-		return coordinate(c, cfg)
+		return coordinate(c, cfg, app.Options{})
 	}
 	if in, ok := c.InOrStdin().(*os.File); !ok || !term.IsTerminal(int(in.Fd())) {
 		return usage(c, errors.New("--interactive needs a terminal on standard input"))

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 
 	"github.com/spf13/cobra"
 
@@ -16,24 +18,40 @@ func newServe() *cobra.Command {
 		Use: "serve", Short: "Run the coordinator: serve the jobs of the configured pools until told to stop", Args: noArgs,
 	}
 	file := c.Flags().StringP("config", "c", defaultConfig, "configuration file")
+	drain := c.Flags().Duration("drain-timeout", 0, "when told to stop, let running jobs finish for so long at first (10m); told again, stop at once")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg, err := loadServe(*file)
 		if err != nil {
 			return err
 		}
-		return coordinate(c, cfg)
+		if *drain < 0 {
+			return usage(c, fmt.Errorf("--drain-timeout %s is below zero", *drain))
+		}
+		return coordinate(c, cfg, app.Options{DrainTimeout: *drain, Reload: func() (config.Config, error) { return loadServe(*file) }})
 	}
 	return c
 }
 
 // coordinate is the coordinator of a configuration that is complete, until the program is told to stop.
-func coordinate(c *cobra.Command, cfg config.Config) error {
-	log, err := logger(c, c.ErrOrStderr(), cfg.LogLevel, false)
+func coordinate(c *cobra.Command, cfg config.Config, opt app.Options) error {
+	at, err := levelOf(c, cfg.LogLevel)
 	if err != nil {
 		return err
 	}
+	var level slog.LevelVar
+	level.Set(at)
+	log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: &level}))
 	ctx := c.Context()
-	a, err := app.New(ctx, cfg, app.Options{Log: log, Progress: newSteps(c.ErrOrStderr()).report, API: cfg.API.Socket})
+	told := signalsOf(ctx)
+	opt.Log, opt.Progress, opt.API, opt.Reloads, opt.Hurry = log, newSteps(c.ErrOrStderr()).report, cfg.API.Socket, told.reload, told.hurry
+	opt.SetLevel = func(configured string) bool {
+		l, err := levelOf(c, configured)
+		if err == nil {
+			level.Set(l)
+		}
+		return err == nil && levelFlag(c) == ""
+	}
+	a, err := app.New(ctx, cfg, opt)
 	if err != nil {
 		return stopped(ctx, err)
 	}
