@@ -198,7 +198,7 @@ func (s *soak) settle() {
 	for _, l := range left {
 		s.t.Errorf("left after %s of calm: %s", settleTime, l)
 	}
-	s.counts["settled after, seconds"] = int(time.Since(began).Seconds())
+	s.add("settled after, seconds", int(time.Since(began).Seconds()))
 	s.finish(i)
 }
 
