@@ -42,6 +42,7 @@ func coordinate(c *cobra.Command, cfg config.Config, opt app.Options) error {
 	level.Set(at)
 	log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: &level}))
 	ctx := c.Context()
+	opt.Outlive = true
 	told := signalsOf(ctx)
 	opt.Log, opt.Progress, opt.API, opt.Reloads, opt.Hurry = log, newSteps(c.ErrOrStderr()).report, cfg.API.Socket, told.reload, told.hurry
 	opt.SetLevel = func(configured string) bool {

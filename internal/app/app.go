@@ -48,6 +48,9 @@ type Options struct {
 	LocalBase bool
 	// Services are TCP services on the gateway's addresses that guests may reach.
 	Services []netip.AddrPort
+	// Outlive has VMs outlive this process: those of an earlier one are gone on with, and those of this one are left to the next,
+	// unless host.on_stop says otherwise.
+	Outlive bool
 	// Result is told how each runner ended; it may be called concurrently. May be nil.
 	Result func(flint.Result, error)
 	// API is the path of the socket at which commands ask Serve; empty: they cannot.
@@ -78,6 +81,8 @@ type App struct {
 	host   *host.Host // knows GitHub after Connect
 	sweep  sync.Once
 	attach func(ctx context.Context, id string) (host.Port, error)
+	// reattach finds what an earlier process attached.
+	reattach func(ctx context.Context, id string) (host.Port, error)
 
 	pressure pressure // why no VM is started for now
 
@@ -96,6 +101,7 @@ type App struct {
 	listener net.Listener      // of the webhooks
 	demand   *sources
 	reruns   *reruns
+	adopted  *adopted // nil: no VM of an earlier process is gone on with
 
 	tasks  *errgroup.Group // what runs from New to Close
 	served chan struct{}   // closed when the network no longer serves
@@ -178,14 +184,15 @@ func (a *App) openNetwork(ctx context.Context) error {
 	done := a.opt.Progress.Step("network")
 	n, err := network.Open(ctx, network.Config{
 		Name: a.cfg.Network.Bridge, IPv4: a.cfg.Network.IPv4, IPv6: a.cfg.Network.IPv6, Services: a.opt.Services, Log: a.log,
+		Keep: a.survivors(),
 	})
 	if err != nil {
 		done("", err)
 		return err
 	}
-	a.undo.Push("close network", n.Close)
+	a.undo.Push("close network", a.closeNetwork(n))
 	done(fmt.Sprintf("%s, %s", a.cfg.Network.Bridge, a.cfg.Network.IPv4), nil)
-	a.net, a.attach = n, attachTo(n)
+	a.net, a.attach, a.reattach = n, attachTo(n), reattachTo(n)
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	a.tasks, run = errgroup.WithContext(run)
 	a.served = make(chan struct{})
@@ -206,17 +213,7 @@ func attachTo(n *network.Network) func(context.Context, string) (host.Port, erro
 		if err != nil {
 			return host.Port{}, err
 		}
-		addr := p.Address()
-		mac, err := net.ParseMAC(addr.MAC)
-		if err != nil {
-			return host.Port{}, errors.Join(fmt.Errorf("attach to network: %w", err), p.Close(ctx))
-		}
-		return host.Port{
-			NIC: &vm.NIC{
-				Tap: p.Tap(), Name: p.TapName(), Namespace: p.Namespace(), MAC: mac, MTU: addr.MTU,
-			},
-			Address: addr, Probe: network.ProbeName, Close: p.Close,
-		}, nil
+		return portOf(ctx, p)
 	}
 }
 
@@ -235,7 +232,7 @@ func (a *App) newHost(github host.Registrar) *host.Host {
 			Boot: time.Duration(a.cfg.VM.BootTimeout), Online: onlineTime, Pickup: pickupTime,
 			Job: time.Duration(a.cfg.VM.JobTimeout), Finish: finishTime,
 		},
-		Driver: a.driver, Attach: a.attach, Supply: a.supplyOf, Scratch: a.store.Scratch, GitHub: github, Lost: a.lost, Log: a.log,
+		Driver: a.driver, Attach: a.attach, Reattach: a.reattach, Supply: a.supplyOf, Scratch: a.store.Scratch, GitHub: github, Lost: a.lost, Log: a.log,
 		Pressure: a.refuses,
 	})
 }

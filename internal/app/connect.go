@@ -20,8 +20,8 @@ import (
 	"flint/internal/github/webhook"
 )
 
-// Connect makes the coordinator's side of GitHub, without talking to it yet, and undoes what an earlier process left: VMs,
-// registrations, records. What cannot be undone now is tried again while Serve runs. Where an account's mode is webhooks it
+// Connect makes the coordinator's side of GitHub, without talking to it yet, and goes on with the VMs an earlier process left, or
+// undoes them, their registrations and records. What cannot be undone now is tried again while Serve runs. Where an account's mode is webhooks it
 // listens for them.
 func (a *App) Connect(ctx context.Context) error {
 	state := filepath.Join(a.dir, "github")
@@ -61,7 +61,7 @@ func (a *App) Connect(ctx context.Context) error {
 	// GitHub may be away, and each registration is then asked for in vain: Serve is not to wait for all of them.
 	ctx, cancel := context.WithTimeout(ctx, sweepFirst)
 	defer cancel()
-	a.undoEarlier(ctx)
+	a.adopt(ctx)
 	return nil
 }
 

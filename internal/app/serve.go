@@ -41,7 +41,7 @@ func (a *App) prune(ctx context.Context) {
 }
 
 // Serve is the coordinator: it runs the jobs of the configured pools until ctx ends, and returns when the last runner is
-// gone. Call Connect and Prepare first.
+// gone, or left to the next process. Call Connect and Prepare first.
 func (a *App) Serve(ctx context.Context) error {
 	ctx, drained := a.drainFirst(ctx)
 	defer drained()
@@ -90,9 +90,18 @@ func (a *App) Serve(ctx context.Context) error {
 	})
 	tasks.Go(func() error {
 		defer stopListening()
-		stop := context.AfterFunc(tctx, a.host.Stop)
+		defer a.awaitAdopted()
+		run, stop := context.WithCancel(context.WithoutCancel(tctx))
 		defer stop()
-		return loop.Run(tctx)
+		// In this order: a runner whose context ends has to know whether its VM goes on.
+		defer context.AfterFunc(tctx, func() {
+			if a.detaches() {
+				a.host.Detach()
+			}
+			stop()
+			a.stopAdopted()
+		})()
+		return loop.Run(run)
 	})
 	return tasks.Wait()
 }
@@ -121,6 +130,9 @@ func (a *App) serveAPI(ctx context.Context, tasks *errgroup.Group) error {
 
 // ended is told how each runner ended.
 func (a *App) ended(res flint.Result, err error) {
+	if a.wentOn(res, err) {
+		return
+	}
 	log := a.log.With("runner", res.Runner.ID, "pool", res.Runner.Pool, "reason", res.Reason)
 	if res.Runner.Job != nil {
 		log = log.With("job", res.Runner.Job.Name, "conclusion", res.Conclusion)

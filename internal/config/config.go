@@ -98,7 +98,15 @@ type Host struct {
 	Memory flint.Bytes `yaml:"memory"` // guest memory and VMM overhead over all VMs; nine tenths of the machine's when 0
 	// MinFree is what stays free on the disk of state_dir: below it no VM starts, below twice as much unused images go.
 	MinFree Free `yaml:"min_free"`
+	// OnStop says what becomes of the VMs when flint is told to stop.
+	OnStop string `yaml:"on_stop"`
 }
+
+// What Host.OnStop may be.
+const (
+	KeepOnStop = "keep" // they go on, and the next start goes on with them
+	EndOnStop  = "end"
+)
 
 // VM says what runs the VMs.
 type VM struct {
@@ -164,7 +172,7 @@ func Default() Config {
 		LogLevel:      "info",
 		GitHub:        NewGitHub(),
 		Webhook:       Webhook{Listen: ":8080", Path: "/webhook"},
-		Host:          Host{MinFree: Free{Percent: 5}},
+		Host:          Host{MinFree: Free{Percent: 5}, OnStop: KeepOnStop},
 		VM:            VM{Driver: "auto", Accel: "auto", BootTimeout: Duration(time.Minute), JobTimeout: Duration(6 * time.Hour)},
 		Firecracker:   Firecracker{UIDFirst: 1900000000, UIDCount: 1000, ParentCgroup: "flint", Jail: true},
 		Network: Network{
@@ -235,6 +243,9 @@ func (c *Config) Validate() error {
 	case "debug", "info", "warn", "error":
 	default:
 		bad("log_level", "%q is none of debug, info, warn, error", c.LogLevel)
+	}
+	if c.Host.OnStop != KeepOnStop && c.Host.OnStop != EndOnStop {
+		bad("host.on_stop", "%q is none of keep, end", c.Host.OnStop)
 	}
 	switch c.VM.Accel {
 	case "auto", "kvm", "tcg":
