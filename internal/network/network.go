@@ -4,7 +4,8 @@
 // but a tap, one end of a veth pair and a bridge without addresses between them; the other end of the veth is an
 // isolated port of the host's bridge, so a VMM that is broken out of sees no network of the host. One nftables table
 // translates addresses and says what guests may reach, and a DNS forwarder answers on the gateway addresses. All of it
-// lives in the kernel under one name, is taken over from a process that died, and is gone after Close.
+// lives in the kernel under one name and is gone after Close. After Leave, or a process's death, the next process goes on
+// with the guests that live and removes the rest.
 //
 // The package must not run external programs, must not know what runs behind a tap, and must not touch a link, a table
 // or a sysctl that is not its own without noting how it was.
