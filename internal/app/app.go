@@ -148,6 +148,9 @@ func New(ctx context.Context, cfg config.Config, opt Options) (_ *App, err error
 // lock makes the instance's directory ours alone.
 func (a *App) lock() error {
 	denied := func(err error) error {
+		if f := flint.SpaceFault("state.space", "use state directory", "the state directory", err); f != nil {
+			return f
+		}
 		return &flint.Fault{
 			Code: "state.dir", What: "use state directory", Kind: flint.ErrPermission, Err: err,
 			Fix: "run as root, or set state_dir to a directory you may write to",

@@ -222,3 +222,29 @@ func TestPressureCollects(t *testing.T) {
 		}
 	})
 }
+
+func TestStateDirectoryOnABadDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it mounts a small tmpfs")
+	}
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=64k,nr_inodes=2"); err != nil {
+		t.Skipf("needs to mount a tmpfs: %v", err)
+	}
+	defer unix.Unmount(disk, unix.MNT_DETACH)
+	cfg := config.Default()
+	cfg.StateDir = disk
+	for _, step := range []struct {
+		flags uintptr
+		why   error
+	}{{0, unix.ENOSPC}, {unix.MS_RDONLY, unix.EROFS}} {
+		if err := unix.Mount("tmpfs", disk, "tmpfs", unix.MS_REMOUNT|step.flags, "size=64k,nr_inodes=2"); err != nil {
+			t.Fatal(err)
+		}
+		_, err := New(t.Context(), cfg, Options{Log: slog.New(slog.DiscardHandler)})
+		var f *flint.Fault
+		if !errors.As(err, &f) || f.Code != "state.space" || !errors.Is(err, step.why) {
+			t.Errorf("got %v, want state.space for %v", err, step.why)
+		}
+	}
+}
