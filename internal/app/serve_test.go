@@ -32,12 +32,13 @@ type coordinator struct {
 	fake    *vmtest.Fake
 	atOnce  atomic.Int64 // runners now
 	highest atomic.Int64
+	observe func(githubsim.Event) // may be nil; set before anything is submitted
 	mu      sync.Mutex
 	results []flint.Result
 }
 
 // newCoordinator makes one; change may alter its configuration, webhooks included.
-func newCoordinator(t *testing.T, maxRunners int, change ...func(*config.Config)) *coordinator {
+func newCoordinator(t testing.TB, maxRunners int, change ...func(*config.Config)) *coordinator {
 	t.Helper()
 	runner := os.Getenv("FLINT_TEST_ACT_RUNNER")
 	if runner == "" {
@@ -55,8 +56,8 @@ func newCoordinator(t *testing.T, maxRunners int, change ...func(*config.Config)
 	if err := os.Symlink(runner, filepath.Join(filepath.Dir(start), "github-act-runner")); err != nil {
 		t.Fatal(err)
 	}
-	c := &coordinator{}
-	c.fake = &vmtest.Fake{Exec: func(ctx context.Context, _ guest.Command, stdin io.Reader, stdout, _ io.Writer) guest.Exit {
+	c := newRig(t, maxRunners, change...)
+	c.fake.Exec = func(ctx context.Context, _ guest.Command, stdin io.Reader, stdout, _ io.Writer) guest.Exit {
 		if n := c.atOnce.Add(1); n > c.highest.Load() {
 			c.highest.Store(n)
 		}
@@ -68,9 +69,23 @@ func newCoordinator(t *testing.T, maxRunners int, change ...func(*config.Config)
 			return guest.Exit{Code: 1, Err: err.Error()}
 		}
 		return guest.Exit{}
-	}}
+	}
+	return c
+}
+
+// newRig makes one whose guests do nothing yet.
+func newRig(t testing.TB, maxRunners int, change ...func(*config.Config)) *coordinator {
+	t.Helper()
+	c := &coordinator{fake: &vmtest.Fake{}}
 	front := httptest.NewUnstartedServer(nil)
-	sim, err := githubsim.New(githubsim.Config{URL: "http://" + front.Listener.Addr().String(), Owner: "acme", Repo: "hello"})
+	sim, err := githubsim.New(githubsim.Config{
+		URL: "http://" + front.Listener.Addr().String(), Owner: "acme", Repo: "hello",
+		Observe: func(e githubsim.Event) {
+			if c.observe != nil {
+				c.observe(e)
+			}
+		},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +100,7 @@ func newCoordinator(t *testing.T, maxRunners int, change ...func(*config.Config)
 
 const hookSecret = "a secret of the test"
 
-func fakeApp(t *testing.T, c *coordinator, url string, maxRunners int, change ...func(*config.Config)) *App {
+func fakeApp(t testing.TB, c *coordinator, url string, maxRunners int, change ...func(*config.Config)) *App {
 	t.Helper()
 	dir := t.TempDir()
 	cfg := config.Default()
@@ -129,7 +144,7 @@ func fakeApp(t *testing.T, c *coordinator, url string, maxRunners int, change ..
 }
 
 // serve runs the coordinator while body does, and returns when it has stopped.
-func (c *coordinator) serve(t *testing.T, body func()) {
+func (c *coordinator) serve(t testing.TB, body func()) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	if err := c.Connect(ctx); err != nil {
@@ -149,7 +164,7 @@ func (c *coordinator) serve(t *testing.T, body func()) {
 	}
 }
 
-func (c *coordinator) submit(t *testing.T, src string) *githubsim.Run {
+func (c *coordinator) submit(t testing.TB, src string) *githubsim.Run {
 	t.Helper()
 	wf, err := githubsim.ParseWorkflow("ci.yml", []byte(src))
 	if err != nil {
@@ -163,7 +178,7 @@ func (c *coordinator) submit(t *testing.T, src string) *githubsim.Run {
 }
 
 // gone waits until every runner is gone and checks that nothing of any is left.
-func (c *coordinator) gone(t *testing.T) {
+func (c *coordinator) gone(t testing.TB) {
 	t.Helper()
 	if left := c.sim.Inventory(); len(left.Runners) != 0 || left.OpenJobs != 0 {
 		t.Errorf("left at GitHub: %+v", left)
