@@ -86,6 +86,16 @@ func (r *recorder) limits(u *url.URL) (l *limits, rest bool) {
 
 // RoundTrip implements http.RoundTripper.
 func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := r.roundTrip(req)
+	if gone := req.Context().Err(); err == nil && gone != nil {
+		// Nobody waits for it any more. The scale set library would hand on both the answer and the error, and net/http complain.
+		resp.Body.Close()
+		return nil, gone
+	}
+	return resp, err
+}
+
+func (r *recorder) roundTrip(req *http.Request) (*http.Response, error) {
 	ex, _ := req.Context().Value(exchangeKey{}).(*exchange)
 	if ex == nil {
 		ex = &exchange{}
@@ -102,11 +112,6 @@ func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	resp, err := r.next.RoundTrip(req)
 	if err != nil {
-		return nil, err
-	}
-	if err := req.Context().Err(); err != nil {
-		// Nobody waits for it any more. The scale set library would hand on both the answer and the error, and net/http complain.
-		resp.Body.Close()
 		return nil, err
 	}
 	ex.status = resp.StatusCode
