@@ -112,7 +112,10 @@ func checkMends(t *testing.T, spoil func(*testing.T), says string) {
 	if said.Len() > 0 {
 		t.Errorf("with nothing amiss it says %s", &said)
 	}
-	isolated := isolatedPorts(t)
+	if isolated := isolatedPorts(t); isolated != 1 {
+		t.Errorf("%d ports are isolated, want 1", isolated)
+	}
+	rules := ruleCount(t)
 
 	spoil(t)
 	ok(t, n.Check(t.Context()))
@@ -130,8 +133,11 @@ func checkMends(t *testing.T, spoil func(*testing.T), says string) {
 			t.Errorf("look up at %s: %v, %v", gw, r, err)
 		}
 	}
-	if now := isolatedPorts(t); now != isolated {
-		t.Errorf("%d ports are isolated, were %d", now, isolated)
+	if isolated := isolatedPorts(t); isolated != 1 {
+		t.Errorf("%d ports are isolated after it, want 1", isolated)
+	}
+	if now := ruleCount(t); now != rules {
+		t.Errorf("the table has %d rules, had %d", now, rules)
 	}
 	attach(t, n, "two")
 	said.Reset()
@@ -141,6 +147,15 @@ func checkMends(t *testing.T, spoil func(*testing.T), says string) {
 	}
 	stop()
 	sameState(t, before, state(t))
+}
+
+func ruleCount(t *testing.T) int {
+	t.Helper()
+	c, err := openNft(nil)
+	ok(t, err)
+	rules, _, err := rulesOf(c, "flint0")
+	ok(t, err)
+	return len(rules)
 }
 
 func isolatedPorts(t *testing.T) (isolated int) {
