@@ -45,6 +45,8 @@ type Config struct {
 	// concluded. It may be told again after a crash. nil: nobody wants to know.
 	Lost func(flint.Runner, flint.Job)
 	Log  *slog.Logger
+	// Step is told before and after each change of a record, so that a test can end the process there. nil: nobody is.
+	Step func(what string)
 	// Pressure says why the machine takes no new VM for now, such as a disk that fills; nil: nothing ever does.
 	Pressure func() flint.Reason
 }

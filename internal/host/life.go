@@ -88,7 +88,7 @@ func (l *life) update(durable bool, change func(*record)) error {
 	if l.erased { // what the record was for is gone
 		return nil
 	}
-	return spaceOr(l.rec.write(l.dir, durable))
+	return spaceOr(l.h.save(l.rec, l.dir, durable))
 }
 
 // advance enters a phase, unless the runner is past it already: GitHub may report a job before we see the runner at it.
@@ -521,7 +521,7 @@ func (l *life) release(ctx context.Context) error {
 	l.mu.Lock() // nobody writes the record meanwhile
 	defer l.mu.Unlock()
 	l.erased = true
-	return os.RemoveAll(l.dir)
+	return l.h.erase(l.dir)
 }
 
 // why tells a person how the runner ended. The caller holds l.mu.

@@ -110,3 +110,23 @@ func syncDir(dir string) error {
 	}
 	return nil
 }
+
+// save writes a record.
+func (h *Host) save(r record, dir string, durable bool) error {
+	h.step("write record: " + r.Runner.Phase.String())
+	defer h.step("record written: " + r.Runner.Phase.String())
+	return r.write(dir, durable)
+}
+
+// erase removes a record and everything beside it.
+func (h *Host) erase(dir string) error {
+	h.step("erase record")
+	defer h.step("record erased")
+	return os.RemoveAll(dir)
+}
+
+func (h *Host) step(what string) {
+	if h.c.Step != nil {
+		h.c.Step(what)
+	}
+}

@@ -114,7 +114,7 @@ func (h *Host) sweepOne(ctx context.Context, dir string, ask bool) error {
 	}
 	h.forget(id)
 	if !unreadable {
-		return os.RemoveAll(dir)
+		return h.erase(dir)
 	}
 	h.c.Log.Warn("a runner's record is set aside", "dir", dir, "err", err)
 	aside := filepath.Join(filepath.Dir(h.c.Dir), "damaged")
@@ -149,7 +149,7 @@ func (h *Host) mourn(ctx context.Context, dir string, rec record) error {
 		rec.Runner.Timeline = flint.Timeline{}
 	}
 	enter(&rec.Runner, flint.Finishing)
-	if err := rec.write(dir, true); err != nil {
+	if err := h.save(rec, dir, true); err != nil {
 		log.Warn("its job may be called lost again", "err", err)
 	}
 	return nil

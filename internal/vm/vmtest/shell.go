@@ -6,6 +6,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"time"
 
 	"flint/internal/guest"
 )
@@ -25,7 +26,7 @@ func (m *machine) shell(ctx context.Context, c guest.Command, stdin io.Reader, s
 }
 
 // Shell acts out a few commands as Linux has them, without running anything: true, false, echo WORD…, cat,
-// `head -c N /dev/zero`, `sleep N` (which lasts until a signal), and `sh -c SCRIPT` where SCRIPT is some of these and
+// `head -c N /dev/zero`, `sleep N` (which lasts until a signal), `count N` (a number each 10 ms), and `sh -c SCRIPT` where SCRIPT is some of these and
 // `exit N`, separated by semicolons or newlines, without quoting, each optionally with `>&2`. Everything else is exit 127.
 func Shell(ctx context.Context, c guest.Command, stdin io.Reader, stdout, stderr io.Writer) guest.Exit {
 	if len(c.Args) != 3 || c.Args[0] != "sh" || c.Args[1] != "-c" {
@@ -83,6 +84,20 @@ func simple(ctx context.Context, words []string, stdin io.Reader, stdout, stderr
 	case "head":
 		_, err := io.CopyN(stdout, zeros{}, number(2))
 		return check(err)
+	case "count":
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for n := range number(1) {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return 1, false
+			}
+			if _, err := fmt.Fprintf(stdout, "count %d\n", n+1); err != nil {
+				return 1, false
+			}
+		}
+		return 0, false
 	case "sleep":
 		<-ctx.Done()
 		return 1, false
