@@ -173,13 +173,27 @@ func (a *App) lock() error {
 	return nil
 }
 
-// watchNetwork returns an error if the network stops serving before ctx ends.
+// checkEvery is how often the network is looked at: others may remove its rules or links.
+const checkEvery = time.Minute
+
+// watchNetwork mends what others did to the network, until ctx ends. It returns an error if the network stops serving before.
 func (a *App) watchNetwork(ctx context.Context) error {
-	select {
-	case <-a.served:
-		return fmt.Errorf("serve the guests' DNS: %w", errors.Join(errors.New("it ended"), a.tasks.Wait()))
-	case <-ctx.Done():
-		return nil
+	tick := time.NewTicker(checkEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if a.net == nil {
+				continue // attach is a test's
+			}
+			if err := a.net.Check(ctx); err != nil && ctx.Err() == nil {
+				a.log.Error("the guests' network is not whole, and could not be mended", "err", err)
+			}
+		case <-a.served:
+			return fmt.Errorf("serve the guests' DNS: %w", errors.Join(errors.New("it ended"), a.tasks.Wait()))
+		case <-ctx.Done():
+			return nil
+		}
 	}
 }
 
