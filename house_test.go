@@ -50,6 +50,10 @@ var testsMayAlsoImport = map[string][]string{
 		"flint/internal/vm/vmtest", "flint/internal/guest", "flint/internal/vm/firecracker/fctest",
 		"flint/internal/vm/firecracker/fctest/double",
 	},
+	"flint/internal/host/crashtest": {
+		"flint/internal/host", "flint/internal/vm", "flint/internal/vm/firecracker", "flint/internal/vm/firecracker/fctest",
+	},
+	"flint/test/e2e":           {"flint/internal/githubsim"},
 	"flint/cmd/flint":          {"flint/internal/vm"},
 	"flint/internal/githubsim": {"flint/internal/githubsim/simrunner"},
 }

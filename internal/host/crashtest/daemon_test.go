@@ -1,0 +1,312 @@
+package crashtest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flint"
+	"flint/internal/host"
+	"flint/internal/vm"
+	"flint/internal/vm/firecracker"
+)
+
+// worldEnv holds a world: it makes the test's program the daemon on it.
+const worldEnv = "FLINT_TEST_CRASH_WORLD"
+
+const (
+	lines     = 40 // what the job counts, one each 10 ms
+	exitOfJob = 3
+	atCount   = -1 // dies in the middle of the job
+)
+
+// world is a machine: everything on it but processes is below its directory, and GitHub, too.
+type world struct {
+	Dir         string
+	Firecracker string
+	Begin       string // id of a runner to begin; empty: none
+	Cut         int    // die at this step, the first being 1; 0: never
+}
+
+func (w world) runners() string       { return filepath.Join(w.Dir, "runners") }
+func (w world) ports() string         { return filepath.Join(w.Dir, "ports") }
+func (w world) registrations() string { return filepath.Join(w.Dir, "registrations") }
+func (w world) jobs() string          { return filepath.Join(w.Dir, "jobs") }
+func (w world) results() string       { return filepath.Join(w.Dir, "results") }
+func (w world) trace() string         { return filepath.Join(w.Dir, "trace") }
+
+// process is the daemon.
+type process struct {
+	world
+	mu    sync.Mutex
+	count int
+	trace *os.File
+}
+
+// step notes a step, and dies at the one where it is to.
+func (p *process) step(what string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fmt.Fprintln(p.trace, what)
+	if p.count++; p.count == p.Cut {
+		die()
+	}
+}
+
+func die() {
+	_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+	select {}
+}
+
+// around is a step before and one after f.
+func (p *process) around(what string, f func() error) error {
+	p.step(what)
+	err := f()
+	p.step("done: " + what)
+	return err
+}
+
+// daemon is the whole program: what flint serve does with one runner.
+func daemon() error {
+	p := &process{}
+	if err := json.Unmarshal([]byte(os.Getenv(worldEnv)), &p.world); err != nil {
+		return err
+	}
+	var err error
+	if p.trace, err = os.Create(p.world.trace()); err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	driver, err := firecracker.New(ctx, firecracker.Config{Firecracker: p.Firecracker, NoJail: true, Serial: true, Log: log})
+	if err != nil {
+		return err
+	}
+	if err := p.openNetwork(); err != nil {
+		return err
+	}
+	h := host.New(host.Config{
+		Name: "here", Dir: p.runners(), Limits: flint.Shape{CPUs: 4, Memory: flint.GiB}, Driver: stepper{driver, p},
+		Deadlines: host.Deadlines{Boot: 20 * time.Second, Job: time.Minute, Finish: 10 * time.Second},
+		Attach:    p.attach, Reattach: p.reattach, Supply: p.supply, Scratch: p.scratch, GitHub: &github{p}, Lost: p.lost, Log: log, Step: p.step,
+	})
+	listen, stop := context.WithCancel(ctx)
+	var tasks sync.WaitGroup
+	tasks.Go(func() { p.events(listen, h) })
+	defer tasks.Wait()
+	defer stop()
+	if err := h.Adopt(ctx); err != nil {
+		return err
+	}
+	for _, r := range h.State().Runners {
+		p.step("adopted")
+		log.Info("adopted", "runner", r.ID)
+	}
+	var failed error
+	h.Resume(ctx, func(res flint.Result, err error) { failed = errors.Join(failed, p.done(res, err)) })
+	if p.Begin != "" {
+		res, err := h.Run(ctx, flint.Runner{ID: p.Begin, Pool: "pool"})
+		failed = errors.Join(failed, p.done(res, err))
+	}
+	return failed
+}
+
+// done writes down how a runner ended.
+func (p *process) done(res flint.Result, err error) error {
+	if err != nil && !errors.Is(err, flint.ErrStopped) {
+		return err
+	}
+	b, err := json.Marshal(res)
+	if err != nil {
+		return err
+	}
+	return p.around("note result", func() error { return os.WriteFile(filepath.Join(p.results(), res.Runner.ID), b, 0o600) })
+}
+
+func (p *process) lost(r flint.Runner, _ flint.Job) {
+	_ = os.WriteFile(filepath.Join(p.results(), r.ID+".lost"), nil, 0o600)
+}
+
+func (p *process) supply(context.Context, string) (host.Supply, error) {
+	in := func(name string) string { return filepath.Join(p.Dir, name) }
+	return host.Supply{
+		Shape:  flint.Shape{CPUs: 1, Memory: 256 * flint.MiB, Disk: flint.MiB},
+		Kernel: in("kernel"), Initrd: in("initrd"), Base: in("base"),
+		Start: []string{"sh", "-c", fmt.Sprintf("echo Listening; count %d; echo over; exit %d", lines, exitOfJob)},
+	}, nil
+}
+
+func (p *process) scratch(path string, size flint.Bytes) error {
+	return p.around("make scratch disk", func() error { return os.WriteFile(path, make([]byte, size), 0o600) })
+}
+
+// openNetwork removes the ports of all that do not live, as the network does.
+func (p *process) openNetwork() error {
+	entries, err := os.ReadDir(p.ports())
+	if err != nil {
+		return err
+	}
+	keep := host.Survivors(p.runners())
+	for _, e := range entries {
+		if !slices.Contains(keep, e.Name()) {
+			if err := os.Remove(filepath.Join(p.ports(), e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (p *process) attach(_ context.Context, id string) (host.Port, error) {
+	path := filepath.Join(p.ports(), id)
+	err := p.around("attach", func() error { return os.WriteFile(path, nil, 0o600) })
+	return host.Port{Close: func(context.Context) error {
+		return p.around("detach", func() error { return os.Remove(path) })
+	}}, err
+}
+
+func (p *process) reattach(_ context.Context, id string) (host.Port, error) {
+	path := filepath.Join(p.ports(), id)
+	err := p.around("reattach", func() error {
+		_, err := os.Stat(path)
+		return err
+	})
+	return host.Port{Close: func(context.Context) error {
+		return p.around("detach", func() error { return os.Remove(path) })
+	}}, err
+}
+
+// stepper makes steps of what a driver does.
+type stepper struct {
+	*firecracker.Driver
+	p *process
+}
+
+// Boot implements vm.Driver.
+func (s stepper) Boot(ctx context.Context, spec vm.Spec) (m vm.Machine, err error) {
+	err = s.p.around("boot", func() error {
+		m, err = s.Driver.Boot(ctx, spec)
+		return err
+	})
+	return stepperOf(m, s.p), err
+}
+
+// Adopt implements vm.Adopter.
+func (s stepper) Adopt(ctx context.Context, spec vm.Spec, pid int, start uint64) (m vm.Machine, err error) {
+	err = s.p.around("adopt", func() error {
+		m, err = s.Driver.Adopt(ctx, spec, pid, start)
+		return err
+	})
+	return stepperOf(m, s.p), err
+}
+
+type machine struct {
+	vm.Machine
+	vm.Process
+	p *process
+}
+
+func stepperOf(m vm.Machine, p *process) vm.Machine {
+	if m == nil {
+		return nil
+	}
+	return machine{m, m.(vm.Process), p}
+}
+
+// Close implements vm.Machine.
+func (m machine) Close(ctx context.Context) error {
+	return m.p.around("end VM", func() error { return m.Machine.Close(ctx) })
+}
+
+// github is GitHub, as far as it is in files: registrations, and jobs that are "started" or "over". A runner gets a job when
+// it listens, and the job is over when its program has said so.
+type github struct{ p *process }
+
+// Register implements host.Registrar.
+func (g *github) Register(_ context.Context, r flint.Runner) (flint.Registration, error) {
+	err := g.p.around("register", func() error { return os.WriteFile(filepath.Join(g.p.registrations(), r.ID), nil, 0o600) })
+	return flint.Registration{Runner: r.ID, GitHubID: 7, Credential: "secret"}, err
+}
+
+// Remove implements host.Registrar.
+func (g *github) Remove(_ context.Context, runner string, _ int64) error {
+	if job, err := readJob(g.p.world, runner); err != nil || job == "started" {
+		return errors.Join(flint.ErrConflict, err)
+	}
+	return g.p.around("unregister", func() error {
+		err := os.Remove(filepath.Join(g.p.registrations(), runner))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+}
+
+// Status implements host.Registrar.
+func (g *github) Status(_ context.Context, runner string, _ int64) (flint.RunnerStatus, error) {
+	if _, err := os.Stat(filepath.Join(g.p.registrations(), runner)); err != nil {
+		return flint.RunnerStatus{}, flint.ErrNotFound
+	}
+	job, err := readJob(g.p.world, runner)
+	return flint.RunnerStatus{Online: true, Busy: job == "started"}, err
+}
+
+func readJob(w world, runner string) (string, error) {
+	b, err := os.ReadFile(filepath.Join(w.jobs(), runner))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return string(b), err
+}
+
+// events tells the host of jobs, until ctx ends. GitHub repeats what was not taken.
+func (p *process) events(ctx context.Context, h *host.Host) {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	told := map[string]bool{}
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		for _, r := range h.State().Runners {
+			b, err := os.ReadFile(filepath.Join(p.runners(), r.ID, "output.log"))
+			if err != nil {
+				continue
+			}
+			if p.Cut == atCount && bytes.Contains(b, []byte("count 10\n")) {
+				die()
+			}
+			ev := flint.JobEvent{Kind: flint.JobStarted, Runner: r.ID, Job: flint.Job{Name: "job"}}
+			state := "started"
+			switch {
+			case bytes.Contains(b, []byte("over\n")):
+				ev.Kind, ev.Conclusion, state = flint.JobCompleted, "succeeded", "over"
+			case !bytes.Contains(b, []byte("count 3\n")):
+				continue
+			}
+			if told[r.ID+state] {
+				continue
+			}
+			told[r.ID+state] = true
+			err = os.WriteFile(filepath.Join(p.jobs(), r.ID), []byte(state), 0o600)
+			if err = errors.Join(err, p.around("note job "+state, func() error { return h.Note(ctx, ev) })); err != nil {
+				fmt.Fprintln(os.Stderr, strings.TrimSpace(err.Error()))
+			}
+		}
+	}
+}
