@@ -58,7 +58,7 @@ func newWorld(t *testing.T) world {
 		}
 	}
 	for _, name := range []string{"kernel", "initrd", "base"} {
-		if err := os.WriteFile(filepath.Join(w.Dir, name), []byte("\x7fELF"+strings.Repeat("x", 1024)), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(w.Dir, name), []byte("\x7fELF"+strings.Repeat("x", 1020)), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -215,7 +215,6 @@ func (s stepper) Adopt(ctx context.Context, spec vm.Spec, pid int, start uint64)
 
 type machine struct {
 	vm.Machine
-	vm.Process
 	p *process
 }
 
@@ -223,8 +222,11 @@ func stepperOf(m vm.Machine, p *process) vm.Machine {
 	if m == nil {
 		return nil
 	}
-	return machine{m, m.(vm.Process), p}
+	return machine{m, p}
 }
+
+// Process implements vm.Process.
+func (m machine) Process() (pid int, start uint64) { return m.Machine.(vm.Process).Process() }
 
 // Close implements vm.Machine.
 func (m machine) Close(ctx context.Context) error {
