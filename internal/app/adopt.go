@@ -29,7 +29,7 @@ func (a *App) survivors() []string {
 }
 
 // detaches reports whether VMs go on when this flint stops.
-func (a *App) detaches() bool { return a.opt.Outlive && a.cfg.Host.OnStop != config.EndOnStop }
+func (a *App) detaches() bool { return a.opt.Outlive && a.current().Host.OnStop != config.EndOnStop }
 
 // closeNetwork closes the network, or leaves it to the VMs that go on.
 func (a *App) closeNetwork(n *network.Network) func(context.Context) error {

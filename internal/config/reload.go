@@ -17,7 +17,8 @@ import (
 func (c Config) Take(next Config) Config {
 	out := c
 	out.LogLevel = next.LogLevel
-	out.Host.CPUs, out.Host.Memory, out.Host.MinFree = next.Host.CPUs, next.Host.Memory, next.Host.MinFree
+	out.Host = next.Host
+	out.Host.Name = c.Host.Name
 	out.Pools = slices.Clone(c.Pools)
 	for i, have := range out.Pools {
 		if p := next.pool(have.Name); p != nil && (!p.Public || c.Firecracker.Jail) {

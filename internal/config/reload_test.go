@@ -36,12 +36,12 @@ func TestTakeLeavesWhatNeedsARestart(t *testing.T) {
 		"nothing": {account + "pools: [{name: a, image: x}]", account + "pools: [{name: a, image: x}]", "", ""},
 		"what can change": {
 			account + "pools: [{name: a, image: x}]",
-			account + "log_level: debug\nhost: {cpus: 3, memory: 9GiB, min_free: 1GiB}\n" +
+			account + "log_level: debug\nhost: {cpus: 3, memory: 9GiB, min_free: 1GiB, on_stop: end}\n" +
 				"pools: [{name: a, image: y, max: 7, rerun_lost: true, vm: {memory: 1GiB}, limits: {disk_ops: 5}, build_args: {K: v}}]",
 			"log_level: info → debug\n" +
 				"pools[a].image: x → y\npools[a].build_args: map[] → map[K:v]\npools[a].vm.memory: 4GiB → 1GiB\npools[a].max: 1 → 7\n" +
 				"pools[a].limits.disk_ops: 0 → 5\npools[a].rerun_lost: false → true\n" +
-				"host.cpus: 0 → 3\nhost.memory: 0B → 9GiB\nhost.min_free: 5% → 1GiB",
+				"host.cpus: 0 → 3\nhost.memory: 0B → 9GiB\nhost.min_free: 5% → 1GiB\nhost.on_stop: keep → end",
 			"",
 		},
 		"what cannot": {
