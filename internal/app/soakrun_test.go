@@ -24,6 +24,9 @@ const (
 	// settleTime is how long everything may take to end once nobody misbehaves: a lost job is declared so after a lease, run
 	// again, and a webhook that GitHub forgot is noticed by the second poll.
 	settleTime = 2 * time.Hour
+	// takeoverTime is how long the last instance may need to get its sessions: GitHub keeps a dead one's for a while, and flint
+	// asks again with a growing pause.
+	takeoverTime = 5 * time.Minute
 )
 
 // run is the soak.
@@ -190,7 +193,9 @@ func (s *soak) settle() {
 	i := s.start()
 	began := time.Now()
 	left := s.left(i)
-	for len(left) > 0 && time.Since(began) < settleTime {
+	// Not before it had time to take over the sessions of an instance that was killed: nothing may seem to be left only because
+	// it was not heard of yet.
+	for time.Since(began) < takeoverTime || len(left) > 0 && time.Since(began) < settleTime {
 		linger(context.Background(), 10*time.Second)
 		left = s.left(i)
 		s.log.Info("settling", "left", left)
