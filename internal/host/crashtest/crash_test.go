@@ -6,13 +6,17 @@
 package crashtest
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -75,6 +79,23 @@ func newWorld(t *testing.T) world {
 // steps it went through and whether it died.
 func (w world) run(t *testing.T, id string, cut int) (steps []string, died bool) {
 	t.Helper()
+	cmd, log := w.daemon(t, t.Context(), id, cut)
+	defer log.Close()
+	err := cmd.Run()
+	died = cmd.ProcessState != nil && cmd.ProcessState.Sys().(interface{ Signaled() bool }).Signaled()
+	if err != nil && !died {
+		t.Fatalf("daemon: %v\n%s", err, w.log())
+	}
+	b, err := os.ReadFile(w.trace())
+	if err != nil {
+		t.Fatalf("trace: %v\n%s", err, w.log())
+	}
+	return strings.Split(strings.TrimSpace(string(b)), "\n"), died
+}
+
+// daemon is the process, ready to begin, and its log, which is the caller's.
+func (w world) daemon(t *testing.T, ctx context.Context, id string, cut int) (*exec.Cmd, *os.File) {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -87,25 +108,15 @@ func (w world) run(t *testing.T, id string, cut int) (steps []string, died bool)
 	if err := os.Remove(w.trace()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), self)
+	cmd := exec.CommandContext(ctx, self)
 	cmd.Env = append(os.Environ(), worldEnv+"="+string(arg))
 	// A file: a pipe would be waited for as long as a VMM had it.
 	log, err := os.OpenFile(filepath.Join(w.Dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer log.Close()
 	cmd.Stdout, cmd.Stderr = log, log
-	err = cmd.Run()
-	died = cmd.ProcessState != nil && cmd.ProcessState.Sys().(interface{ Signaled() bool }).Signaled()
-	if err != nil && !died {
-		t.Fatalf("daemon: %v\n%s", err, w.log())
-	}
-	b, err := os.ReadFile(w.trace())
-	if err != nil {
-		t.Fatalf("trace: %v\n%s", err, w.log())
-	}
-	return strings.Split(strings.TrimSpace(string(b)), "\n"), died
+	return cmd, log
 }
 
 func (w world) log() string {
@@ -131,6 +142,20 @@ func (w world) vmms(t *testing.T) []int {
 		}
 	}
 	return pids
+}
+
+// result is how a runner ended.
+func (w world) result(t *testing.T, id string) flint.Result {
+	t.Helper()
+	var res flint.Result
+	b, err := os.ReadFile(filepath.Join(w.results(), id))
+	if err == nil {
+		err = json.Unmarshal(b, &res)
+	}
+	if err != nil {
+		t.Errorf("no result: %v\n%s", err, w.log())
+	}
+	return res
 }
 
 // check looks for what is left, and for the job. Whether GitHub gave it one, GitHub knows.
@@ -220,9 +245,7 @@ func walk(t *testing.T, cut int) ([]string, bool) {
 	w, id := newWorld(t), fmt.Sprintf("flint-whole-%d", os.Getpid())
 	steps, died := w.run(t, id, cut)
 	w.check(t, id)
-	if _, err := os.Stat(filepath.Join(w.results(), id)); err != nil {
-		t.Errorf("no result: %v\n%s", err, w.log())
-	}
+	w.result(t, id)
 	return steps, died
 }
 
@@ -249,5 +272,159 @@ func TestEveryStepOfAdoption(t *testing.T) {
 				t.Logf("%q\n%s", again, w.log())
 			}
 		})
+	}
+}
+
+// TestDetach stops the process in order in the middle of the job, and kills it at each step of that.
+func TestDetach(t *testing.T) {
+	var steps []string
+	for cut := 0; cut == 0 || cut <= len(steps); cut++ {
+		name := "whole"
+		if cut > 0 {
+			name = fmt.Sprintf("%02d %s", cut, steps[cut-1])
+		}
+		t.Run(name, func(t *testing.T) {
+			w, id := newWorld(t), fmt.Sprintf("flint-left-%d-%d", os.Getpid(), cut)
+			w.run(t, id, atCount)
+			w.Detach = true // the second one adopts, and lets go again
+			went, _ := w.run(t, "", cut)
+			if cut == 0 {
+				steps = went
+				if !slices.Contains(went, "detached") || len(w.vmms(t)) != 1 {
+					t.Errorf("steps %q, VMMs %v", went, w.vmms(t))
+				}
+			}
+			w.Detach = false
+			w.run(t, "", 0)
+			w.check(t, id)
+			if w.result(t, id); t.Failed() {
+				t.Log(w.log())
+			}
+		})
+	}
+}
+
+// TestProgramEndedMeanwhile collects the exit and the output of a program that ended while nobody was there.
+func TestProgramEndedMeanwhile(t *testing.T) {
+	w, id := newWorld(t), fmt.Sprintf("flint-late-%d", os.Getpid())
+	w.run(t, id, atCount)
+	<-time.After(2 * 10 * time.Millisecond * lines) // it may also end a little later: then this proves less, but nothing wrong
+	w.run(t, "", 0)
+	w.check(t, id)
+	w.result(t, id)
+}
+
+// age makes a runner's record look older.
+func (w world) age(t *testing.T, id string, by time.Duration) {
+	t.Helper()
+	path := filepath.Join(w.runners(), id, "runner.json")
+	b, err := os.ReadFile(path)
+	var rec map[string]any
+	if err == nil {
+		err = json.Unmarshal(b, &rec)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := rec["runner"].(map[string]any)["timeline"].(map[string]any)
+	for phase, at := range line {
+		began, err := time.Parse(time.RFC3339Nano, at.(string))
+		if err != nil {
+			t.Fatal(err)
+		}
+		line[phase] = began.Add(-by)
+	}
+	if b, err = json.Marshal(rec); err == nil {
+		err = os.WriteFile(path, b, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// failJob has GitHub give the job up, which it does by itself after minutes, and let go of the registration.
+func (w world) failJob(t *testing.T, id string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(w.jobs(), id), []byte("failed"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDeadlinesCountFromTheBegin ends a job whose time was up before the process was there again.
+func TestDeadlinesCountFromTheBegin(t *testing.T) {
+	w, id := newWorld(t), fmt.Sprintf("flint-old-%d", os.Getpid())
+	w.run(t, id, atCount)
+	w.age(t, id, 2*time.Minute)
+	w.failJob(t, id)
+	w.run(t, "", 0)
+	if res := w.result(t, id); res.Reason.Code != "runner.time_limit" || res.Lost {
+		t.Errorf("it ended with %+v, lost %v", res.Reason, res.Lost)
+	}
+	if pids := w.vmms(t); len(pids) > 0 {
+		t.Errorf("VMMs left: %v", pids)
+	}
+}
+
+// TestVMThatCannotBeAdopted is ended, and its job is called lost.
+func TestVMThatCannotBeAdopted(t *testing.T) {
+	for name, harm := range map[string]func(world, string) error{
+		"port is gone": func(w world, id string) error { return os.Remove(filepath.Join(w.ports(), id)) },
+		"VMM is gone":  func(w world, _ string) error { return unix.Kill(w.vmms(t)[0], unix.SIGKILL) },
+		"record is damaged": func(w world, id string) error {
+			return os.WriteFile(filepath.Join(w.runners(), id, "runner.json"), []byte("{"), 0o600)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, id := newWorld(t), fmt.Sprintf("flint-harmed-%d", os.Getpid())
+			w.run(t, id, atCount)
+			if err := harm(w, id); err != nil {
+				t.Fatal(err)
+			}
+			w.failJob(t, id)
+			w.run(t, "", 0)
+			lost, err := filepath.Glob(filepath.Join(w.results(), id+".lost"))
+			if told := len(lost) == 1; err != nil || told != (name != "record is damaged") {
+				t.Errorf("told of the loss: %v, %v\n%s", told, err, w.log())
+			}
+			if err := os.RemoveAll(filepath.Join(w.results(), id+".lost")); err != nil {
+				t.Fatal(err)
+			}
+			w.check(t, id)
+		})
+	}
+}
+
+// TestRandomCuts kills process after process at moments nobody chose, under load. FLINT_TEST_CUTS says how many lives.
+func TestRandomCuts(t *testing.T) {
+	count := 6
+	if n, err := strconv.Atoi(os.Getenv("FLINT_TEST_CUTS")); err == nil {
+		count = n
+	}
+	seed := uint64(time.Now().UnixNano())
+	if n, err := strconv.ParseUint(os.Getenv("FLINT_TEST_SEED"), 10, 64); err == nil {
+		seed = n
+	}
+	t.Logf("FLINT_TEST_CUTS=%d FLINT_TEST_SEED=%d", count, seed)
+	kills := 0
+	defer func() { t.Logf("%d lives, %d processes killed", count, kills) }()
+	for n := range count {
+		r := rand.New(rand.NewPCG(seed, uint64(n)))
+		w, id := newWorld(t), fmt.Sprintf("flint-random-%d-%d", os.Getpid(), n)
+		begin := id
+		for range 1 + r.IntN(4) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(r.IntN(250))*time.Millisecond)
+			cmd, log := w.daemon(t, ctx, begin, 0)
+			_ = cmd.Run()
+			cancel()
+			log.Close()
+			if begin = ""; !cmd.ProcessState.Success() {
+				kills++
+			}
+		}
+		w.run(t, "", 0)
+		if w.check(t, id); t.Failed() {
+			t.Fatalf("life %d\n%s", n, w.log())
+		}
+		os.RemoveAll(w.Dir)
 	}
 }

@@ -38,6 +38,7 @@ type world struct {
 	Firecracker string
 	Begin       string // id of a runner to begin; empty: none
 	Cut         int    // die at this step, the first being 1; 0: never
+	Detach      bool   // stop at the tenth line of the job, and leave the VM
 }
 
 func (w world) runners() string       { return filepath.Join(w.Dir, "runners") }
@@ -50,6 +51,7 @@ func (w world) trace() string         { return filepath.Join(w.Dir, "trace") }
 // process is the daemon.
 type process struct {
 	world
+	stop  context.CancelFunc // of the runners
 	mu    sync.Mutex
 	count int
 	trace *os.File
@@ -104,6 +106,8 @@ func daemon() error {
 		Attach:    p.attach, Reattach: p.reattach, Supply: p.supply, Scratch: p.scratch, GitHub: &github{p}, Lost: p.lost, Log: log, Step: p.step,
 	})
 	listen, stop := context.WithCancel(ctx)
+	ctx, p.stop = context.WithCancel(ctx)
+	defer p.stop()
 	var tasks sync.WaitGroup
 	tasks.Go(func() { p.events(listen, h) })
 	defer tasks.Wait()
@@ -126,6 +130,13 @@ func daemon() error {
 
 // done writes down how a runner ended.
 func (p *process) done(res flint.Result, err error) error {
+	if errors.Is(err, host.ErrDetached) {
+		p.step("detached")
+		return nil
+	}
+	if errors.Is(err, flint.ErrTimeout) {
+		err = nil // the result says so
+	}
 	if err != nil && !errors.Is(err, flint.ErrStopped) {
 		return err
 	}
@@ -293,6 +304,12 @@ func (p *process) events(ctx context.Context, h *host.Host) {
 			if p.Cut == atCount && bytes.Contains(b, []byte("count 10\n")) {
 				die()
 			}
+			if p.Detach && bytes.Contains(b, []byte("count 10\n")) {
+				p.step("detach VM")
+				h.Detach()
+				p.stop()
+				h.Stop()
+			}
 			ev := flint.JobEvent{Kind: flint.JobStarted, Runner: r.ID, Job: flint.Job{Name: "job"}}
 			state := "started"
 			switch {
@@ -301,7 +318,7 @@ func (p *process) events(ctx context.Context, h *host.Host) {
 			case !bytes.Contains(b, []byte("count 3\n")):
 				continue
 			}
-			if told[r.ID+state] {
+			if job, err := readJob(p.world, r.ID); told[r.ID+state] || job == "failed" || err != nil {
 				continue
 			}
 			told[r.ID+state] = true
