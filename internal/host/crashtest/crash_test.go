@@ -417,6 +417,9 @@ func TestRandomCuts(t *testing.T) {
 			_ = cmd.Run()
 			cancel()
 			log.Close()
+			if cmd.ProcessState == nil {
+				continue // its time was up before it began
+			}
 			if begin = ""; !cmd.ProcessState.Success() {
 				kills++
 			}
