@@ -2,8 +2,10 @@
 # Runs on a real /dev/kvm what needs one, in an emulated Debian host (test/kvmhost): the probe of KVM, the driver suite, and
 # whole jobs. FLINT_FIRECRACKER_DIR names a directory with static `firecracker` and `jailer` binaries, to try those too.
 # FLINT_TEST_TIMEOUT bounds the host's life: by default the sum of what its parts may take, which is ten times what they take.
-# Nothing is built inside the host: it gets test binaries, programs and prepared assets.
+# Nothing is built inside the host: it gets test binaries, programs and prepared assets. A second host, with systemd, tries the
+# unit. With an argument, kvm or systemd, only that one runs.
 set -euo pipefail
+hosts=${1:-kvm systemd}
 programs=${FLINT_FIRECRACKER_DIR:+$(realpath -- "$FLINT_FIRECRACKER_DIR")} # before we go elsewhere
 cd "$(dirname "$0")/.."
 
@@ -61,4 +63,18 @@ if [ -n "$programs" ]; then
 fi
 go build -o build/kvmhost/run ./test/kvmhost
 # As root, because the images belong to root.
-exec "${sudo[@]}" build/kvmhost/run --cache "$PWD/build/kvmhost" --timeout "${FLINT_TEST_TIMEOUT:-$timeout}" "${add[@]}" test/kvmhost/test-kvm
+status=0
+for host in $hosts; do
+	case $host in
+	kvm) "${sudo[@]}" build/kvmhost/run --cache "$PWD/build/kvmhost" --timeout "${FLINT_TEST_TIMEOUT:-$timeout}" "${add[@]}" test/kvmhost/test-kvm || status=$? ;;
+	systemd)
+		"${sudo[@]}" build/kvmhost/run --cache "$PWD/build/kvmhost" --timeout "${FLINT_TEST_TIMEOUT:-40m}" --systemd \
+			"${add[@]}" --add packaging/flint.service test/kvmhost/test-systemd || status=$?
+		;;
+	*)
+		echo "test-kvm: there is no host $host; kvm and systemd are" >&2
+		exit 2
+		;;
+	esac
+done
+exit "$status"
