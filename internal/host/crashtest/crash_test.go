@@ -133,7 +133,7 @@ func (w world) vmms(t *testing.T) []int {
 	}
 	var pids []int
 	for _, file := range files {
-		if b, err := os.ReadFile(file); err == nil && strings.HasPrefix(string(b), w.Firecracker+"\x00") {
+		if b, err := os.ReadFile(file); err == nil && strings.HasPrefix(string(b), w.Firecracker+"\x00--id\x00") {
 			var pid int
 			if _, err := fmt.Sscanf(file, "/proc/%d/", &pid); err != nil {
 				t.Fatal(err)
