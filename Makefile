@@ -11,7 +11,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 STATE := $(CURDIR)/build/state
 
-.PHONY: build demo test test-kvm test-arm64 lint bench soak fuzz clean setup kernel
+.PHONY: build chaos demo test test-kvm test-arm64 lint bench soak fuzz clean setup kernel
 
 build: setup ## both programs, static, into build/
 	$(GOBUILD) -o build/flint ./cmd/flint
@@ -40,6 +40,10 @@ bench: build ## medians, never verdicts
 
 soak: setup ## a coordinator, always restarted, against a GitHub that misbehaves; minutes. SEED=7 repeats one, RUNS=3 makes more
 	@SEED='$(SEED)' RUNS='$(RUNS)' LOG='$(LOG)' scripts/soak.sh
+
+chaos: setup ## 1000 runners whose coordinators are killed at random: what is lost, what is left; minutes. CUTS=100 SEED=7
+	@set -o pipefail; FLINT_TEST_CUTS='$(or $(CUTS),1000)' FLINT_TEST_SEED='$(SEED)' \
+		go test ./internal/host/crashtest -run TestRandomCuts -count=1 -timeout 1h -v | grep -v '^ *\(=== \|--- PASS\)'
 
 fuzz: setup ## every fuzz target, 20 s each
 	@scripts/fuzz.sh

@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -405,29 +406,37 @@ func TestRandomCuts(t *testing.T) {
 		seed = n
 	}
 	t.Logf("FLINT_TEST_CUTS=%d FLINT_TEST_SEED=%d", count, seed)
-	kills := 0
-	defer func() { t.Logf("%d lives, %d processes killed", count, kills) }()
-	for n := range count {
-		r := rand.New(rand.NewPCG(seed, uint64(n)))
-		w, id := newWorld(t), fmt.Sprintf("flint-random-%d-%d", os.Getpid(), n)
-		begin := id
-		for range 1 + r.IntN(4) {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(r.IntN(250))*time.Millisecond)
-			cmd, log := w.daemon(t, ctx, begin, 0)
-			_ = cmd.Run()
-			cancel()
-			log.Close()
-			if cmd.ProcessState == nil {
-				continue // its time was up before it began
-			}
-			if begin = ""; !cmd.ProcessState.Success() {
-				kills++
-			}
+	var kills atomic.Int64
+	t.Run("lives", func(t *testing.T) {
+		for n := range count {
+			t.Run(strconv.Itoa(n), func(t *testing.T) {
+				t.Parallel()
+				cutAtRandom(t, rand.New(rand.NewPCG(seed, uint64(n))), fmt.Sprintf("flint-random-%d-%d", os.Getpid(), n), &kills)
+			})
 		}
-		w.run(t, "", 0)
-		if w.check(t, id); t.Failed() {
-			t.Fatalf("life %d\n%s", n, w.log())
+	})
+	t.Logf("%d lives, %d processes killed", count, kills.Load())
+}
+
+// cutAtRandom has one runner of up to four processes that die, and one that does not.
+func cutAtRandom(t *testing.T, r *rand.Rand, id string, kills *atomic.Int64) {
+	w := newWorld(t)
+	begin := id
+	for range 1 + r.IntN(4) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(r.IntN(250))*time.Millisecond)
+		cmd, log := w.daemon(t, ctx, begin, 0)
+		_ = cmd.Run()
+		cancel()
+		log.Close()
+		if cmd.ProcessState == nil {
+			continue // its time was up before it began
 		}
-		os.RemoveAll(w.Dir)
+		if begin = ""; !cmd.ProcessState.Success() {
+			kills.Add(1)
+		}
+	}
+	w.run(t, "", 0)
+	if w.check(t, id); t.Failed() {
+		t.Log(w.log())
 	}
 }
