@@ -1,0 +1,219 @@
+package runnersoft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flint"
+)
+
+// Pull fetches a release and makes it current; the newest where version is empty. What is there already is not fetched again,
+// and the newest release does not take the place of a newer one that was given as a file. When it fails, the store is as
+// before, but for a part of the archive with which the next Pull goes on.
+func (s *Store) Pull(ctx context.Context, version string, p flint.Progress) (Software, error) {
+	if version = strings.TrimPrefix(version, "v"); version != "" && !versionForm.MatchString(version) {
+		return Software{}, versionFault(version)
+	}
+	r, err := s.lookUp(ctx, version)
+	if err != nil {
+		return Software{}, err
+	}
+	var got Software
+	err = s.locked(func() error {
+		if version == "" {
+			if now, err := s.Current(); err == nil && compare(now.Version, r.version) > 0 {
+				got = now
+				return nil
+			}
+		}
+		if have, err := s.Get(r.version); err == nil {
+			got, err = s.take(have, r.published)
+			return s.fault("keep runner software", err)
+		}
+		f, err := s.download(ctx, r, p)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if got, err = s.add(ctx, f, r.version, r.published, p); err != nil {
+			return err
+		}
+		return s.fault("keep runner software", ignoreMissing(os.Remove(f.Name())))
+	})
+	return got, err
+}
+
+// take makes a version current that is there, and notes its day where that was not known.
+func (s *Store) take(have Software, released time.Time) (Software, error) {
+	if have.Released.IsZero() && !released.IsZero() {
+		fresh := s.path(tempPrefix + versionFile)
+		if err := os.WriteFile(fresh, versionText(have.Version, released), 0o644); err != nil {
+			return Software{}, err
+		}
+		if err := os.Rename(fresh, filepath.Join(have.Dir, versionFile)); err != nil {
+			return Software{}, err
+		}
+	}
+	if err := s.point(have.Version); err != nil {
+		return Software{}, err
+	}
+	if err := s.trim(); err != nil {
+		return Software{}, err
+	}
+	return s.Get(have.Version)
+}
+
+// File is an archive that a person gives.
+type File struct {
+	Path     string    // actions-runner-linux-x64-2.335.0.tar.gz
+	Version  string    // where the file's name does not say it
+	Released time.Time // may be zero: then its age is not known
+	SHA256   string    // hexadecimal, as the release's notes have it; empty: not verified
+}
+
+var archiveName = regexp.MustCompile(`^actions-runner-([a-z]+)-([a-z0-9]+)-([0-9.]+)\.tar\.gz$`)
+
+// Import unpacks an archive and makes it current. One of the same version is replaced.
+func (s *Store) Import(ctx context.Context, a File, p flint.Progress) (Software, error) {
+	what := "import " + a.Path
+	version := strings.TrimPrefix(a.Version, "v")
+	if m := archiveName.FindStringSubmatch(filepath.Base(a.Path)); m != nil {
+		if m[1] != "linux" || m[2] != s.arch {
+			return Software{}, &flint.Fault{
+				Code: "runner.arch", What: what, Kind: flint.ErrConfig, Err: fmt.Errorf("it is for %s-%s, and this machine is linux-%s", m[1], m[2], s.arch),
+				Fix: fmt.Sprintf("take actions-runner-linux-%s-….tar.gz", s.arch),
+			}
+		}
+		if version == "" {
+			version = m[3]
+		}
+	}
+	if !versionForm.MatchString(version) {
+		return Software{}, versionFault(version)
+	}
+	f, err := os.Open(a.Path)
+	if err != nil {
+		return Software{}, &flint.Fault{
+			Code: "runner.archive", What: what, Kind: flint.ErrNotFound, Err: err, Fix: "name a release's .tar.gz from https://github.com/actions/runner/releases",
+		}
+	}
+	defer f.Close()
+	if want := strings.ToLower(strings.TrimPrefix(a.SHA256, "sha256:")); want != "" {
+		got, err := digestOf(ctx, f)
+		if err != nil {
+			return Software{}, fmt.Errorf("%s: %w", what, err)
+		}
+		if got != want {
+			return Software{}, digestFault(what, got, want, "fetch the file again, and compare the digest with the release's notes")
+		}
+	}
+	var got Software
+	err = s.locked(func() (err error) {
+		got, err = s.add(ctx, f, version, a.Released, p)
+		return err
+	})
+	return got, err
+}
+
+func versionFault(version string) error {
+	return &flint.Fault{
+		Code: "runner.number", What: "tell the version of runner software", Kind: flint.ErrUsage,
+		Err: fmt.Errorf("%.60q is no version", version), Fix: "name it as GitHub does: 2.335.0 (with --version, where a file's name does not say it)",
+	}
+}
+
+// add unpacks an archive and makes it the current version. The store is locked.
+func (s *Store) add(ctx context.Context, f *os.File, version string, released time.Time, p flint.Progress) (Software, error) {
+	done := p.Step("unpack runner software " + version)
+	got, err := s.addQuietly(ctx, f, version, released)
+	done("", err)
+	return got, err
+}
+
+func (s *Store) addQuietly(ctx context.Context, f *os.File, version string, released time.Time) (got Software, err error) {
+	what := "unpack runner software " + version
+	temp, err := os.MkdirTemp(s.cfg.Dir, tempPrefix)
+	if err != nil {
+		return got, s.fault(what, err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(temp)) }() // the version that was replaced, or what came of nothing
+	if err = unpack(ctx, f, temp); err == nil {
+		err = checkRunner(temp, s.arch)
+	}
+	if err != nil {
+		if ctx.Err() != nil || flint.SpaceFault("", "", "", err) != nil {
+			return got, s.fault(what, err)
+		}
+		return got, &flint.Fault{
+			Code: "runner.archive", What: what, Kind: flint.ErrConfig, Err: err,
+			Fix: "take a release's actions-runner-linux-" + s.arch + "-….tar.gz from https://github.com/actions/runner/releases, unchanged",
+		}
+	}
+	if err = writeOurs(temp, version, released); err == nil {
+		err = s.enter(temp, version)
+	}
+	if err != nil {
+		return got, s.fault(what, err)
+	}
+	return s.Get(version)
+}
+
+// writeOurs adds what a runner.dir has beside the runner, and lets everybody read the directories, whatever the umask.
+func writeOurs(dir, version string, released time.Time) error {
+	if err := os.WriteFile(filepath.Join(dir, startFile), startScript, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, versionFile), versionText(version, released), 0o644); err != nil {
+		return err
+	}
+	if err := errors.Join(os.Chmod(filepath.Join(dir, startFile), 0o755), os.Chmod(filepath.Join(dir, versionFile), 0o644)); err != nil {
+		return err
+	}
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		return os.Chmod(path, 0o755)
+	})
+}
+
+// enter gives a complete directory its name and makes it current. A version of before is then at the directory's old name.
+func (s *Store) enter(temp, version string) error {
+	if err := syncFiles(temp); err != nil {
+		return err
+	}
+	final := s.path(version + "-" + s.arch)
+	err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, final, unix.RENAME_EXCHANGE)
+	if errors.Is(err, unix.ENOENT) {
+		err = os.Rename(temp, final)
+	}
+	if err != nil {
+		return fmt.Errorf("name %s: %w", final, err)
+	}
+	if err := s.point(version); err != nil {
+		return err
+	}
+	return s.trim()
+}
+
+// syncFiles waits until what was written is on the disk: a name must not outlive a power cut that its files do not.
+func syncFiles(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	return nil
+}
