@@ -25,7 +25,7 @@ type Stored struct {
 	Size   flint.Bytes `json:"size"`   // on disk
 	Used   time.Time   `json:"last_used"`
 	InUse  bool        `json:"in_use"`           // by a process
-	Wanted string      `json:"wanted,omitempty"` // what of the configuration it is for: a pool's name, runner.dir, kernel
+	Wanted string      `json:"wanted,omitempty"` // what of the configuration it is for: a pool's name, runner.dir, runner software, kernel
 
 	path string
 }
@@ -74,6 +74,11 @@ func want(cfg config.Config, list []Stored) {
 	}
 	if dir, err := filepath.EvalSymlinks(cfg.Runner.Dir); err == nil && cfg.Runner.Dir != "" {
 		mark("runner.dir", string(image.KindDrive), from(dir))
+	}
+	if s, err := softwareOf(cfg, nil); err == nil {
+		if dir, err := filepath.EvalSymlinks(s.Dir); err == nil {
+			mark("runner software", string(image.KindDrive), from(dir))
+		}
 	}
 	newest := func(Stored) bool { return true }
 	mark("kernel", "kernel", newest)

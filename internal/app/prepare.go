@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path"
 	"path/filepath"
 
 	"flint"
@@ -19,25 +18,13 @@ import (
 )
 
 // Prepare makes what the pools' VMs boot: the kernel pack, each pool's base image, and the drive with the runner
-// software if the configuration names it. What is cached costs milliseconds.
+// software: what the configuration names, or for a coordinator GitHub's, unless the images have it. What is cached costs milliseconds.
 func (a *App) Prepare(ctx context.Context) error {
 	if err := a.prepareKernel(ctx); err != nil {
 		return err
 	}
-	if dir := a.cfg.Runner.Dir; dir != "" {
-		done := a.opt.Progress.Step("runner software")
-		dir, err := filepath.EvalSymlinks(dir)
-		if err != nil {
-			done("", err)
-			return fmt.Errorf("find the runner software: %w", err)
-		}
-		drive, err := a.store.Drive(ctx, dir, a.opt.Progress)
-		if err != nil {
-			done("", err)
-			return err
-		}
-		a.runnerDrive = drive.Path
-		done(path.Base(drive.Version), nil)
+	if err := a.prepareRunner(ctx); err != nil {
+		return err
 	}
 	for _, p := range a.cfg.Pools {
 		if err := a.preparePool(ctx, p); err != nil {

@@ -30,6 +30,17 @@ type software struct {
 	version  string
 	released time.Time // zero: not known
 	newest   bool      // GitHub has no newer one, so it takes this one whatever its age
+	mend     string    // how a person gives the VMs a newer one; empty: mendDir
+}
+
+// mendDir is for software that a person put where it is.
+const mendDir = "put a newer one into runner.dir and restart flint"
+
+func (s software) howToMend() string {
+	if s.mend == "" {
+		return mendDir
+	}
+	return s.mend
 }
 
 // refusal is when GitHub refused a runner for its software, and until when it is not tried again.
@@ -71,10 +82,10 @@ func (s software) held(now time.Time) flint.Reason {
 	age := now.Sub(s.released)
 	switch {
 	case s.version != "" && older(s.version, leastSoftware):
-		return flint.Because("runner.too_old", "GitHub registers no runner software before %s, and this is %s; put a newer one into runner.dir and restart flint", leastSoftware, s.version)
+		return flint.Because("runner.too_old", "GitHub registers no runner software before %s, and this is %s; %s", leastSoftware, s.version, s.howToMend())
 	case !s.released.IsZero() && !s.newest && age > softwareLife:
-		return flint.Because("runner.too_old", "GitHub gives no job to runner software older than 30 days, and %s is of %s; put a newer one into runner.dir and restart flint",
-			s.name(), s.released.Format(time.DateOnly))
+		return flint.Because("runner.too_old", "GitHub gives no job to runner software older than 30 days, and %s is of %s; %s",
+			s.name(), s.released.Format(time.DateOnly), s.howToMend())
 	}
 	return flint.Reason{}
 }
@@ -131,21 +142,31 @@ func older(a, b string) bool {
 	return false
 }
 
-// softwareEvery is how often GitHub is asked for its newest runner software; softwareAgain, when it did not answer.
+// softwareEvery is how often GitHub is asked for its newest runner software; softwareAgain, when it did not answer; softwareLook,
+// how often flint looks whether a command has put another one in place.
 const (
 	softwareEvery = 24 * time.Hour
 	softwareAgain = 15 * time.Minute
+	softwareLook  = time.Minute
 )
 
-// watchSoftware compares the runner software with GitHub's newest, now and every day, and says how long it will be taken.
+// watchSoftware fetches GitHub's newest runner software where flint keeps it, or else compares what it has with that, now and
+// every day, and says how long it will be taken.
 func (a *App) watchSoftware(ctx context.Context) error {
+	next := time.NewTimer(0)
+	defer next.Stop()
+	look := time.NewTicker(softwareLook)
+	defer look.Stop()
 	for {
-		wait := softwareEvery
-		if err := a.checkSoftware(ctx, time.Now()); err != nil {
-			wait = softwareAgain
-		}
 		select {
-		case <-time.After(wait):
+		case <-next.C:
+			wait := softwareEvery
+			if err := errors.Join(a.refreshSoftware(ctx, time.Now()), a.checkSoftware(ctx, time.Now())); err != nil {
+				wait = softwareAgain
+			}
+			next.Reset(wait)
+		case <-look.C:
+			a.followSoftware(ctx)
 		case <-ctx.Done():
 			return nil
 		}
@@ -200,7 +221,7 @@ func (a *App) pools() []flint.Pool {
 	defer a.mu.Unlock()
 	held := a.software.held(now)
 	if held.IsZero() {
-		held = a.refused[""].held(now, "version "+a.software.name(), "put a newer one into runner.dir and restart flint")
+		held = a.refused[""].held(now, "version "+a.software.name(), a.software.howToMend())
 	}
 	for i := range pools {
 		p := &pools[i]

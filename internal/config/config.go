@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path"
 	"path/filepath"
@@ -146,9 +147,13 @@ type Kernel struct {
 
 // Runner says which runner software the VMs run.
 type Runner struct {
-	Dir string `yaml:"dir"` // a directory with an executable `start`, see docs/reference.md
+	Dir string `yaml:"dir"` // a directory with an executable `start`, see docs/reference.md; GitHub's own when empty
 	// InImage is where the images themselves hold GitHub's runner software, instead of Dir: an absolute path, or auto.
 	InImage string `yaml:"in_image"`
+	// Version is the release of GitHub's runner that is used; the newest, refreshed daily, when empty.
+	Version string `yaml:"version"`
+	// Releases is the REST API of the server that GitHub's runner is fetched from; github.com's when empty.
+	Releases string `yaml:"releases"`
 }
 
 // Duration is a time span with units in its text form: 90s, 6h.
@@ -197,6 +202,9 @@ func (p *Pool) UnmarshalYAML(n *yaml.Node) error {
 
 // poolName is what GitHub takes as a scale set's name and a label, kept to what is also safe in file and host names.
 var poolName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$`)
+
+// runnerVersion is how GitHub numbers its runner.
+var runnerVersion = regexp.MustCompile(`^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$`)
 
 // complete makes paths absolute and fills the host's name.
 func (c *Config) complete(dir string) {
@@ -330,12 +338,18 @@ func (c *Config) ValidateServe() error {
 	}
 	errs = append(errs, c.validateAccounts(), c.validateServing())
 	switch in := c.Runner.InImage; {
-	case c.Runner.Dir == "" && in == "":
-		errs = append(errs, errors.New("runner.dir: is missing; it names the directory of the runner software"))
 	case c.Runner.Dir != "" && in != "":
 		errs = append(errs, errors.New("runner.in_image: give runner.dir or runner.in_image, and not both"))
 	case in != "" && in != "auto" && !path.IsAbs(in):
 		errs = append(errs, fmt.Errorf("runner.in_image: %q is neither an absolute path nor auto", in))
+	}
+	if v := c.Runner.Version; v != "" && !runnerVersion.MatchString(v) {
+		errs = append(errs, fmt.Errorf("runner.version: %q is no release of GitHub's runner, such as 2.335.0", v))
+	} else if v != "" && (c.Runner.Dir != "" || c.Runner.InImage != "") {
+		errs = append(errs, errors.New("runner.version: is of GitHub's runner software that flint fetches; give it without runner.dir and runner.in_image"))
+	}
+	if at, err := url.Parse(c.Runner.Releases); c.Runner.Releases != "" && (err != nil || at.Host == "" || at.Scheme != "https" && at.Scheme != "http") {
+		errs = append(errs, fmt.Errorf("runner.releases: %q is no address of a REST API, such as https://api.github.com", c.Runner.Releases))
 	}
 	if host, port, err := net.SplitHostPort(c.Webhook.Listen); c.Webhooks() && (err != nil || port == "") {
 		errs = append(errs, fmt.Errorf("webhook.listen: %q is not host:port, such as :8080 (host %q)", c.Webhook.Listen, host))

@@ -1,0 +1,266 @@
+package app
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"flint"
+	"flint/internal/config"
+	"flint/internal/github"
+	"flint/internal/githubsim"
+	"flint/internal/guest"
+	"flint/internal/host"
+	"flint/internal/image"
+)
+
+// releases is a server of releases of a runner that is a script.
+type releases struct {
+	*httptest.Server
+	listener string
+	newest   atomic.Pointer[string]
+	away     atomic.Bool
+}
+
+func newReleases(t *testing.T, listener, newest string) *releases {
+	r := &releases{listener: listener}
+	r.newest.Store(&newest)
+	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		version, named := strings.CutPrefix(req.URL.Path, "/repos/actions/runner/releases/tags/v")
+		if !named {
+			version = *r.newest.Load()
+		}
+		arch := map[string]string{"amd64": "x64", "arm64": "arm64"}[runtime.GOARCH]
+		name := "actions-runner-linux-" + arch + "-" + version + ".tar.gz"
+		content := runnerArchive(t, r.listener)
+		switch {
+		case r.away.Load():
+			w.WriteHeader(http.StatusBadGateway)
+		case req.URL.Path == "/file":
+			_, _ = w.Write(content)
+		default:
+			fmt.Fprintf(w, `{"tag_name":"v%s","published_at":%q,"assets":[{"name":%q,"size":%d,"digest":"sha256:%x","browser_download_url":"%s/file"}]}`,
+				version, time.Now().Add(-25*24*time.Hour).UTC().Format(time.RFC3339), name, len(content), sha256.Sum256(content), r.URL)
+		}
+	}))
+	t.Cleanup(r.Close)
+	return r
+}
+
+// runnerArchive packs a listener as GitHub packs its own.
+func runnerArchive(t *testing.T, listener string) []byte {
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	w := tar.NewWriter(z)
+	err := w.WriteHeader(&tar.Header{Name: "./bin/Runner.Listener", Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(listener)), ModTime: time.Unix(1, 0)})
+	if err == nil {
+		_, err = w.Write([]byte(listener))
+	}
+	if err := errors.Join(err, w.Close(), z.Close()); err != nil {
+		t.Error(err)
+	}
+	return b.Bytes()
+}
+
+// standIn does what GitHub's runner does, by a third-party one: it keeps everything below the directory above its own program.
+func standIn(runner string) string {
+	return `#!/bin/sh
+cd "$(dirname "$(dirname "$(readlink -f "$0")")")" || exit 1
+mkdir -p _diag || exit 1
+case $1 in
+run) exec ` + runner + ` run --once --terminal=true ;;
+esac
+args=
+for a; do [ "$a" = --disableupdate ] || args="$args $a"; done
+exec ` + runner + ` $args
+`
+}
+
+// inOfficialLayout has the guests run the software that the coordinator keeps.
+func inOfficialLayout(t *testing.T, cfg func(*config.Config)) (*coordinator, *releases) {
+	runner := os.Getenv("FLINT_TEST_ACT_RUNNER")
+	if runner == "" {
+		t.Skip("needs github-act-runner: FLINT_TEST_ACT_RUNNER names none")
+	}
+	far := newReleases(t, standIn(runner), "2.335.0")
+	c := newRig(t, 1, cfg, func(cfg *config.Config) { cfg.Runner.Releases = far.URL })
+	c.fake.Exec = func(ctx context.Context, _ guest.Command, stdin io.Reader, stdout, _ io.Writer) guest.Exit {
+		c.App.mu.Lock()
+		dir := c.runnerDir
+		c.App.mu.Unlock()
+		cmd := exec.CommandContext(ctx, filepath.Join(dir, "start"))
+		cmd.Dir, cmd.Stdin = t.TempDir(), stdin
+		cmd.Stdout, cmd.Stderr = stdout, stdout
+		if err := cmd.Run(); err != nil {
+			return guest.Exit{Code: 1, Err: err.Error()}
+		}
+		return guest.Exit{}
+	}
+	return c, far
+}
+
+// TestJobWithGitHubsRunner: a configuration that says nothing of runner software gets GitHub's, and a job runs with it.
+func TestJobWithGitHubsRunner(t *testing.T) {
+	for name, cfg := range map[string]func(*config.Config){
+		"by JIT configuration": func(*config.Config) {},
+		"that registers itself": func(cfg *config.Config) {
+			byWebhooks(cfg)
+			cfg.GitHub.Registration = "token"
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, _ := inOfficialLayout(t, cfg)
+			run := c.submit(t, "on: push\njobs:\n  a:\n    runs-on: [flint]\n    steps:\n      - run: echo hello\n")
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			if err := c.Connect(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.prepareRunner(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if addr := c.WebhookAddr(); addr != nil {
+				if _, err := c.sim.AddHook(githubsim.Hook{URL: "http://" + addr.String() + "/webhook", Secret: hookSecret}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			served := make(chan error, 1)
+			go func() { served <- c.Serve(ctx) }()
+			wctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+			defer cancel()
+			if conclusion, err := run.Wait(wctx); err != nil || conclusion != githubsim.Success {
+				t.Errorf("the run ended as %q, %v", conclusion, err)
+			}
+			stop()
+			if err := <-served; err != nil {
+				t.Errorf("serve: %v", err)
+			}
+			c.gone(t)
+			if entries, err := os.ReadDir(c.runnerDir); err != nil || len(entries) != 3 {
+				t.Errorf("something was written beside the software: %v, %v", entries, err)
+			}
+		})
+	}
+}
+
+// keeper is an App that keeps GitHub's runner software, and does nothing else.
+func keeper(t *testing.T, url, version string) *App {
+	cfg := config.Default()
+	cfg.StateDir, cfg.Runner.Releases, cfg.Runner.Version = t.TempDir(), url, version
+	log := slog.New(slog.DiscardHandler)
+	store, err := image.Open(filepath.Join(cfg.StateDir, "images"), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &App{cfg: cfg, log: log, store: store, github: &github.Client{}, supply: map[string]host.Supply{"flint": {Base: "b"}}}
+}
+
+func TestRefreshOfTheSoftware(t *testing.T) {
+	far := newReleases(t, "#!/bin/sh\n", "2.334.0")
+	a := keeper(t, far.URL, "")
+	var log bytes.Buffer
+	a.log = slog.New(slog.NewTextHandler(&log, nil))
+	if err := a.prepareRunner(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	first := a.supply["flint"]
+	if a.software.version != "2.334.0" || a.software.released.IsZero() || first.Runner == "" || first.Base != "b" {
+		t.Fatalf("%+v, %+v", a.software, first)
+	}
+	newer := "2.335.0"
+	far.newest.Store(&newer)
+	far.away.Store(true)
+	if err := a.refreshSoftware(t.Context(), time.Now()); err == nil {
+		t.Error("no error")
+	}
+	if said := log.String(); a.supply["flint"].Runner != first.Runner || !strings.Contains(said, "the present one stays") ||
+		!strings.Contains(said, "days_left=4") || !strings.Contains(said, "runner-software import") {
+		t.Errorf("%s", said)
+	}
+	far.away.Store(false)
+	a.refuse("flint", time.Now()) // the old one
+	if err := a.refreshSoftware(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if a.software.version != "2.335.0" || !a.software.newest || a.supply["flint"].Runner == first.Runner || len(a.refused) != 0 {
+		t.Errorf("%+v, %+v, refused %v", a.software, a.supply["flint"], a.refused)
+	}
+	// A person goes back, with a command.
+	if _, err := RunnerSoftware(a.cfg, a.log).Pull(t.Context(), "2.334.0", nil); err != nil {
+		t.Fatal(err)
+	}
+	a.followSoftware(t.Context())
+	if a.software.version != "2.334.0" || a.supply["flint"].Runner != first.Runner {
+		t.Errorf("%+v, %+v", a.software, a.supply["flint"])
+	}
+}
+
+func TestPinnedSoftware(t *testing.T) {
+	far := newReleases(t, "#!/bin/sh\n", "2.335.0")
+	a := keeper(t, far.URL, "2.334.0")
+	if err := a.prepareRunner(t.Context()); err != nil || a.software.version != "2.334.0" {
+		t.Fatalf("%+v, %v", a.software, err)
+	}
+	if err := a.refreshSoftware(t.Context(), time.Now()); err != nil || a.software.version != "2.334.0" {
+		t.Errorf("%+v, %v", a.software, err)
+	}
+	far.away.Store(true) // what is there needs nobody
+	b := keeper(t, far.URL, "2.334.0")
+	b.cfg.StateDir = a.cfg.StateDir
+	if err := b.prepareRunner(t.Context()); err != nil {
+		t.Error(err)
+	}
+	b.cfg.Runner.Version = "2.333.0"
+	var fault *flint.Fault
+	if err := b.prepareRunner(t.Context()); !errors.As(err, &fault) || fault.Code != "runner.unreachable" {
+		t.Errorf("got %v", err)
+	}
+	why := a.software.held(time.Now().Add(60 * 24 * time.Hour))
+	if why.Code != "runner.too_old" || !strings.Contains(why.Text, "runner.version") {
+		t.Errorf("it is too old, and: %v", why)
+	}
+}
+
+// TestOwnSoftware: nothing is fetched where the configuration has its own, or nothing serves.
+func TestOwnSoftware(t *testing.T) {
+	for name, change := range map[string]func(*App){
+		"in the images": func(a *App) { a.cfg.Runner.InImage = "auto" },
+		"no GitHub":     func(a *App) { a.github = nil },
+		"in a directory": func(a *App) {
+			a.cfg.Runner.Dir = t.TempDir()
+			if err := os.WriteFile(filepath.Join(a.cfg.Runner.Dir, "start"), []byte("#!/bin/sh\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := keeper(t, "http://127.0.0.1:1", "")
+			change(a)
+			if err := a.prepareRunner(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if err := a.refreshSoftware(t.Context(), time.Now()); err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Stat(filepath.Join(a.cfg.StateDir, "runner-software")); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("a store was made: %v", err)
+			}
+		})
+	}
+}
