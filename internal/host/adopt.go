@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +18,7 @@ import (
 
 	"flint"
 	"flint/internal/guest"
+	"flint/internal/undo"
 	"flint/internal/vm"
 )
 
@@ -52,18 +55,29 @@ func (r record) survives() bool {
 	return err == nil && start == r.Start
 }
 
-// Adopt takes over the runners of an earlier process whose VMs live, for Resume to go on with, and undoes whatever else there
-// is, as Sweep does. From then on State shows them. The error is Sweep's: a VM that cannot be adopted is ended and its loss told.
-// Call it once, before the first Run.
+// finished reports whether the runner's program had ended and only the rest is to be done, whether its VMM lives or not.
+func (r record) finished() bool { return r.Exit != nil && !r.Ending && r.Shape != (flint.Shape{}) }
+
+// Adopt takes over the runners of an earlier process whose VMs live, or whose programs had ended, for Resume to go on with, and
+// undoes whatever else there is, as Sweep does. From then on State shows them. The error is Sweep's: a VM that cannot be adopted
+// is ended and its loss told. Call it once, before the first Run.
 func (h *Host) Adopt(ctx context.Context) error {
-	for _, id := range Survivors(h.c.Dir) {
-		l, err := h.adopt(ctx, id)
+	entries, err := os.ReadDir(h.c.Dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("list runners: %w", err)
+	}
+	for _, e := range entries {
+		rec, err := readRecord(filepath.Join(h.c.Dir, e.Name()))
+		if err != nil || !rec.survives() && !rec.finished() {
+			continue // Sweep says what it is
+		}
+		l, err := h.adopt(ctx, rec)
 		if err != nil {
-			h.c.Log.Warn("a VM of an earlier flint cannot be adopted, and is ended", "runner", id, "err", err)
+			h.c.Log.Warn("a VM of an earlier flint cannot be adopted, and is ended", "runner", e.Name(), "err", err)
 			continue
 		}
 		h.mu.Lock()
-		h.lives[id] = l
+		h.lives[l.id()] = l
 		h.adopted = append(h.adopted, l)
 		h.mu.Unlock()
 	}
@@ -71,15 +85,7 @@ func (h *Host) Adopt(ctx context.Context) error {
 }
 
 // adopt takes hold of what one runner has. On error it has let go of it; the record stays, for Sweep.
-func (h *Host) adopt(ctx context.Context, id string) (_ *life, err error) {
-	rec, err := readRecord(filepath.Join(h.c.Dir, id))
-	if err != nil {
-		return nil, err
-	}
-	driver, able := h.c.Driver.(vm.Adopter)
-	if !able || h.c.Reattach == nil {
-		return nil, errors.New("its driver cannot")
-	}
+func (h *Host) adopt(ctx context.Context, rec record) (_ *life, err error) {
 	l := newLife(h, rec.Runner, Supply{Shape: rec.Shape})
 	l.rec, l.conclusion, l.recorded, l.adopted = rec, rec.Conclusion, true, true
 	l.given.Store(true)
@@ -89,25 +95,54 @@ func (h *Host) adopt(ctx context.Context, id string) (_ *life, err error) {
 	if rec.Concluded {
 		close(l.concluded)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, l.undo.Run(context.WithoutCancel(ctx)))
-		}
-	}()
-	if l.port, err = h.c.Reattach(ctx, id); err != nil {
-		return nil, fmt.Errorf("find its network port: %w", err)
-	}
-	l.undo.Push("detach from network", l.port.Close)
-	if l.machine, err = driver.Adopt(ctx, vm.Spec{ID: id, Dir: l.dir}, rec.PID, rec.Start); err != nil {
+	below, err := l.rejoin(ctx)
+	if err != nil {
 		return nil, err
 	}
-	below := l.undo.Take()
 	l.undo.Push("remove registration", l.unregister)
 	l.undo.Push("give back", below.Run)
 	l.undo.Push("end the VM", l.machine.Close)
 	l.output = openLogbook(l.dir, l.log)
 	return l, nil
 }
+
+// rejoin takes hold of the port and the VMM. What it returns gives back all but the VMM; on error it has done so.
+func (l *life) rejoin(ctx context.Context) (_ *undo.Stack, err error) {
+	below := &undo.Stack{}
+	driver, able := l.h.c.Driver.(vm.Adopter)
+	if !able || l.h.c.Reattach == nil {
+		return below, errors.New("its driver cannot")
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, below.Run(context.WithoutCancel(ctx)))
+		}
+	}()
+	over := l.rec.finished()
+	switch l.port, err = l.h.c.Reattach(ctx, l.id()); {
+	case err == nil:
+		below.Push("detach from network", l.port.Close)
+	case !over || !errors.Is(err, flint.ErrNotFound):
+		return below, fmt.Errorf("find its network port: %w", err)
+	}
+	l.machine, err = driver.Adopt(ctx, vm.Spec{ID: l.id(), Dir: l.dir}, l.rec.PID, l.rec.Start)
+	if over && errors.Is(err, flint.ErrNotFound) {
+		l.machine, err = gone{}, nil // as it was to be
+	}
+	return below, err
+}
+
+// gone is the machine of a VM that has ended.
+type gone struct{}
+
+// Dial implements vm.Machine.
+func (gone) Dial(context.Context, uint32) (net.Conn, error) { return nil, net.ErrClosed }
+
+// Wait implements vm.Machine.
+func (gone) Wait(context.Context) error { return nil }
+
+// Close implements vm.Machine.
+func (gone) Close(context.Context) error { return nil }
 
 // Resume goes on with the adopted runners and returns when all of them are over; done is told how each ended, concurrently, as
 // Run would have returned it. Their deadlines count from when they began, not from now. Ending ctx ends them as it ends Run's.

@@ -192,8 +192,10 @@ func (p *process) attach(_ context.Context, id string) (host.Port, error) {
 func (p *process) reattach(_ context.Context, id string) (host.Port, error) {
 	path := filepath.Join(p.ports(), id)
 	err := p.around("reattach", func() error {
-		_, err := os.Stat(path)
-		return err
+		if _, err := os.Stat(path); err != nil {
+			return fmt.Errorf("%w: %w", flint.ErrNotFound, err)
+		}
+		return nil
 	})
 	return host.Port{Close: func(context.Context) error {
 		return p.around("detach", func() error { return os.Remove(path) })
@@ -277,10 +279,16 @@ func (g *github) Status(_ context.Context, runner string, _ int64) (flint.Runner
 	return flint.RunnerStatus{Online: true, Busy: job == "started"}, err
 }
 
+// readJob returns what GitHub knows of a runner's job. That it is over it hears from the runner itself.
 func readJob(w world, runner string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(w.jobs(), runner))
+	path := filepath.Join(w.jobs(), runner)
+	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
+	}
+	log, lerr := os.ReadFile(filepath.Join(w.runners(), runner, "output.log"))
+	if string(b) == "started" && lerr == nil && bytes.Contains(log, []byte("over\n")) {
+		return "over", os.WriteFile(path, []byte("over"), 0o600)
 	}
 	return string(b), err
 }
@@ -297,8 +305,9 @@ func (p *process) events(ctx context.Context, h *host.Host) {
 			return
 		}
 		for _, r := range h.State().Runners {
-			b, err := os.ReadFile(filepath.Join(p.runners(), r.ID, "output.log"))
-			if err != nil {
+			b, _ := os.ReadFile(filepath.Join(p.runners(), r.ID, "output.log")) // it comes, and goes
+			job, err := readJob(p.world, r.ID)
+			if err != nil || job == "failed" {
 				continue
 			}
 			if p.Cut == atCount && bytes.Contains(b, []byte("count 10\n")) {
@@ -313,12 +322,12 @@ func (p *process) events(ctx context.Context, h *host.Host) {
 			ev := flint.JobEvent{Kind: flint.JobStarted, Runner: r.ID, Job: flint.Job{Name: "job"}}
 			state := "started"
 			switch {
-			case bytes.Contains(b, []byte("over\n")):
+			case job == "over", bytes.Contains(b, []byte("over\n")):
 				ev.Kind, ev.Conclusion, state = flint.JobCompleted, "succeeded", "over"
 			case !bytes.Contains(b, []byte("count 3\n")):
 				continue
 			}
-			if job, err := readJob(p.world, r.ID); told[r.ID+state] || job == "failed" || err != nil {
+			if told[r.ID+state] {
 				continue
 			}
 			told[r.ID+state] = true
