@@ -19,9 +19,16 @@ import (
 
 func newImage() *cobra.Command {
 	c := &cobra.Command{Use: "image", Short: "List what is kept on disk for VMs, or remove what is unused"}
+	open := stateFlags(c)
+	c.AddCommand(newImageList(open), newImagePrune(open))
+	return c
+}
+
+// stateFlags gives a command and those below it the flags that say which state directory is meant.
+func stateFlags(c *cobra.Command) openState {
 	file := c.PersistentFlags().StringP("config", "c", defaultConfig, "configuration file; without one, the defaults")
-	stateDir := c.PersistentFlags().String("state-dir", "", "where images and kernels are kept (overrides the configuration)")
-	open := func(c *cobra.Command) (config.Config, app.Options, error) {
+	stateDir := c.PersistentFlags().String("state-dir", "", "where images, kernels and runner software are kept (overrides the configuration)")
+	return func(c *cobra.Command) (config.Config, app.Options, error) {
 		cfg, err := config.Load(*file, os.Environ())
 		if errors.Is(err, flint.ErrNotFound) && !c.Flags().Changed("config") {
 			cfg, err = config.FromEnvironment(os.Environ())
@@ -35,13 +42,11 @@ func newImage() *cobra.Command {
 		log, err := logger(c, c.ErrOrStderr(), "warn", true)
 		return cfg, app.Options{Log: log}, err
 	}
-	c.AddCommand(newImageList(open), newImagePrune(open))
-	return c
 }
 
-type openImages func(*cobra.Command) (config.Config, app.Options, error)
+type openState func(*cobra.Command) (config.Config, app.Options, error)
 
-func newImageList(open openImages) *cobra.Command {
+func newImageList(open openState) *cobra.Command {
 	c := &cobra.Command{
 		Use: "ls", Short: "List images, runner drives and kernels, the least recently used first", Args: noArgs,
 	}
@@ -64,7 +69,7 @@ func newImageList(open openImages) *cobra.Command {
 	return c
 }
 
-func newImagePrune(open openImages) *cobra.Command {
+func newImagePrune(open openState) *cobra.Command {
 	c := &cobra.Command{
 		Use: "prune", Short: "Remove what nobody uses and the configuration does not want", Args: noArgs,
 		Long: "Prune removes images, runner drives, kernels and build caches that no process uses, flint or VM. What the configured\n" +

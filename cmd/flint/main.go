@@ -95,7 +95,7 @@ func newRoot() *cobra.Command {
 	}
 	root.PersistentFlags().String("log-level", "", "debug, info, warn or error (overrides the configuration)")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, withoutValues(err)) })
-	root.AddCommand(newDemo(), newRun(), newServe(), newExplain(), newImage(), newDoctor(), newHost(), newConfig(), newDev(), newVersion())
+	root.AddCommand(newDemo(), newRun(), newServe(), newExplain(), newImage(), newRunnerSoftware(), newDoctor(), newHost(), newConfig(), newDev(), newVersion())
 	return root
 }
 

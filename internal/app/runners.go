@@ -24,6 +24,27 @@ func RunnerSoftware(cfg config.Config, log *slog.Logger) *runnersoft.Store {
 	})
 }
 
+// KeptRunner is one version of GitHub's runner software that is there.
+type KeptRunner struct {
+	runnersoft.Software
+	AgeDays *int `json:"age_days"` // nil where the day of its release is not known
+}
+
+// ListRunnerSoftware lists them, the newest first.
+func ListRunnerSoftware(cfg config.Config, log *slog.Logger, now time.Time) ([]KeptRunner, error) {
+	all, err := RunnerSoftware(cfg, log).List()
+	list := make([]KeptRunner, 0, len(all))
+	for _, s := range all {
+		k := KeptRunner{Software: s}
+		if !s.Released.IsZero() {
+			days := int(now.Sub(s.Released).Hours() / 24)
+			k.AgeDays = &days
+		}
+		list = append(list, k)
+	}
+	return list, err
+}
+
 // keepsSoftware reports whether flint itself keeps the runner software of a configuration.
 func keepsSoftware(cfg config.Config) bool { return cfg.Runner.Dir == "" && cfg.Runner.InImage == "" }
 

@@ -20,7 +20,7 @@ func TestExampleIsValid(t *testing.T) {
 	if err := c.ValidateServe(); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.CheckFiles(); err == nil || !strings.Contains(err.Error(), "runner.dir") || !strings.Contains(err.Error(), "app.pem") {
+	if err := c.CheckFiles(); err == nil || !strings.Contains(err.Error(), "images/demo") || !strings.Contains(err.Error(), "app.pem") {
 		t.Fatalf("files that are not there: %v", err)
 	}
 	want := flint.Pool{
@@ -124,4 +124,29 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("error %v is not flint.ErrConfig", err)
 		}
 	})
+}
+
+func TestRunnerSoftware(t *testing.T) {
+	const serving = "github: {app_id: 1, organization: acme, private_key_file: key.pem}\npools: [{name: a, image: b}]\n"
+	for src, want := range map[string]string{
+		"":                                             "",
+		"runner: {version: 2.335.0}":                   "",
+		"runner: {releases: https://ghe/x}":            "",
+		"runner: {dir: /opt/runner}":                   "",
+		"runner: {version: latest}":                    "runner.version",
+		"runner: {version: 2.335}":                     "runner.version",
+		"runner: {version: 2.335.0, dir: /opt/runner}": "runner.version: is of GitHub's",
+		"runner: {version: 2.335.0, in_image: auto}":   "runner.version: is of GitHub's",
+		"runner: {dir: /opt/runner, in_image: auto}":   "runner.in_image",
+		"runner: {releases: api.github.com}":           "runner.releases",
+		"runner: {releases: 'file:///etc'}":            "runner.releases",
+	} {
+		c, err := config.Parse("flint.yaml", []byte(serving+src+"\n"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err = c.ValidateServe(); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", src, err)
+		}
+	}
 }

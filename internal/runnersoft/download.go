@@ -16,7 +16,7 @@ import (
 	"flint"
 )
 
-// fetchTries is how often a download is taken up again without a single byte more.
+// fetchTries is how often a download is taken up again without getting further than ever before.
 const fetchTries = 5
 
 // passing is an error after which the same may go well.
@@ -94,7 +94,7 @@ func (s *Store) dropParts(keep string) error {
 
 // fetchAll fetches what f does not have yet, and takes up again what breaks off.
 func (s *Store) fetchAll(ctx context.Context, r release, f *os.File, progress func(have int64)) error {
-	pause := s.pause
+	pause, furthest := s.pause, int64(0)
 	for tries := 1; ; tries++ {
 		have, err := f.Seek(0, io.SeekEnd)
 		if err != nil {
@@ -105,15 +105,15 @@ func (s *Store) fetchAll(ctx context.Context, r release, f *os.File, progress fu
 				return err
 			}
 		}
-		if have == r.size {
+		if furthest = max(furthest, have); have == r.size {
 			return nil
 		}
 		n, err := s.fetch(ctx, r, f, have, progress)
 		if err == nil {
 			continue
 		}
-		if n > 0 {
-			tries, pause = 0, s.pause
+		if n > furthest {
+			tries, pause, furthest = 0, s.pause, n
 		}
 		var p passing
 		if ctx.Err() != nil || tries >= fetchTries || !errors.As(err, &p) {
@@ -129,7 +129,7 @@ func (s *Store) fetchAll(ctx context.Context, r release, f *os.File, progress fu
 	}
 }
 
-// fetch makes one request for what comes behind the first have bytes, and returns how many more came.
+// fetch makes one request for what comes behind the first have bytes, and returns how many are there then.
 func (s *Store) fetch(ctx context.Context, r release, f *os.File, have int64, progress func(int64)) (n int64, err error) {
 	what := "fetch " + r.name()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -168,16 +168,17 @@ func (s *Store) fetch(ctx context.Context, r release, f *os.File, have int64, pr
 		return 0, err
 	}
 	to := &counted{f: f, have: have, size: r.size, progress: progress, silence: silence, idle: s.idle}
-	n, err = io.Copy(to, io.LimitReader(resp.Body, r.size-have+1))
+	_, err = io.Copy(to, io.LimitReader(resp.Body, r.size-have+1))
+	n = to.have
 	switch {
 	case to.failed != nil:
 		return n, to.failed
 	case err != nil:
 		return n, passing{s.unreachable(what, errors.Join(err, context.Cause(ctx)))}
-	case have+n > r.size:
+	case n > r.size:
 		return n, s.unusable(what, errors.Join(fmt.Errorf("it has more than the %d bytes that were announced", r.size), f.Truncate(0)))
-	case have+n < r.size:
-		return n, passing{s.unreachable(what, fmt.Errorf("it broke off after %s", flint.Bytes(have+n)))}
+	case n < r.size:
+		return n, passing{s.unreachable(what, fmt.Errorf("it broke off after %s", flint.Bytes(n)))}
 	}
 	return n, nil
 }

@@ -44,10 +44,10 @@ const DefaultAPI = "https://api.github.com"
 // Software is one version in the store.
 type Software struct {
 	Version  string      `json:"version"`
-	Arch     string      `json:"arch"`     // as GitHub names it: x64, arm64
-	Released time.Time   `json:"released"` // a day; zero where it is not known
-	Dir      string      `json:"dir"`      // with `start` and `version` at its top
-	Size     flint.Bytes `json:"size"`     // of its files; only from List
+	Arch     string      `json:"arch"`              // as GitHub names it: x64, arm64
+	Released time.Time   `json:"released,omitzero"` // a day; zero where it is not known
+	Dir      string      `json:"dir"`               // with `start` and `version` at its top
+	Size     flint.Bytes `json:"size"`              // of its files; only from List
 	Current  bool        `json:"current"`
 	Pinned   bool        `json:"pinned"`
 }
