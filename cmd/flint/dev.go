@@ -340,7 +340,7 @@ github:
   installation_id: %d
   private_key_file: %q
 runner:
-  dir: /var/lib/flint/runner-software
+  dir: /var/lib/flint/demo-runner
 pools:
   - {name: flint, image: ./images/demo, max: 2}
 `, cfg.URL, cfg.Owner, app.ID, app.InstallationID, key)
