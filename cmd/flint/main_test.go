@@ -198,8 +198,8 @@ func TestStoppedKeepsWhatElseWentWrong(t *testing.T) {
 
 func TestTableAligns(t *testing.T) {
 	var out bytes.Buffer
-	table(&out, style{}, []string{"job", "ms"}, [][]string{{"übersetzen", "7"}, {"a", "12345"}})
-	if want := "  job            ms\n  übersetzen      7\n  a           12345\n"; out.String() != want {
+	table(&out, style{}, []string{"job", "ms", "state"}, [][]string{{"übersetzen", "7", "ready"}, {"a", "12345", "no"}})
+	if want := "  job            ms  state\n  übersetzen      7  ready\n  a           12345  no\n"; out.String() != want {
 		t.Errorf("%q, want %q", out.String(), want)
 	}
 	if got := fit("übersetzen", 5); got != "über…" {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/term"
@@ -222,19 +223,21 @@ func fit(s string, n int) string {
 	return pad(s, n)
 }
 
-// table writes rows in columns: the first flush left, the others flush right.
+// table writes rows in columns: numbers flush right, words flush left.
 func table(w io.Writer, s style, header []string, rows [][]string) {
-	widths := make([]int, len(header))
-	for _, row := range append([][]string{header}, rows...) {
+	widths, words := make([]int, len(header)), make([]bool, len(header))
+	words[0] = true
+	for n, row := range append([][]string{header}, rows...) {
 		for i, cell := range row {
 			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+			words[i] = words[i] || n > 0 && strings.IndexFunc(cell, unicode.IsLetter) == 0
 		}
 	}
 	write := func(row []string, sgr string) {
 		var b bytes.Buffer
 		for i, cell := range row {
 			gap := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
-			if i == 0 {
+			if words[i] {
 				b.WriteString("  " + cell + gap)
 			} else {
 				b.WriteString("  " + gap + cell)
