@@ -31,10 +31,11 @@ func (a *App) survivors() []string {
 // detaches reports whether VMs go on when this flint stops.
 func (a *App) detaches() bool { return a.opt.Outlive && a.current().Host.OnStop != config.EndOnStop }
 
-// closeNetwork closes the network, or leaves it to the VMs that go on.
+// closeNetwork closes the network, or leaves it to the VMs that go on: those that were let go, and, where the start failed, those
+// that were not even adopted. Where host.on_stop has VMs end, they have by now.
 func (a *App) closeNetwork(n *network.Network) func(context.Context) error {
 	return func(ctx context.Context) error {
-		if len(a.survivors()) > 0 && a.detaches() {
+		if len(a.survivors()) > 0 {
 			return n.Leave(ctx)
 		}
 		return n.Close(ctx)
@@ -42,14 +43,15 @@ func (a *App) closeNetwork(n *network.Network) func(context.Context) error {
 }
 
 // adopt goes on with the VMs of an earlier process, undoes what else is left, and keeps at it in the background: their jobs do
-// not wait for images to be made.
-func (a *App) adopt(ctx context.Context) {
+// not wait for images to be made. On error, such as the end of ctx, VMs may live that were not adopted: only Close may follow.
+func (a *App) adopt(ctx context.Context) error {
 	if !a.opt.Outlive {
-		a.undoEarlier(ctx)
-		return
+		a.undoFirst(ctx)
+		return nil
 	}
-	if err := a.host.Adopt(ctx); err != nil {
-		a.log.Warn("not everything of an earlier process could be undone yet", "err", err)
+	err := a.host.Adopt(ctx)
+	if err == nil {
+		a.undoFirst(ctx)
 	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	over := make(chan struct{})
@@ -63,6 +65,15 @@ func (a *App) adopt(ctx context.Context) {
 		<-over
 		return nil
 	})
+	return err
+}
+
+// undoFirst is undoEarlier before anything else is done. GitHub may be away, and each registration is then asked for in vain:
+// Serve is not to wait for all of them.
+func (a *App) undoFirst(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, sweepFirst)
+	defer cancel()
+	a.undoEarlier(ctx)
 }
 
 // stopAdopted ends the VMs of an earlier process, or lets go of them again.

@@ -58,11 +58,7 @@ func (a *App) Connect(ctx context.Context) error {
 			return err
 		}
 	}
-	// GitHub may be away, and each registration is then asked for in vain: Serve is not to wait for all of them.
-	ctx, cancel := context.WithTimeout(ctx, sweepFirst)
-	defer cancel()
-	a.adopt(ctx)
-	return nil
+	return a.adopt(ctx)
 }
 
 // accounts are the configured accounts as the GitHub room knows them.

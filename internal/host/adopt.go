@@ -48,19 +48,19 @@ func Survivors(dir string) []string {
 
 // survives reports whether there is something to go on with.
 func (r record) survives() bool {
-	if r.Ending || r.Runner.Timeline[flint.Registered].IsZero() || r.Shape == (flint.Shape{}) || r.PID <= 1 {
+	if r.Ending || r.Runner.Timeline[flint.Registered].IsZero() || r.Shape == (flint.Shape{}) {
 		return false
 	}
-	start, err := vm.ProcessStart(r.PID)
-	return err == nil && start == r.Start
+	return r.vmm().lives()
 }
 
 // finished reports whether the runner's program had ended and only the rest is to be done, whether its VMM lives or not.
 func (r record) finished() bool { return r.Exit != nil && !r.Ending && r.Shape != (flint.Shape{}) }
 
-// Adopt takes over the runners of an earlier process whose VMs live, or whose programs had ended, for Resume to go on with, and
-// undoes whatever else there is, as Sweep does. From then on State shows them. The error is Sweep's: a VM that cannot be adopted
-// is ended and its loss told. Call it once, before the first Run.
+// Adopt takes over the runners of an earlier process whose VMs live, or whose programs had ended, for Resume to go on with. From
+// then on State shows them. Sweep, which is to follow, ends the VMs that cannot be adopted, and tells of their loss. Where ctx ends
+// before all were tried, that is an error: the rest live on for the next process to adopt, if this one neither sweeps nor runs
+// anything. Call it once, before the first Run.
 func (h *Host) Adopt(ctx context.Context) error {
 	entries, err := os.ReadDir(h.c.Dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -71,7 +71,13 @@ func (h *Host) Adopt(ctx context.Context) error {
 		if err != nil || !rec.survives() && !rec.finished() {
 			continue // Sweep says what it is
 		}
-		l, err := h.adopt(ctx, rec)
+		var l *life
+		if err = ctx.Err(); err == nil {
+			l, err = h.adopt(ctx, rec)
+		}
+		if err != nil && ctx.Err() != nil {
+			return fmt.Errorf("adopt the VMs of an earlier flint: %w", context.Cause(ctx))
+		}
 		if err != nil {
 			h.c.Log.Warn("a VM of an earlier flint cannot be adopted, and is ended", "runner", e.Name(), "err", err)
 			continue
@@ -81,7 +87,7 @@ func (h *Host) Adopt(ctx context.Context) error {
 		h.adopted = append(h.adopted, l)
 		h.mu.Unlock()
 	}
-	return h.Sweep(ctx)
+	return nil
 }
 
 // adopt takes hold of what one runner has. On error it has let go of it; the record stays, for Sweep.
@@ -106,7 +112,8 @@ func (h *Host) adopt(ctx context.Context, rec record) (_ *life, err error) {
 	return l, nil
 }
 
-// rejoin takes hold of the port and the VMM. What it returns gives back all but the VMM; on error it has done so.
+// rejoin takes hold of the port and the VMM. What it returns gives back all but the VMM; on error it has done so, unless ctx has
+// ended: then the VM goes on, and needs its port.
 func (l *life) rejoin(ctx context.Context) (_ *undo.Stack, err error) {
 	below := &undo.Stack{}
 	driver, able := l.h.c.Driver.(vm.Adopter)
@@ -114,7 +121,7 @@ func (l *life) rejoin(ctx context.Context) (_ *undo.Stack, err error) {
 		return below, errors.New("its driver cannot")
 	}
 	defer func() {
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			err = errors.Join(err, below.Run(context.WithoutCancel(ctx)))
 		}
 	}()
@@ -125,7 +132,8 @@ func (l *life) rejoin(ctx context.Context) (_ *undo.Stack, err error) {
 	case !over || !errors.Is(err, flint.ErrNotFound):
 		return below, fmt.Errorf("find its network port: %w", err)
 	}
-	l.machine, err = driver.Adopt(ctx, vm.Spec{ID: l.id(), Dir: l.dir}, l.rec.PID, l.rec.Start)
+	vmm := l.rec.vmm()
+	l.machine, err = driver.Adopt(ctx, vm.Spec{ID: l.id(), Dir: l.dir}, vmm.pid, vmm.start)
 	if over && errors.Is(err, flint.ErrNotFound) {
 		l.machine, err = gone{}, nil // as it was to be
 	}
@@ -300,7 +308,10 @@ func (l *life) expectEnd() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	limit := l.h.c.Deadlines.Finish
-	if limit > 0 && l.overdue == nil && closed(l.concluded) {
+	if limit > 0 && closed(l.concluded) {
+		if l.overdue != nil { // it may have fired before there was a work to end
+			l.overdue.Stop()
+		}
 		l.overdue = time.AfterFunc(left(limit, l.rec.Runner.Timeline[flint.Finishing]), l.outstayed)
 	}
 }

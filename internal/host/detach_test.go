@@ -33,6 +33,10 @@ func TestDetachLeavesRunnersThatWork(t *testing.T) {
 		ended <- err
 	}()
 	<-working
+	// It may know its credential before the host knows that it does; with a job nobody doubts it.
+	if err := h.Note(t.Context(), flint.JobEvent{Kind: flint.JobStarted, Runner: id, Job: flint.Job{Name: "build"}}); err != nil {
+		t.Error(err)
+	}
 	h.Detach()
 	if r := h.State().Refuses; r.Code != "host.stopping" {
 		t.Errorf("a host that stops refuses with %+v", r)

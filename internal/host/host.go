@@ -106,7 +106,8 @@ type Host struct {
 	adopted   []*life // until Resume goes on with them
 }
 
-// New makes a Host; it touches nothing yet. Call Sweep or Adopt before the first Run.
+// New makes a Host; it touches nothing yet. Call Sweep before the first Run, after Adopt where VMs
+// outlive processes.
 func New(c Config) *Host {
 	return &Host{c: c, lives: map[string]*life{}, left: map[string]*abandoned{}}
 }

@@ -112,6 +112,7 @@ func enter(r *flint.Runner, p flint.Phase) {
 func (l *life) note(ev flint.JobEvent) error {
 	change := func(r *record) {
 		r.Runner.Job = &ev.Job
+		l.given.Store(true) // or it would have none
 		enter(&r.Runner, flint.Running)
 		if !closed(l.taken) {
 			close(l.taken)
@@ -216,7 +217,10 @@ func (l *life) boot(ctx context.Context) error {
 		return fmt.Errorf("unlink scratch disk: %w", err)
 	}
 	if p, ok := machine.(vm.Process); ok {
-		err := l.update(false, func(r *record) { r.PID, r.Start = p.Process() })
+		err := l.update(false, func(r *record) {
+			r.PID, r.Start = p.Process()
+			r.Boot = bootID()
+		})
 		if err != nil {
 			return fmt.Errorf("record the VMM: %w", err)
 		}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"flint"
 	"flint/internal/guest"
@@ -23,12 +24,14 @@ const maxRecord = 1 << 20
 
 // record is what start-up must know to go on with a runner whose daemon died, or to undo it. It holds no secret.
 type record struct {
-	Version  int          `json:"version"`
-	Runner   flint.Runner `json:"runner"`
-	PID      int          `json:"pid,omitempty"`       // of the VMM
-	Start    uint64       `json:"start,omitempty"`     // its start time in clock ticks: tells it from another process with this pid
-	GitHubID int64        `json:"github_id,omitempty"` // of the registration; 0 where none was made, or its answer never came
-	Register bool         `json:"register,omitempty"`  // a registration under the runner's id may exist
+	Version int          `json:"version"`
+	Runner  flint.Runner `json:"runner"`
+	PID     int          `json:"pid,omitempty"`   // of the VMM
+	Start   uint64       `json:"start,omitempty"` // its start time in clock ticks: tells it from another process with this pid
+	// Boot is the boot of the machine (boot_id of random(4)) that PID and Start are of; empty in records of before it was kept.
+	Boot     string `json:"boot,omitempty"`
+	GitHubID int64  `json:"github_id,omitempty"` // of the registration; 0 where none was made, or its answer never came
+	Register bool   `json:"register,omitempty"`  // a registration under the runner's id may exist
 	// Concluded says that GitHub has said how its job ended: as Conclusion.
 	Concluded  bool   `json:"concluded,omitempty"`
 	Conclusion string `json:"conclusion,omitempty"`
@@ -38,6 +41,24 @@ type record struct {
 	Exit *guest.Exit `json:"exit,omitempty"`
 	// Ending says that it is being undone, other than after the end of its program: nobody goes on with it.
 	Ending bool `json:"ending,omitempty"`
+}
+
+// vmm returns the VMM that the record names: the zero process where it names none, or one of before the machine's last boot. Its pid
+// and its start time may be another's by now: every boot counts both anew.
+func (r record) vmm() process {
+	if r.Boot != "" && r.Boot != bootID() {
+		return process{}
+	}
+	return process{r.PID, r.Start}
+}
+
+// bootID tells this boot of the machine from all others; empty where the kernel does not say.
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
 }
 
 // write replaces the record atomically. With durable set it is on stable storage, and so is its directory's entry,

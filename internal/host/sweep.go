@@ -81,7 +81,7 @@ var errRefused = errors.New("remove its registration")
 // registration, even where the record does not name them: the process may have died in between.
 func endVMM(ctx context.Context, dir string, named []process) error {
 	rec, _ := readRecord(dir) // one that cannot be read names no process
-	for _, p := range append([]process{{rec.PID, rec.Start}}, named...) {
+	for _, p := range append([]process{rec.vmm()}, named...) {
 		if err := endProcess(ctx, p.pid, p.start); err != nil {
 			return fmt.Errorf("end its VMM: %w", err)
 		}
@@ -159,6 +159,15 @@ func (h *Host) mourn(ctx context.Context, dir string, rec record) error {
 type process struct {
 	pid   int
 	start uint64
+}
+
+// lives reports whether the process has not ended.
+func (p process) lives() bool {
+	if p.pid <= 1 {
+		return false
+	}
+	start, err := vm.ProcessStart(p.pid)
+	return err == nil && start == p.start
 }
 
 // namedVMMs returns every process that gives a VM a name, by that name: QEMU with -name, Firecracker and its jailer with --id.
@@ -270,10 +279,8 @@ func (h *Host) Leftovers() ([]string, error) {
 	for _, e := range entries {
 		dir := filepath.Join(h.c.Dir, e.Name())
 		left = append(left, "directory "+dir)
-		if rec, err := readRecord(dir); err == nil && rec.PID > 1 {
-			if s, err := vm.ProcessStart(rec.PID); err == nil && s == rec.Start {
-				left = append(left, fmt.Sprintf("process %d of %s", rec.PID, rec.Runner.ID))
-			}
+		if rec, err := readRecord(dir); err == nil && rec.vmm().lives() {
+			left = append(left, fmt.Sprintf("process %d of %s", rec.PID, rec.Runner.ID))
 		}
 	}
 	return left, nil

@@ -69,13 +69,13 @@ func Open(path string) (bool, error) {
 
 // openElsewhere reports whether a file is open beside f: VMs outlive the process that locked their files. The kernel
 // grants a write lease, which is given back at once, only to the one who has a file open. Where it knows no leases, as for
-// directories, the lock alone decides.
+// directories, the lock alone decides. A file that it refuses to tell of, because another user owns it, counts as open.
 func openElsewhere(f *os.File) bool {
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
 		return false
 	}
 	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
-		return errors.Is(err, unix.EAGAIN)
+		return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)
 	}
 	_, _ = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_UNLCK) // it ends with f at the latest
 	return false

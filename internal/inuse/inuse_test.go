@@ -5,7 +5,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestWhatIsHeldCannotBeSeized(t *testing.T) {
@@ -104,5 +107,43 @@ func TestHoldIsOfWhatIsThere(t *testing.T) {
 	}
 	if f, err := Seize(file); f != nil || err != nil {
 		t.Errorf("seized what is not there: %v", err)
+	}
+}
+
+// TestWhatIsAnothersCountsAsOpen: without the right to take leases on the files of others nothing can be said of them.
+func TestWhatIsAnothersCountsAsOpen(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: to give a file to another user")
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(file, 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	type answer struct {
+		open bool
+		err  error
+	}
+	got := make(chan answer)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with the goroutine, and so does what it lacks
+		head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var sets [2]unix.CapUserData
+		err := unix.Capget(&head, &sets[0])
+		if err == nil {
+			sets[0].Effective &^= 1 << unix.CAP_LEASE
+			err = unix.Capset(&head, &sets[0])
+		}
+		if err != nil {
+			got <- answer{err: err}
+			return
+		}
+		open, err := Open(file)
+		got <- answer{open, err}
+	}()
+	if a := <-got; !a.open || a.err != nil {
+		t.Errorf("open: %v, %v", a.open, a.err)
 	}
 }

@@ -115,6 +115,9 @@ func daemon() error {
 	if err := h.Adopt(ctx); err != nil {
 		return err
 	}
+	if err := h.Sweep(ctx); err != nil {
+		return err
+	}
 	for _, r := range h.State().Runners {
 		p.step("adopted")
 		log.Info("adopted", "runner", r.ID)
