@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net"
@@ -111,12 +112,13 @@ type App struct {
 
 	mu sync.Mutex
 	// Guarded by mu, after Prepare: the path of the runner software's drive, and what that was made of.
-	runnerDrive, runnerDir string
-	pack                   kernel.Pack
-	supply                 map[string]host.Supply
-	software               software
-	refused                map[string]refusal // by pool; "": of all
-	loop                   *sched.Loop        // while Serve runs
+	runnerDrive string
+	runnerDir   fs.FileInfo
+	pack        kernel.Pack
+	supply      map[string]host.Supply
+	software    software
+	refused     map[string]refusal // by pool; "": of all
+	loop        *sched.Loop        // while Serve runs
 }
 
 // New acquires, in this order: the state directory, its lock, the image store, the VM driver, and the network, whose DNS

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path"
 	"path/filepath"
 	"time"
@@ -91,13 +92,17 @@ func (a *App) useRunner(ctx context.Context, dir string) (version string, err er
 	if err != nil {
 		return "", fmt.Errorf("find the runner software: %w", err)
 	}
+	info, err := os.Stat(real)
+	if err != nil {
+		return "", fmt.Errorf("find the runner software: %w", err)
+	}
 	drive, err := a.store.Drive(ctx, real, a.opt.Progress)
 	if err != nil {
 		return "", err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.runnerDrive, a.runnerDir = drive.Path, dir
+	a.runnerDrive, a.runnerDir = drive.Path, info
 	for pool, supply := range a.supply {
 		supply.Runner = drive.Path
 		a.supply[pool] = supply
@@ -175,8 +180,12 @@ func (a *App) takeCurrent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	info, err := os.Stat(want.Dir)
+	if err != nil {
+		return fmt.Errorf("find the runner software: %w", err)
+	}
 	a.mu.Lock()
-	same := a.runnerDir == want.Dir && (a.software.released.Equal(want.Released) || want.Released.IsZero())
+	same := os.SameFile(a.runnerDir, info) && (a.software.released.Equal(want.Released) || want.Released.IsZero())
 	a.mu.Unlock()
 	if same {
 		return nil

@@ -101,10 +101,7 @@ func inOfficialLayout(t *testing.T, cfg func(*config.Config)) (*coordinator, *re
 	far := newReleases(t, standIn(runner), "2.335.0")
 	c := newRig(t, 1, cfg, func(cfg *config.Config) { cfg.Runner.Releases = far.URL })
 	c.fake.Exec = func(ctx context.Context, _ guest.Command, stdin io.Reader, stdout, _ io.Writer) guest.Exit {
-		c.App.mu.Lock()
-		dir := c.runnerDir
-		c.App.mu.Unlock()
-		cmd := exec.CommandContext(ctx, filepath.Join(dir, "start"))
+		cmd := exec.CommandContext(ctx, filepath.Join(c.cfg.StateDir, "runner-software", "current", "start"))
 		cmd.Dir, cmd.Stdin = t.TempDir(), stdin
 		cmd.Stdout, cmd.Stderr = stdout, stdout
 		if err := cmd.Run(); err != nil {
@@ -152,7 +149,7 @@ func TestJobWithGitHubsRunner(t *testing.T) {
 				t.Errorf("serve: %v", err)
 			}
 			c.gone(t)
-			if entries, err := os.ReadDir(c.runnerDir); err != nil || len(entries) != 3 {
+			if entries, err := os.ReadDir(filepath.Join(c.cfg.StateDir, "runner-software", "current")); err != nil || len(entries) != 3 {
 				t.Errorf("something was written beside the software: %v, %v", entries, err)
 			}
 		})
@@ -208,6 +205,18 @@ func TestRefreshOfTheSoftware(t *testing.T) {
 	a.followSoftware(t.Context())
 	if a.software.version != "2.334.0" || a.supply["flint"].Runner != first.Runner {
 		t.Errorf("%+v, %+v", a.software, a.supply["flint"])
+	}
+	// And gives another of the same version.
+	path := filepath.Join(t.TempDir(), "x.tgz")
+	if err := os.WriteFile(path, runnerArchive(t, "#!/bin/sh\nexit 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := RunnerSoftware(a.cfg, a.log).Import(t.Context(), RunnerFile{Path: path, Version: "2.334.0"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	a.followSoftware(t.Context())
+	if a.supply["flint"].Runner == first.Runner {
+		t.Error("the old one of that version is still used")
 	}
 }
 
