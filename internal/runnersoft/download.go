@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"flint"
 )
 
@@ -49,6 +51,9 @@ func (s *Store) fetchVerified(ctx context.Context, r release, progress func(have
 	for {
 		if err == nil {
 			err = s.fetchAll(ctx, r, f, progress)
+		}
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			err = errors.Join(err, os.Remove(path)) // others need the room
 		}
 		if err != nil {
 			return nil, s.fault("fetch "+r.name(), errors.Join(err, f.Close()))

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -622,6 +623,42 @@ func TestBombsAreBounded(t *testing.T) {
 	u := unpacker{left: 10}
 	if err := u.file("x", &tar.Header{Name: "x", Size: 11}, nil); err == nil {
 		t.Error("more than is left is unpacked")
+	}
+}
+
+// TestFullDisk: it is said, what is there stays, and nothing half-made.
+func TestFullDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it mounts a small disk")
+	}
+	far := newFar(t, "2.334.0", "2.335.0")
+	noise := make([]byte, 600<<10)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(noise)
+	far.files["2.335.0"] = archive(t, "2.335.0", file{name: "big", content: strings.Repeat("a", 2<<20)})
+	far.files["2.336.0"] = archive(t, "2.336.0", file{name: "big", content: string(noise)})
+	s := far.store(t.TempDir())
+	if err := unix.Mount("flint-test", s.cfg.Dir, "tmpfs", 0, "size=512k"); err != nil {
+		t.Skip("needs to mount a tmpfs: ", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(s.cfg.Dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := s.Pull(t.Context(), "2.334.0", nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []string{"2.335.0", "2.336.0"} { // too large unpacked, and packed
+		_, err := s.Pull(t.Context(), v, nil)
+		if faultCode(err) != "runner.space" || !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("%s: %v", faultCode(err), err)
+		}
+		if now, err := s.Current(); err != nil || now.Version != "2.334.0" {
+			t.Errorf("the last good one did not stay: %+v, %v", now, err)
+		}
+		if n := content(t, s); slices.Contains(n, "part") != (v == "2.335.0") || len(n) > 4 { // that was fetched as a whole
+			t.Errorf("left: %v", n)
+		}
 	}
 }
 
