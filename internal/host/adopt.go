@@ -126,18 +126,41 @@ func (l *life) rejoin(ctx context.Context) (_ *undo.Stack, err error) {
 		}
 	}()
 	over := l.rec.finished()
-	switch l.port, err = l.h.c.Reattach(ctx, l.id()); {
+	err = patiently(ctx, func() (err error) {
+		l.port, err = l.h.c.Reattach(ctx, l.id())
+		return err
+	})
+	switch {
 	case err == nil:
 		below.Push("detach from network", l.port.Close)
 	case !over || !errors.Is(err, flint.ErrNotFound):
 		return below, fmt.Errorf("find its network port: %w", err)
 	}
 	vmm := l.rec.vmm()
-	l.machine, err = driver.Adopt(ctx, vm.Spec{ID: l.id(), Dir: l.dir}, vmm.pid, vmm.start)
+	err = patiently(ctx, func() (err error) {
+		l.machine, err = driver.Adopt(ctx, vm.Spec{ID: l.id(), Dir: l.dir}, vmm.pid, vmm.start)
+		return err
+	})
 	if over && errors.Is(err, flint.ErrNotFound) {
 		l.machine, err = gone{}, nil // as it was to be
 	}
 	return below, err
+}
+
+// adoptTime bounds how long a part of a VM that is there is tried to be taken hold of.
+const adoptTime = 2 * time.Second
+
+// patiently tries until there is what is sought, or surely is not: a job is not to end because files or memory were short for a
+// moment.
+func patiently(ctx context.Context, find func() error) error {
+	err := ctx.Err()
+	for wait := range backoff(ctx, adoptTime) {
+		if err = find(); err == nil || errors.Is(err, flint.ErrNotFound) {
+			return err
+		}
+		wait()
+	}
+	return err
 }
 
 // gone is the machine of a VM that has ended.

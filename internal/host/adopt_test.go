@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -108,6 +109,38 @@ func TestStopUnderAdoptionEndsNoVM(t *testing.T) {
 		})
 	}
 }
+
+// TestAdoptionIsTriedAgain: what fails for a moment does not end a VM.
+func TestAdoptionIsTriedAgain(t *testing.T) {
+	w := newWorld(t, &vmtest.Fake{})
+	lives := w.orphan("flint-a", nil)
+	found, tried, closed := 0, 0, 0
+	w.config.Driver = heirs{w.fake, func(context.Context, string) (vm.Machine, error) {
+		if tried++; tried == 1 {
+			return nil, syscall.EMFILE
+		}
+		return standIn{}, nil
+	}}
+	w.config.Reattach = func(context.Context, string) (host.Port, error) {
+		if found++; found == 1 {
+			return host.Port{}, syscall.ENOBUFS
+		}
+		return host.Port{Close: func(context.Context) error { closed++; return nil }}, nil
+	}
+	h := host.New(w.config)
+	if err := errors.Join(h.Adopt(t.Context()), h.Sweep(t.Context())); err != nil {
+		t.Error(err)
+	}
+	if s := h.State(); !lives() || len(s.Runners) != 1 || found != 2 || tried != 2 || closed != 0 {
+		t.Errorf("lives %v, runners %+v; port sought %d times, VMM %d times, %d ports closed", lives(), s.Runners, found, tried, closed)
+	}
+}
+
+// standIn is the machine of an adopted VM whose guest nobody talks to.
+type standIn struct{ vm.Machine }
+
+// Close implements vm.Machine.
+func (standIn) Close(context.Context) error { return nil }
 
 // TestProcessOfAnotherBootIsNoVMM: the pid and the start time of a record may be anybody's after a reboot.
 func TestProcessOfAnotherBootIsNoVMM(t *testing.T) {
