@@ -77,7 +77,7 @@ func isDefault(r netlink.Route) bool {
 	return ones == 0 && bits > 0
 }
 
-// followUplinks keeps table and sysctls up to date with the default routes, until ctx ends. It is called once.
+// followUplinks keeps table and sysctls up to date with the default routes, until ctx or the network ends. It is called once.
 func (n *Network) followUplinks(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { n.watch.Close() })()
 	var retry time.Duration // 0: nothing to do until something changes
@@ -86,6 +86,11 @@ func (n *Network) followUplinks(ctx context.Context) error {
 		up := n.up
 		n.mu.Unlock()
 		err := n.watch.wait(up, retry)
+		select {
+		case <-n.closing: // which also closed the watch
+			return nil
+		default:
+		}
 		if ctx.Err() != nil {
 			return nil
 		}
