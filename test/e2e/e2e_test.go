@@ -214,7 +214,7 @@ func TestDemoRunsAWorkflowAndLeavesNothing(t *testing.T) {
 	if code := exitCode(t, err); code != 0 {
 		t.Fatalf("exit %d\n%s", code, out)
 	}
-	for _, want := range []string{"Hello from flint-flint-", "user     runner, uid 1001", "104729", "ms since queued", "nothing is left", "workflow: success"} {
+	for _, want := range []string{"Hello from flint-", "user     runner, uid 1001", "104729", "ms since queued", "nothing is left", "workflow: success"} {
 		if !bytes.Contains(out, []byte(want)) {
 			t.Errorf("%q is not shown", want)
 		}
