@@ -168,7 +168,7 @@ func namePrefix(file string) (string, error) {
 		id := make([]byte, 3)
 		_, _ = rand.Read(id) // never fails: crypto/rand ends the program instead
 		b = []byte(hex.EncodeToString(id) + "\n")
-		if err := os.WriteFile(file, b, 0o600); err != nil {
+		if err := replaceFile(file, b); err != nil {
 			return "", fmt.Errorf("write this coordinator's id: %w", err)
 		}
 	} else if err != nil {

@@ -72,10 +72,7 @@ func (d *drain) ask(want bool, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("encode the note that the host is drained: %w", err)
 	}
-	if err := os.WriteFile(d.path+".new", b, 0o600); err != nil {
-		return fmt.Errorf("note that the host is drained: %w", err)
-	}
-	if err := os.Rename(d.path+".new", d.path); err != nil {
+	if err := replaceFile(d.path, b); err != nil {
 		return fmt.Errorf("note that the host is drained: %w", err)
 	}
 	d.person = now

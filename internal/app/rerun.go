@@ -82,10 +82,7 @@ func (r *reruns) save() error {
 	if err != nil {
 		return fmt.Errorf("encode the jobs to run again: %w", err)
 	}
-	if err := os.WriteFile(r.path+".new", b, 0o600); err != nil {
-		return fmt.Errorf("write the jobs to run again: %w", err)
-	}
-	if err := os.Rename(r.path+".new", r.path); err != nil {
+	if err := replaceFile(r.path, b); err != nil {
 		return fmt.Errorf("write the jobs to run again: %w", err)
 	}
 	return nil
