@@ -39,18 +39,10 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	dir, err := os.MkdirTemp("", "flint-crashtest")
-	if err == nil {
-		err = fctest.Build(dir)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	doubles = dir
-	code := m.Run()
-	os.RemoveAll(dir)
-	os.Exit(code)
+	os.Exit(fctest.Main(func(dir string) int {
+		doubles = dir
+		return m.Run()
+	}))
 }
 
 // newWorld makes a machine with nothing on it.

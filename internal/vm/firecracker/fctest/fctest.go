@@ -24,7 +24,7 @@ const prebuilt = "FLINT_FCTEST_BIN"
 
 const room = "flint/internal/vm/firecracker/fctest/"
 
-// Build builds both doubles into dir, once for a run of tests: call it from TestMain. Where $FLINT_FCTEST_BIN names a
+// Build builds both doubles into dir, once for a run of tests: Main does it. Where $FLINT_FCTEST_BIN names a
 // directory that has them, they come from there.
 func Build(dir string) error {
 	for _, name := range []string{"firecracker", "jailer"} {
@@ -45,6 +45,20 @@ func Build(dir string) error {
 		}
 	}
 	return nil
+}
+
+// Main builds both doubles, runs a package's tests with the directory they are in, and returns their exit code: for TestMain.
+func Main(run func(dir string) int) int {
+	dir, err := os.MkdirTemp("", "flint-fctest")
+	if err == nil {
+		defer os.RemoveAll(dir)
+		err = Build(dir)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return run(dir)
 }
 
 // Programs are the paths of two doubles.
