@@ -104,7 +104,7 @@ func (j *journey) prepare(ctx context.Context) (systemd string, err error) {
 		return "", err
 	}
 	if err := j.step("mount root", func() error {
-		faults, err := mountRoot(drives, j.Hello.Kernel)
+		faults, err := mountRoot(drives, j.Hello.Kernel, args.Memory)
 		j.Hello.Faults = append(j.Hello.Faults, faults...)
 		return err
 	}); err != nil {

@@ -6,6 +6,7 @@ import "strings"
 type kernelArgs struct {
 	Channel string   // flint.channel: "serial", "vsock", or empty: whatever there is
 	Drives  []string // flint.drives: the drives' names, in the order the guest numbers them
+	Memory  bool     // flint.root=memory: what is written to the root goes to memory, not to the scratch drive
 }
 
 func parseCmdline(s string) kernelArgs {
@@ -15,6 +16,8 @@ func parseCmdline(s string) kernelArgs {
 		switch k {
 		case "flint.channel":
 			a.Channel = v
+		case "flint.root":
+			a.Memory = v == "memory"
 		case "flint.drives":
 			a.Drives = nil
 			if v != "" {

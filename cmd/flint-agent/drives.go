@@ -18,6 +18,7 @@ const (
 	driveScratch = "scratch"
 	driveModules = "modules"
 	driveRunner  = "runner"
+	driveTools   = "tools"
 )
 
 // disk is a virtio disk of the guest.

@@ -14,9 +14,11 @@ import (
 func TestParseCmdline(t *testing.T) {
 	for in, want := range map[string]kernelArgs{
 		"": {},
-		"console=ttyS0 quiet flint.channel=serial flint.drives=base,scratch\n": {"serial", []string{"base", "scratch"}},
-		"flint.drives=a flint.drives=b,c flint.channel=vsock":                  {"vsock", []string{"b", "c"}},
-		"flint.drives= flint.channel":                                          {},
+		"console=ttyS0 quiet flint.channel=serial flint.drives=base,scratch\n": {"serial", []string{"base", "scratch"}, false},
+		"flint.drives=a flint.drives=b,c flint.channel=vsock":                  {"vsock", []string{"b", "c"}, false},
+		"flint.root=memory":           {Memory: true},
+		"flint.root=disk":             {},
+		"flint.drives= flint.channel": {},
 	} {
 		if got := parseCmdline(in); !reflect.DeepEqual(got, want) {
 			t.Errorf("%q: %+v", in, got)

@@ -15,6 +15,8 @@ import (
 const (
 	atBase    = "/flint/base"
 	atScratch = "/flint/scratch"
+	atMemory  = "/flint/memory"
+	atTools   = "/flint/tools"
 	atRoot    = "/flint/root"
 )
 
@@ -74,23 +76,30 @@ func mountDrive(device, target string, flags uintptr, options string) error {
 	return mount{device, target, fs, flags, options}.do()
 }
 
-// mountRoot makes the guest's root at atRoot: the base drive under an overlay on the scratch drive (or on memory, without
-// one), with the other drives and the directories of the scratch disk in it. What is merely missing in the end comes
-// back as faults.
-func mountRoot(drives map[string]string, release string) (faults []string, err error) {
+// mountRoot makes the guest's root at atRoot: the base drive under an overlay on the scratch drive (or on memory, if that is
+// wished, or without one), with the other drives and the directories of the scratch disk in it. What is merely missing in the end
+// comes back as faults.
+func mountRoot(drives map[string]string, release string, memory bool) (faults []string, err error) {
 	if err := mountDrive(drives[driveBase], atBase, unix.MS_RDONLY|unix.MS_NOATIME, ""); err != nil {
 		return nil, fmt.Errorf("mount base drive: %w", err)
 	}
 	if dev, ok := drives[driveScratch]; ok {
 		err = mountDrive(dev, atScratch, unix.MS_NOATIME, "")
 	} else {
-		err = mount{"scratch", atScratch, "tmpfs", unix.MS_NOATIME, "mode=0755"}.do()
+		err = mountMemory(atScratch)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("mount scratch drive: %w", err)
 	}
-	if err := mountOverlay(); err != nil {
-		return nil, err
+	upper := atScratch
+	if memory {
+		upper = atMemory
+		if err := mountMemory(upper); err != nil {
+			return nil, fmt.Errorf("mount memory for the root: %w", err)
+		}
+	}
+	if err := mountOverlay(atBase, upper, atRoot); err != nil {
+		return nil, fmt.Errorf("mount root: %w", err)
 	}
 	root, err := os.OpenRoot(atRoot)
 	if err != nil {
@@ -112,26 +121,44 @@ func mountRoot(drives map[string]string, release string) (faults []string, err e
 			}))
 		}
 	}
+	if dev, ok := drives[driveTools]; ok {
+		note(mountTools(root, dev))
+	}
 	return faults, nil
 }
 
-// mountOverlay lays the scratch disk over the base. The overlay is volatile where the kernel can do that: nothing
-// outlives the VM, so nothing need be forced to the disk.
-func mountOverlay() error {
-	for _, d := range []string{"upper", "work"} {
-		if err := os.MkdirAll(filepath.Join(atScratch, d), 0o755); err != nil {
-			return fmt.Errorf("make overlay directory: %w", err)
-		}
+// mountMemory mounts an empty file system that may fill half of the memory.
+func mountMemory(target string) error {
+	return mount{"flint", target, "tmpfs", unix.MS_NOATIME, "mode=0755"}.do()
+}
+
+// mountTools puts the drive with tools where actions look for them, under an overlay on the scratch disk: they add what is missing.
+func mountTools(root *os.Root, device string) error {
+	if err := mountDrive(device, atTools, unix.MS_RDONLY|unix.MS_NOATIME, ""); err != nil {
+		return fmt.Errorf("mount tools drive: %w", err)
 	}
-	options := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%[2]s/work", atBase, atScratch)
-	err := mount{"overlay", atRoot, "overlay", unix.MS_NOATIME, options + ",volatile"}.do()
-	if errors.Is(err, unix.EINVAL) {
-		err = mount{"overlay", atRoot, "overlay", unix.MS_NOATIME, options}.do()
-	}
+	return mountInside(root, "/opt/hostedtoolcache", func(target string) error {
+		return mountOverlay(atTools, filepath.Join(atScratch, "tools"), target)
+	})
+}
+
+// mountOverlay mounts at target what is below lower, and puts what is written there below over. Its top has the mode of
+// lower's. It is volatile where the kernel can do that: nothing outlives the VM, so nothing need be forced to the disk.
+func mountOverlay(lower, over, target string) error {
+	info, err := os.Stat(lower)
 	if err != nil {
-		return fmt.Errorf("mount overlay: %w", err)
+		return fmt.Errorf("look at lower directory: %w", err)
 	}
-	return nil
+	upper, work := filepath.Join(over, "upper"), filepath.Join(over, "work")
+	if err := errors.Join(os.MkdirAll(upper, 0o755), os.MkdirAll(work, 0o755), os.Chmod(upper, info.Mode())); err != nil {
+		return fmt.Errorf("make overlay directories: %w", err)
+	}
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, upper, work)
+	err = mount{"overlay", target, "overlay", unix.MS_NOATIME, options + ",volatile"}.do()
+	if errors.Is(err, unix.EINVAL) {
+		err = mount{"overlay", target, "overlay", unix.MS_NOATIME, options}.do()
+	}
+	return err
 }
 
 // bindFromScratch puts a directory of the scratch disk in the place of one of the image's.

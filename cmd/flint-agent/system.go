@@ -263,10 +263,12 @@ func (s *system) Stats() (guest.Stats, error) {
 	return st, nil
 }
 
-// diskFull reports whether the scratch disk has no space left: less than 1 MiB or 0.1 %, or no inode.
-func diskFull() bool {
+// diskFull reports whether the scratch disk, or a root in memory, has no space left: less than 1 MiB or 0.1 %, or no inode.
+func diskFull() bool { return full("/tmp") || full("/") }
+
+func full(at string) bool {
 	var fs unix.Statfs_t
-	if err := unix.Statfs("/tmp", &fs); err != nil || fs.Blocks == 0 {
+	if err := unix.Statfs(at, &fs); err != nil || fs.Blocks == 0 {
 		return false
 	}
 	free := int64(fs.Bavail) * fs.Bsize

@@ -31,7 +31,7 @@ const maxInstances = 16
 type runFlags struct {
 	image, kernel, file, user, dir, stateDir, ipv4 string
 	env                                            []string
-	memory, disk                                   string
+	memory, disk, root, tools                      string
 	cpus                                           int
 	interactive, tty, verbose                      bool
 	preset                                         *config.Config // what the other flags would say
@@ -62,6 +62,8 @@ func newRun() *cobra.Command {
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "KEY=value for the command; may be given again")
 	fl.StringVar(&f.memory, "memory", "512MiB", "guest memory")
 	fl.StringVar(&f.disk, "disk", "4GiB", "scratch disk")
+	fl.StringVar(&f.root, "root", config.DiskRoot, "where what is written to the root goes: disk, or memory (at most half of it)")
+	fl.StringVar(&f.tools, "tool-cache", "", "a directory that the VM finds as actions' tool cache, /opt/hostedtoolcache")
 	fl.IntVar(&f.cpus, "cpus", 1, "virtual CPUs")
 	fl.StringVar(&f.ipv4, "ipv4", "", "subnet of the VM's network (default the first free of 10.213.32.0/24, 10.213.33.0/24, …)")
 	fl.BoolVarP(&f.interactive, "interactive", "i", false, "hand standard input to the command")
@@ -113,7 +115,7 @@ func (f *runFlags) config() (config.Config, error) {
 	if f.kernel != "" {
 		cfg.Kernel = config.Kernel{Vmlinuz: f.kernel}
 	}
-	pool := config.Pool{Name: "run", Image: f.image, Max: 1, VM: config.Shape{CPUs: f.cpus}}
+	pool := config.Pool{Name: "run", Image: f.image, Max: 1, VM: config.Shape{CPUs: f.cpus}, Root: f.root, Tools: f.tools}
 	if pool.VM.Memory, err = flint.ParseBytes(f.memory); err != nil {
 		return cfg, fmt.Errorf("--memory: %w", err)
 	}

@@ -71,6 +71,9 @@ func want(cfg config.Config, list []Stored) {
 	}
 	for _, p := range cfg.Pools {
 		mark("pool "+p.Name, string(image.KindBase), from(p.Image))
+		if dir, err := filepath.EvalSymlinks(p.Tools); err == nil && p.Tools != "" {
+			mark("pool "+p.Name, string(image.KindDrive), from(dir))
+		}
 	}
 	if dir, err := filepath.EvalSymlinks(cfg.Runner.Dir); err == nil && cfg.Runner.Dir != "" {
 		mark("runner.dir", string(image.KindDrive), from(dir))

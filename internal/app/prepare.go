@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"flint"
 	"flint/internal/config"
@@ -43,13 +44,36 @@ func (a *App) preparePool(ctx context.Context, p config.Pool) error {
 	if err != nil {
 		return err
 	}
+	tools, env, err := a.prepareTools(ctx, p, base.Env)
+	if err != nil {
+		return err
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.supply[p.Name] = host.Supply{
 		Shape: flint.Shape(p.VM), Kernel: a.pack.Kernel, Initrd: a.pack.Initrd, Modules: a.pack.Modules,
-		Base: base.Path, Runner: a.runnerDrive, Start: runnerInImage(a.cfg.Runner.InImage), Env: base.Env, Limits: rates(p.Limits),
+		Base: base.Path, Runner: a.runnerDrive, Start: runnerInImage(a.cfg.Runner.InImage), Env: env, Limits: rates(p.Limits),
+		Tools: tools, InMemory: p.Root == config.MemoryRoot,
 	}
 	return nil
+}
+
+// prepareTools makes the drive with a pool's tool cache, where it has one, and tells actions of it by the variables that GitHub's
+// own machines have.
+func (a *App) prepareTools(ctx context.Context, p config.Pool, env []string) (drive string, _ []string, err error) {
+	if p.Tools == "" {
+		return "", env, nil
+	}
+	real, err := filepath.EvalSymlinks(p.Tools)
+	if err != nil {
+		real = p.Tools // Tools says what is wrong
+	}
+	d, err := a.store.Tools(ctx, real, a.opt.Progress)
+	if err != nil {
+		return "", nil, err
+	}
+	const at = "/opt/hostedtoolcache"
+	return d.Path, append(slices.Clone(env), "RUNNER_TOOL_CACHE="+at, "AGENT_TOOLSDIRECTORY="+at), nil
 }
 
 // rates are a pool's limits as a driver takes them.

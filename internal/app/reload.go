@@ -43,13 +43,16 @@ type retiring struct {
 	since time.Time
 }
 
-// madeOf is what an image is made of.
+// madeOf is what a pool's drives are made of.
 type madeOf struct {
 	image string
 	args  map[string]string
+	tools string
 }
 
-func (m madeOf) equal(o madeOf) bool { return m.image == o.image && maps.Equal(m.args, o.args) }
+func (m madeOf) equal(o madeOf) bool {
+	return m.image == o.image && maps.Equal(m.args, o.args) && m.tools == o.tools
+}
 
 // current is the configuration as it is now: that of the start, with what was reloaded.
 func (a *App) current() config.Config {
@@ -122,8 +125,8 @@ func note(c config.Change, levelFixed bool) string {
 	switch {
 	case c.Key == "log_level" && levelFixed:
 		return "--log-level goes before it"
-	case whole && (field == ".image" || field == ".build_args"):
-		return "the old image is used until the new one is ready"
+	case whole && (field == ".image" || field == ".build_args" || field == ".tool_cache"):
+		return "the old one is used until the new one is ready"
 	case whole && field == "" && c.From == "":
 		return "starts when its image is ready"
 	case whole && field == "" && c.To == "":
@@ -189,7 +192,7 @@ func (a *App) reshape(cfg config.Config) {
 			continue
 		}
 		next := s
-		next.Shape, next.Limits = flint.Shape(p.VM), rates(p.Limits)
+		next.Shape, next.Limits, next.InMemory = flint.Shape(p.VM), rates(p.Limits), p.Root == config.MemoryRoot
 		if unlimited && next.Limits != s.Limits {
 			a.log.Warn("QEMU does not hold VMs to limits; Firecracker does", "pool", p.Name)
 		}
@@ -225,7 +228,7 @@ func (r *reloading) open(cfg config.Config) {
 	r.todo = make(chan struct{}, 1)
 	r.held, r.made = map[string]flint.Reason{}, map[string]madeOf{}
 	for _, p := range cfg.Pools {
-		r.made[p.Name] = madeOf{p.Image, p.Args}
+		r.made[p.Name] = madeOf{p.Image, p.Args, p.Tools}
 	}
 }
 
@@ -268,7 +271,7 @@ func (a *App) hearReloads(ctx context.Context) error {
 func (a *App) prepareNew(ctx context.Context) bool {
 	r, all := &a.reloading, true
 	for _, p := range a.current().Pools {
-		want := madeOf{p.Image, p.Args}
+		want := madeOf{p.Image, p.Args, p.Tools}
 		r.mu.Lock()
 		have, made := r.made[p.Name]
 		r.mu.Unlock()

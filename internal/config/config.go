@@ -58,6 +58,8 @@ type Pool struct {
 	VM     Shape             `yaml:"vm"`
 	Max    int               `yaml:"max"`
 	Group  string            `yaml:"group"`
+	Root   string            `yaml:"root"`       // where what is written to the root goes: DiskRoot or MemoryRoot
+	Tools  string            `yaml:"tool_cache"` // a directory, or a file system in a file, that its jobs find as actions' tool cache
 	Limits Limits            `yaml:"limits"`
 	Public bool              `yaml:"public"` // the pool serves public repositories, so strangers can start jobs in it
 
@@ -65,6 +67,12 @@ type Pool struct {
 	Labels    []string `yaml:"labels"`     // what runs-on says; the pool's name when empty
 	RerunLost bool     `yaml:"rerun_lost"` // a job whose VM died is run again, once
 }
+
+// What Pool.Root may be.
+const (
+	DiskRoot   = "disk"   // also when it is empty
+	MemoryRoot = "memory" // but for the work directory, /tmp and docker's
+)
 
 // Webhook says where GitHub's webhooks arrive. Nothing listens unless an account's mode is webhooks.
 type Webhook struct {
@@ -190,7 +198,7 @@ func Default() Config {
 
 // NewPool returns a pool with the defaults of whatever a file does not say.
 func NewPool(name, image string) Pool {
-	return Pool{Name: name, Image: image, Max: 1, VM: Shape{CPUs: 2, Memory: 4 * flint.GiB, Disk: 20 * flint.GiB}}
+	return Pool{Name: name, Image: image, Max: 1, Root: DiskRoot, VM: Shape{CPUs: 2, Memory: 4 * flint.GiB, Disk: 20 * flint.GiB}}
 }
 
 // UnmarshalYAML implements yaml.Unmarshaler: it decodes above the defaults.
@@ -212,6 +220,9 @@ func (c *Config) complete(dir string) {
 		p := &c.Pools[i]
 		if strings.HasPrefix(p.Image, "./") || strings.HasPrefix(p.Image, "../") {
 			p.Image = filepath.Join(dir, p.Image)
+		}
+		if p.Tools != "" && !filepath.IsAbs(p.Tools) {
+			p.Tools = filepath.Join(dir, p.Tools)
 		}
 	}
 	paths := []*string{
@@ -312,6 +323,11 @@ func (c *Config) validatePools() (errs []error) {
 		if p.VM.Disk < 64*flint.MiB {
 			bad("vm.disk", "%s is less than 64MiB", p.VM.Disk)
 		}
+		switch p.Root {
+		case "", DiskRoot, MemoryRoot:
+		default:
+			bad("root", "%q is none of disk, memory", p.Root)
+		}
 		for _, l := range p.Labels {
 			if !poolName.MatchString(l) {
 				bad("labels", "%q must be 1 to 64 letters, digits, dots, dashes or underscores and start with a letter or digit", l)
@@ -376,6 +392,9 @@ func (c *Config) CheckFiles() error {
 	for i, p := range c.Pools {
 		if _, err := os.Stat(p.Image); filepath.IsAbs(p.Image) && err != nil {
 			errs = append(errs, fmt.Errorf("pools[%d].image: %w", i, err))
+		}
+		if _, err := os.Stat(p.Tools); p.Tools != "" && err != nil {
+			errs = append(errs, fmt.Errorf("pools[%d].tool_cache: %w", i, err))
 		}
 	}
 	return errors.Join(errs...)

@@ -51,6 +51,7 @@ func TestBadFilesSayWhereAndWhat(t *testing.T) {
 		"pool twice":          {"pools: [{name: a, image: b}, {name: A, image: c}]\n", `pools[1].name: "A" is used twice`},
 		"no image":            {"pools: [{name: a}]\n", "pools[0].image: is missing"},
 		"bad name":            {"pools: [{name: a b, image: c}]\n", "pools[0].name"},
+		"bad root":            {"pools: [{name: a, image: c, root: tape}]\n", `pools[0].root: "tape" is none of disk, memory`},
 		"max below one":       {"pools: [{name: a, image: c, max: -1}]\n", "pools[0].max: -1 is less than 1"},
 		"half a kernel":       {"kernel: {modules: /lib/modules/6.1}\n", "kernel.modules: modules need their kernel"},
 		"wide subnet":         {"network: {ipv4: 10.0.0.0/31}\n", "between /8 and /29"},

@@ -76,7 +76,10 @@ type Supply struct {
 	Modules string // empty where the kernel has none
 	Base    string // path of the base image
 	Runner  string // path of the runner drive; empty for VMs that run no runner
-	Env     []string
+	Tools   string // path of the drive with tools that actions find in their cache; empty: none
+	// InMemory has the guest keep what is written to its root in memory. Work directory, /tmp and docker's stay on the disk.
+	InMemory bool
+	Env      []string
 	// Start is the runner program and its arguments, as the guest sees them; nil: /opt/flint/runner/start, which is on the
 	// runner drive. It gets what docs/reference.md says of that one.
 	Start  []string

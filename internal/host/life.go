@@ -206,6 +206,12 @@ func (l *life) boot(ctx context.Context) error {
 	if l.supply.Runner != "" {
 		s.Drives = append(s.Drives, vm.Drive{ID: "runner", Path: l.supply.Runner, ReadOnly: true})
 	}
+	if l.supply.Tools != "" {
+		s.Drives = append(s.Drives, vm.Drive{ID: "tools", Path: l.supply.Tools, ReadOnly: true})
+	}
+	if l.supply.InMemory {
+		s.Args = append(s.Args, "flint.root=memory")
+	}
 	l.log.Debug("prepared", "took", time.Since(l.snapshot().Timeline[flint.Planned]))
 	machine, err := l.h.c.Driver.Boot(ctx, s)
 	if err != nil {

@@ -52,8 +52,31 @@ func (s *Store) Drive(ctx context.Context, dir string, p flint.Progress) (Drive,
 			Kind: flint.ErrConfig, Err: err,
 		}
 	}
+	return s.driveOf(ctx, dir, runnerKind(), p)
+}
+
+// Tools makes a read-only image of a directory with tools in the layout of actions' tool cache
+// (tool/version/architecture), or takes a file that holds a file system as it is. All files belong to root, and everybody may
+// write to the directories, once something is laid over them.
+func (s *Store) Tools(ctx context.Context, path string, p flint.Progress) (Drive, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return Drive{}, &flint.Fault{
+			Code: "tools.missing", What: "find the tool cache", Kind: flint.ErrNotFound, Err: err,
+			Fix: "set the pool's tool_cache to a directory, or to a file that holds an ext4, erofs or squashfs file system",
+		}
+	}
+	if !info.IsDir() {
+		return Drive{Path: path, Size: flint.Bytes(info.Size())}, nil
+	}
+	return s.driveOf(ctx, path, toolsKind(), p)
+}
+
+// driveOf finds or makes a drive and keeps it from being collected.
+func (s *Store) driveOf(ctx context.Context, dir string, kind driveKind, p flint.Progress) (Drive, error) {
+	what := fmt.Sprintf("make %s of %s", kind.name, dir)
 	for try := 1; ; try++ {
-		d, err := s.drive(ctx, dir, p)
+		d, err := s.drive(ctx, dir, kind, p)
 		if err == nil {
 			err = s.hold(d.Path)
 			if errors.Is(err, fs.ErrNotExist) && try < maxTries {
@@ -61,25 +84,38 @@ func (s *Store) Drive(ctx context.Context, dir string, p flint.Progress) (Drive,
 			}
 			s.noteSource(d.Path, dir)
 		}
-		if f := spaceFault(err, "make runner drive of "+dir); f != nil {
+		if f := spaceFault(err, what); f != nil {
 			return Drive{}, f
 		}
 		if err != nil {
-			return Drive{}, fmt.Errorf("make runner drive of %s: %w", dir, err)
+			return Drive{}, fmt.Errorf("%s: %w", what, err)
 		}
 		return d, nil
 	}
 }
 
+// driveKind is what a drive is for.
+type driveKind struct {
+	name  string // for people
+	key   string // for what the store remembers
+	limit flint.Bytes
+	dirs  int64 // permissions that all its directories have, beside their own
+}
+
+// The kinds of drives. GitHub's own machines let everybody write to the tool cache, too: actions add what is missing.
+func runnerKind() driveKind { return driveKind{"runner drive", "drive", maxDrive, 0} }
+func toolsKind() driveKind  { return driveKind{"tool cache drive", "tools", DefaultLimit, 0o777} }
+
 // drive finds or makes the drive of a directory.
-func (s *Store) drive(ctx context.Context, dir string, p flint.Progress) (Drive, error) {
+func (s *Store) drive(ctx context.Context, dir string, kind driveKind, p flint.Progress) (Drive, error) {
 	digest, err := s.contextDigest(ctx, dir)
 	if err != nil {
 		return Drive{}, err
 	}
-	key := keyOf(flatVersion, "drive", digest)
+	step := "make " + kind.name
+	key := keyOf(flatVersion, kind.key, digest)
 	if d, ok := s.recallDrive(key); ok {
-		p.Step("make runner drive")("cached", nil)
+		p.Step(step)("cached", nil)
 		return d, nil
 	}
 	unlock, err := s.lock(ctx, key)
@@ -88,12 +124,12 @@ func (s *Store) drive(ctx context.Context, dir string, p flint.Progress) (Drive,
 	}
 	defer unlock()
 	if d, ok := s.recallDrive(key); ok {
-		p.Step("make runner drive")("cached", nil)
+		p.Step(step)("cached", nil)
 		return d, nil
 	}
-	done := p.Step("make runner drive")
+	done := p.Step(step)
 	d := Drive{Version: readVersion(filepath.Join(dir, versionFile))}
-	d.Digest, d.Path, d.Size, err = s.writeImage(ctx, driveDir, []layer{{open: func() (io.ReadCloser, error) { return tarOf(ctx, dir), nil }}}, maxDrive)
+	d.Digest, d.Path, d.Size, err = s.writeImage(ctx, driveDir, []layer{{open: func() (io.ReadCloser, error) { return tarOf(ctx, dir, kind.dirs), nil }}}, kind.limit)
 	if err != nil {
 		done("", err)
 		return Drive{}, err
@@ -122,14 +158,14 @@ func readVersion(path string) string {
 	return strings.TrimSpace(line)
 }
 
-// tarOf streams a directory as a tar. Closing the stream ends the goroutine that writes it.
-func tarOf(ctx context.Context, dir string) io.ReadCloser {
+// tarOf streams a directory as a tar, in which directories have the permissions dirs beside their own. Closing the stream ends the goroutine that writes it.
+func tarOf(ctx context.Context, dir string, dirs int64) io.ReadCloser {
 	r, w := io.Pipe()
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		t := tar.NewWriter(w)
-		err := eachFile(ctx, dir, func(path string, info fs.FileInfo) error { return addFile(t, dir, path, info) })
+		err := eachFile(ctx, dir, func(path string, info fs.FileInfo) error { return addFile(t, dir, path, info, dirs) })
 		if err == nil {
 			err = t.Close()
 		}
@@ -150,7 +186,7 @@ func (t tarStream) Close() error {
 }
 
 // addFile writes one file, owned by root and without times.
-func addFile(t *tar.Writer, dir, path string, info fs.FileInfo) error {
+func addFile(t *tar.Writer, dir, path string, info fs.FileInfo, dirs int64) error {
 	rel, err := filepath.Rel(dir, path)
 	if err != nil {
 		return err
@@ -172,6 +208,9 @@ func addFile(t *tar.Writer, dir, path string, info fs.FileInfo) error {
 	*h = tar.Header{
 		Typeflag: h.Typeflag, Name: filepath.ToSlash(rel), Linkname: h.Linkname, Size: h.Size, Mode: h.Mode & 0o777,
 		ModTime: time.Unix(0, 0), Format: tar.FormatPAX,
+	}
+	if info.IsDir() {
+		h.Mode |= dirs
 	}
 	if err := t.WriteHeader(h); err != nil || h.Typeflag != tar.TypeReg {
 		return err

@@ -298,3 +298,29 @@ func TestRealBuilder(t *testing.T) {
 	_, err = s.Base(t.Context(), Want{Ref: dockerfileDir(t, "ARG BASE\nFROM ${BASE}\nUSER 0:0\nRUN [\"/probe\"]\n"), BuildArgs: w.BuildArgs})
 	wantFault(t, err, "image.build", "index out of range")
 }
+
+func TestTools(t *testing.T) {
+	s, dir := testStore(t), t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "node/22.1.0/x64"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "node/22.1.0/x64/node"), []byte("x"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d, err := s.Tools(t.Context(), dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fsck(t, d.Path)
+	root, _ := mount(t, d.Path, "ro")
+	for name, mode := range map[string]os.FileMode{".": 0o777, "node/22.1.0": 0o777, "node/22.1.0/x64/node": 0o755} {
+		if info, err := os.Stat(filepath.Join(root, name)); err != nil || info.Mode().Perm() != mode {
+			t.Errorf("%s: %v, %v, want permissions %v", name, info, err, mode)
+		}
+	}
+	if file, err := s.Tools(t.Context(), d.Path, nil); err != nil || file.Path != d.Path || file.Size != d.Size {
+		t.Errorf("a file gave %+v, %v", file, err)
+	}
+	_, err = s.Tools(t.Context(), filepath.Join(dir, "absent"), nil)
+	wantFault(t, err, "tools.missing", "absent")
+}

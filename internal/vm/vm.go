@@ -118,7 +118,7 @@ type Spec struct {
 // Drive is a virtual disk. The guest finds it by its ID where the VMM can pass one on (virtio serial), else by its position in Spec.Drives:
 // drivers add `flint.drives=<id>,<id>,…` to the kernel arguments (see DrivesArg).
 type Drive struct {
-	ID       string // base, scratch, modules, runner; at most 20 bytes (virtio's limit)
+	ID       string // base, scratch, modules, runner, tools; at most 20 bytes (virtio's limit)
 	Path     string
 	ReadOnly bool
 }

@@ -1,0 +1,36 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// A root in memory, with tools beside it: one VM for both.
+func TestRootInMemoryAndTools(t *testing.T) {
+	r := newRig(t)
+	tools := t.TempDir()
+	tool := filepath.Join(tools, "node/22.1.0/x64/bin")
+	if err := os.MkdirAll(tool, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(tool, "node"), []byte("#!/bin/sh\necho v22.1.0\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	out, err := r.flint(t.Context(), nil, r.run("--root", "memory", "--tool-cache", tools, "--memory", "400MiB", "--disk", "3GiB",
+		"--user", "runner", "--", "sh", "-ec", `
+		[ $(df -Pm / | awk 'NR == 2 {print $2}') -lt 200 ] && echo root is in memory
+		[ $(df -Pm /work | awk 'NR == 2 {print $2}') -gt 2800 ] && echo work is on the disk
+		[ $(df -Pm /var/lib/docker | awk 'NR == 2 {print $2}') -gt 2800 ] && echo docker is on the disk
+		echo written > /home/runner/note && cat /home/runner/note
+		$RUNNER_TOOL_CACHE/node/22.1.0/x64/bin/node
+		mkdir -p $AGENT_TOOLSDIRECTORY/node/24.0.0 $AGENT_TOOLSDIRECTORY/go && echo more > $AGENT_TOOLSDIRECTORY/go/file && cd $RUNNER_TOOL_CACHE && ls node && ls go`)...).Output()
+	const want = "root is in memory\nwork is on the disk\ndocker is on the disk\nwritten\nv22.1.0\n22.1.0\n24.0.0\nfile\n"
+	if code := exitCode(t, err); code != 0 || string(out) != want {
+		t.Errorf("exit %d, output %q, want %q", code, out, want)
+	}
+	if entries, err := os.ReadDir(tools); err != nil || len(entries) != 1 {
+		t.Errorf("the host's tools are now %v, %v", entries, err)
+	}
+	r.nothingLeft("run0")
+}
