@@ -182,7 +182,8 @@ type Result struct {
 	Signal      string   `json:"signal,omitempty"`     // the signal that ended the runner program
 	Unstarted   string   `json:"unstarted,omitempty"`  // why the program could not be started, with exit code 126 or 127
 	OOM         bool     `json:"oom,omitempty"`        // the guest's kernel killed something for memory, or the host's the VMM
-	DiskFull    bool     `json:"disk_full,omitempty"`  // the scratch disk was full at the end
+	PIDs        bool     `json:"pids,omitempty"`       // the guest could not start a process, because it had too many
+	DiskFull    bool     `json:"disk_full,omitempty"`  // the scratch disk was full while the program ran
 	Lost        bool     `json:"lost,omitempty"`       // its VM or program ended under a job that GitHub had not concluded, and nobody had ended it
 	PeakMemory  Bytes    `json:"peak_memory"`          // peak resident memory of the VMM process
 	GuestMemory Bytes    `json:"guest_memory"`         // peak memory in use inside the guest

@@ -231,6 +231,7 @@ RestartSec=100ms
 KillMode=process
 LimitNOFILE=65536:1048576
 TasksMax=infinity
+CPUWeight=10000
 StandardOutput=kmsg
 StandardError=kmsg
 `

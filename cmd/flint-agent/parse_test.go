@@ -214,7 +214,7 @@ func TestKernelFigures(t *testing.T) {
 	if total != 1<<20 || available != 1<<19 {
 		t.Errorf("memory %d, %d", total, available)
 	}
-	if n := parseOOMKills([]byte("nr_free 1\noom_kill 7\noom_kill_x 9\n")); n != 7 {
+	if n := counter([]byte("nr_free 1\noom_kill 7\noom_kill_x 9\n"), "oom_kill"); n != 7 {
 		t.Errorf("%d OOM kills", n)
 	}
 }

@@ -20,14 +20,14 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 // process is a guest.Process: a process group of this guest.
 type process struct {
-	sys           *system
-	pid           int
-	ended         <-chan syscall.WaitStatus
-	stdin         io.WriteCloser
-	stdout        io.ReadCloser
-	stderr        io.ReadCloser // nil on a terminal
-	terminal      *os.File      // nil without one
-	killsAtItsRun int64         // the kernel's count of OOM kills when it was started
+	sys      *system
+	pid      int
+	ended    <-chan syscall.WaitStatus
+	stdin    io.WriteCloser
+	stdout   io.ReadCloser
+	stderr   io.ReadCloser // nil on a terminal
+	terminal *os.File      // nil without one
+	before   trouble       // as it was when the process was started
 }
 
 // Start implements guest.System.
@@ -45,7 +45,7 @@ func (s *system) Start(c guest.Command) (guest.Process, error) {
 	if err != nil {
 		return nil, &guest.ExitError{Exit: guest.Exit{Code: exitCode(err), Err: err.Error()}}
 	}
-	p := &process{sys: s, killsAtItsRun: oomKills()}
+	p := &process{sys: s, before: s.trouble()}
 	files, err := p.open(c.TTY, u)
 	if err != nil {
 		return nil, err
@@ -56,6 +56,9 @@ func (s *system) Start(c guest.Command) (guest.Process, error) {
 			Setsid: true, Setctty: c.TTY != nil,
 			Credential: &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups},
 		},
+	}
+	if s.cgroups != nil {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(s.cgroups.jobs.Fd())
 	}
 	for _, f := range files {
 		attr.Files = append(attr.Files, f.Fd())
@@ -180,7 +183,8 @@ func (p *process) Resize(s guest.Size) error {
 // Wait implements guest.Process.
 func (p *process) Wait() (guest.Exit, error) {
 	e := exitOf(<-p.ended)
-	e.OOM, e.DiskFull = oomKills() > p.killsAtItsRun, diskFull()
+	now := p.sys.trouble()
+	e.OOM, e.PIDs, e.DiskFull = now.killed > p.before.killed, now.refused > p.before.refused, now.filled > p.before.filled
 	return e, nil
 }
 

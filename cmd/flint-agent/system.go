@@ -31,10 +31,12 @@ const (
 type system struct {
 	users    users
 	reaper   *reaper
-	init     bool   // this is PID 1
-	up       string // a file that is there once systemd has started everything; empty: there is no systemd
-	shielded bool   // the agent is never killed for memory; what it starts must not inherit that
+	init     bool     // this is PID 1
+	up       string   // a file that is there once systemd has started everything; empty: there is no systemd
+	shielded bool     // the agent is never killed for memory; what it starts must not inherit that
+	cgroups  *cgroups // nil: jobs have no limits of their own
 	peak     atomic.Int64
+	filled   atomic.Int64 // how often a disk was seen that was full
 
 	configure  sync.Once
 	configured chan struct{} // closed when the guest was configured for the first time
@@ -55,6 +57,9 @@ func (s *system) watch(stop <-chan struct{}) {
 	configured := s.configured
 	for {
 		s.sample()
+		if diskFull() {
+			s.filled.Add(1)
+		}
 		select {
 		case <-tick.C:
 		case <-configured:
@@ -66,15 +71,14 @@ func (s *system) watch(stop <-chan struct{}) {
 	}
 }
 
-func (s *system) sample() (total, used int64) {
+func (s *system) sample() (total, available int64) {
 	b, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
 		return 0, 0
 	}
-	total, available := parseMeminfo(b)
-	used = total - available
-	s.peak.Store(max(s.peak.Load(), used))
-	return total, used
+	total, available = parseMeminfo(b)
+	s.peak.Store(max(s.peak.Load(), total-available))
+	return total, available
 }
 
 // parseMeminfo returns, in bytes, the total and the available memory.
@@ -164,7 +168,10 @@ func (s *system) Configure(ctx context.Context, c guest.Config) (guest.Configure
 	if s.up != "" && c.Settle > 0 {
 		note(step("wait for systemd", func() error { return s.settle(ctx, c.Settle) }))
 	}
-	s.configure.Do(func() { close(s.configured) })
+	s.configure.Do(func() {
+		note(step("confine jobs", s.confineJobs)) // now that what the image starts has its memory
+		close(s.configured)
+	})
 	return out, nil
 }
 
@@ -246,7 +253,8 @@ func withHost(hosts, hostname string) string {
 // Stats implements guest.System.
 func (s *system) Stats() (guest.Stats, error) {
 	var st guest.Stats
-	st.MemoryTotal, st.MemoryUsed = s.sample()
+	total, available := s.sample()
+	st.MemoryTotal, st.MemoryUsed = total, total-available
 	st.MemoryPeak = s.peak.Load()
 	var fs unix.Statfs_t
 	if err := unix.Statfs("/tmp", &fs); err != nil { // bound from the scratch disk
@@ -275,23 +283,24 @@ func full(at string) bool {
 	return free < 1<<20 || free < int64(fs.Blocks)*fs.Bsize/1000 || fs.Files > 0 && fs.Ffree == 0
 }
 
+// trouble counts what a guest can run out of. The difference of two says what it ran out of between them.
+type trouble struct{ killed, refused, filled int64 }
+
+func (s *system) trouble() trouble {
+	t := trouble{oomKills(), s.cgroups.refused(), s.filled.Load()}
+	if diskFull() { // not seen yet, maybe
+		t.filled++
+	}
+	return t
+}
+
 // oomKills returns how many processes the kernel has killed for memory.
 func oomKills() int64 {
 	b, err := os.ReadFile("/proc/vmstat")
 	if err != nil {
 		return 0
 	}
-	return parseOOMKills(b)
-}
-
-func parseOOMKills(vmstat []byte) int64 {
-	for line := range bytes.Lines(vmstat) {
-		if v, ok := bytes.CutPrefix(line, []byte("oom_kill ")); ok {
-			n, _ := strconv.ParseInt(string(bytes.TrimSpace(v)), 10, 64) // the kernel writes numbers
-			return n
-		}
-	}
-	return 0
+	return counter(b, "oom_kill")
 }
 
 // setOOMScore says how gladly the kernel kills this process for memory, and what it starts from then on.

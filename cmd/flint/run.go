@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -33,6 +34,7 @@ type runFlags struct {
 	env                                            []string
 	memory, disk, root, tools                      string
 	cpus                                           int
+	timeout                                        time.Duration
 	interactive, tty, verbose                      bool
 	preset                                         *config.Config // what the other flags would say
 }
@@ -65,6 +67,7 @@ func newRun() *cobra.Command {
 	fl.StringVar(&f.root, "root", config.DiskRoot, "where what is written to the root goes: disk, or memory (at most half of it)")
 	fl.StringVar(&f.tools, "tool-cache", "", "a directory that the VM finds as actions' tool cache, /opt/hostedtoolcache")
 	fl.IntVar(&f.cpus, "cpus", 1, "virtual CPUs")
+	fl.DurationVar(&f.timeout, "timeout", 0, "end the command after so long (default vm.job_timeout): by SIGTERM, and by force 10 s later")
 	fl.StringVar(&f.ipv4, "ipv4", "", "subnet of the VM's network (default the first free of 10.213.32.0/24, 10.213.33.0/24, …)")
 	fl.BoolVarP(&f.interactive, "interactive", "i", false, "hand standard input to the command")
 	fl.BoolVarP(&f.tty, "tty", "t", false, "give the command a terminal")
@@ -122,6 +125,9 @@ func (f *runFlags) config() (config.Config, error) {
 	if pool.VM.Disk, err = flint.ParseBytes(f.disk); err != nil {
 		return cfg, fmt.Errorf("--disk: %w", err)
 	}
+	if f.timeout != 0 { // a negative one is refused below
+		cfg.VM.JobTimeout = config.Duration(f.timeout)
+	}
 	cfg.Pools, cfg.Runner.Dir = []config.Pool{pool}, ""
 	return cfg, cfg.Complete()
 }
@@ -164,12 +170,28 @@ func (f *runFlags) run(c *cobra.Command, args []string) (code int, err error) {
 	if res.Unstarted != "" {
 		fmt.Fprintf(c.ErrOrStderr(), "flint: cannot start %s: %s\n", args[0], printable(res.Unstarted))
 	}
+	if err == nil {
+		f.explain(c.ErrOrStderr(), res.Reason)
+	}
 	if f.verbose && err == nil {
 		t := res.Timeline
 		fmt.Fprintf(c.ErrOrStderr(), "agent ready after %d ms, command ended after %d ms; VM used at most %s\n",
 			t[flint.Ready].Sub(t[flint.Planned]).Milliseconds(), t[flint.Finishing].Sub(t[flint.Planned]).Milliseconds(), res.PeakMemory)
 	}
 	return res.ExitCode, err
+}
+
+// explain says what the VM ran out of, if it did: the command may have said nothing, or what is hard to understand.
+func (f *runFlags) explain(w io.Writer, why flint.Reason) {
+	fix, ok := map[string]string{
+		"runner.oom":       "give it more with --memory, or see what uses so much",
+		"runner.pids":      "see what starts so many; a VM with more --memory may have more",
+		"runner.disk_full": "give it more with --disk, or write less",
+	}[why.Code]
+	if ok {
+		s := styleOf(w)
+		fmt.Fprintf(w, "%s %s\n  fix: %s\n", s.paint(red, "flint: "+printable(why.Text)), s.paint(dim, "["+why.Code+"]"), s.paint(bold, fix))
+	}
 }
 
 // openInstance takes the first instance no other `flint run` uses, with a bridge and a subnet of its own, and undoes what

@@ -15,7 +15,7 @@ import (
 
 const (
 	killAfter  = 10 * time.Second // from TERM to KILL
-	giveUpWait = 5 * time.Second  // from KILL to leaving the process to its fate
+	giveUpWait = 8 * time.Second  // from KILL to leaving the process to its fate; its output may take outputLimit of that
 )
 
 // IO connects a Command to the host. The fields may be used for as long as Exec runs; one Read of Stdin may outlive it.
@@ -98,7 +98,8 @@ func inTurn[V any](m map[uint32]V, last uint32) []uint32 {
 }
 
 // Exec runs c and blocks until it ended and all its output is written. Cancelling ctx ends the process group (TERM,
-// then KILL after 10 s), discards what it still says, and returns ctx's error. A Writer that fails does not end the
+// then KILL after 10 s), and returns ctx's error beside the Exit, which is zero if it is not known within 18 s; what the
+// process still says until then is delivered. A Writer that fails does not end the
 // process; the error is returned when the process ended, beside its Exit. A session that ends returns its Err; the
 // process then goes on, and another session may Resume it.
 func (s *Session) Exec(ctx context.Context, c Command, io IO) (Exit, error) {
@@ -184,9 +185,7 @@ func (s *Session) await(ctx context.Context, p *remote, delivered <-chan error, 
 	for ended != nil || delivered != nil {
 		select {
 		case exit = <-ended:
-			if ended = nil; patience != nil {
-				return exit, ctx.Err()
-			}
+			ended = nil
 		case outputErr = <-delivered:
 			delivered = nil
 		case <-over:
@@ -209,12 +208,10 @@ func (s *Session) await(ctx context.Context, p *remote, delivered <-chan error, 
 			if cancelled = nil; ended == nil {
 				return exit, ctx.Err()
 			}
-			p.out.drop()
-			p.err.drop()
 			s.control(p, kindSignal, &signal{"SIGTERM"})
 			patience = time.After(killAfter)
 		case <-patience:
-			if stage++; stage > 1 {
+			if stage++; stage > 1 || ended == nil {
 				return exit, ctx.Err()
 			}
 			s.control(p, kindSignal, &signal{"SIGKILL"})

@@ -98,7 +98,8 @@ type Exit struct {
 	Code     int    // exit status; 128+signal when a signal ended it, 126 not executable, 127 not found, as a shell says
 	Signal   string // "SIGKILL", …; empty when it exited by itself
 	OOM      bool   // the guest's kernel killed something for want of memory while it ran
-	DiskFull bool   // a file system of the scratch disk had no space left when it ended
+	PIDs     bool   `json:",omitempty"` // a process could not be started while it ran, because there were too many
+	DiskFull bool   // a file system of the scratch disk had no space left at some time while it ran
 	Err      string // why it could not be started (with Code 126 or 127)
 }
 

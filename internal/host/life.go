@@ -400,13 +400,13 @@ func (l *life) execute(
 	if err != nil && l.h.isDetached(l) {
 		return ErrDetached
 	}
-	if cause := context.Cause(ctx); err != nil && cause != nil {
-		return fmt.Errorf("run %s: %w", name, ended(cause))
-	}
-	if err != nil {
+	if err != nil && context.Cause(ctx) == nil {
 		return l.wentLost(ctx, "run "+name, err)
 	}
 	l.exited(exit)
+	if err != nil {
+		return l.cutShort(name, context.Cause(ctx))
+	}
 	if stats, err := agent.Stats(ctx); err == nil {
 		l.result.GuestMemory = flint.Bytes(stats.MemoryPeak)
 	}
@@ -416,7 +416,8 @@ func (l *life) execute(
 // exited takes over how the program ended.
 func (l *life) exited(exit guest.Exit) {
 	l.result.Unstarted = exit.Err
-	l.result.ExitCode, l.result.Signal, l.result.OOM, l.result.DiskFull = exit.Code, exit.Signal, exit.OOM, exit.DiskFull
+	l.result.ExitCode, l.result.Signal = exit.Code, exit.Signal
+	l.result.OOM, l.result.PIDs, l.result.DiskFull = exit.OOM, exit.PIDs, exit.DiskFull
 }
 
 // wentLost is the error of a VM whose agent was lost under its work.
@@ -554,10 +555,8 @@ func (l *life) why(err error) flint.Reason {
 		return flint.Because("runner.time_limit", "its time was up: %s", err)
 	case err != nil:
 		return flint.Because("runner.failed", "it failed: %s", err)
-	case r.OOM:
-		return flint.Because("runner.oom", "its VM ran out of memory (%s)", l.shape.Memory)
-	case r.DiskFull:
-		return flint.Because("runner.disk_full", "its disk was full (%s)", l.shape.Disk)
+	case !l.shortage().IsZero():
+		return l.shortage()
 	case r.Lost:
 		return flint.Because("runner.lost", "its program was ended by %s under %s; GitHub will declare it failed in about ten minutes",
 			r.Signal, jobOf(l.rec.Runner))
