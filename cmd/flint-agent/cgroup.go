@@ -17,8 +17,8 @@ const (
 	// dockerCgroup is where a Docker daemon without systemd puts its containers.
 	dockerCgroup = "docker"
 
-	// What is free and not the jobs': one part in so many, within these bounds in bytes. Where less is left, the kernel looks for
-	// memory for so long that the agent seems dead.
+	// What is available and not the jobs': one part in so many, within these bounds in bytes, but never more than a quarter. Where
+	// less is left, the kernel looks for memory for so long that the agent seems dead.
 	spareShare         = 16
 	minSpare, maxSpare = 16 << 20, 256 << 20
 	// processShare is how many times as many processes as jobs may have the kernel would allow, of whom each takes some 0.2 MiB:
@@ -36,10 +36,11 @@ type cgroups struct {
 // available, and whose kernel allows so many processes.
 func confine(root string, memory, processes int64) (*cgroups, error) {
 	// Under systemd these are enabled already; writing them again changes nothing.
-	if err := os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), []byte("+cpu +memory +pids"), 0); err != nil {
+	if err := setCgroup(root, "cgroup.subtree_control", "+cpu +memory +pids"); err != nil {
 		return nil, fmt.Errorf("enable cgroup controllers: %w", err)
 	}
 	c := &cgroups{}
+	spare := min(max(memory/spareShare, minSpare), maxSpare, memory/4)
 	for _, name := range []string{jobsCgroup, dockerCgroup} {
 		dir := filepath.Join(root, name)
 		c.dirs = append(c.dirs, dir)
@@ -47,10 +48,10 @@ func confine(root string, memory, processes int64) (*cgroups, error) {
 			return nil, fmt.Errorf("make cgroup: %w", err)
 		}
 		for file, limit := range map[string]int64{
-			"memory.max": memory - min(max(memory/spareShare, minSpare), maxSpare),
+			"memory.max": memory - spare,
 			"pids.max":   processes / processShare,
 		} {
-			if err := os.WriteFile(filepath.Join(dir, file), []byte(strconv.FormatInt(limit, 10)), 0); err != nil {
+			if err := setCgroup(dir, file, strconv.FormatInt(limit, 10)); err != nil {
 				return nil, fmt.Errorf("limit cgroup: %w", err)
 			}
 		}
@@ -60,6 +61,11 @@ func confine(root string, memory, processes int64) (*cgroups, error) {
 		return nil, fmt.Errorf("open cgroup: %w", err)
 	}
 	return c, nil
+}
+
+// setCgroup sets a file of a cgroup. The mode is for tests: the kernel has these files already.
+func setCgroup(dir, file, value string) error {
+	return os.WriteFile(filepath.Join(dir, file), []byte(value), 0o600)
 }
 
 // confineJobs has all that is started from now on live in a cgroup with limits.

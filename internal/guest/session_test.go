@@ -148,15 +148,17 @@ func TestCancelEndsTheProcessGroup(t *testing.T) {
 				for {
 					sig := <-p.signals
 					got = append(got, sig)
+					io.WriteString(p.out, sig)
 					if !stubborn || sig == "SIGKILL" {
-						return Exit{Code: 143, Signal: sig}
+						return Exit{Code: 143, Signal: sig, PIDs: true}
 					}
 				}
 			})))
 			ctx, cancel := context.WithCancel(t.Context())
 			begin := time.Now()
 			time.AfterFunc(time.Second, cancel)
-			_, err := s.Exec(ctx, Command{Args: []string{"x"}}, IO{})
+			var out strings.Builder
+			e, err := s.Exec(ctx, Command{Args: []string{"x"}}, IO{Stdout: &out})
 			took := time.Since(begin)
 			want := []string{"SIGTERM"}
 			if stubborn {
@@ -164,6 +166,9 @@ func TestCancelEndsTheProcessGroup(t *testing.T) {
 			}
 			if !errors.Is(err, context.Canceled) || strings.Join(got, " ") != strings.Join(want, " ") {
 				t.Errorf("error %v after %v, signals %v", err, took, got)
+			}
+			if said := strings.Join(want, ""); out.String() != said || e.Code != 143 || !e.PIDs {
+				t.Errorf("output %q, want %q; exit %+v", &out, said, e)
 			}
 			if stubborn != (took >= time.Second+killAfter) {
 				t.Errorf("took %v", took)
