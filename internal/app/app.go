@@ -331,11 +331,15 @@ func ignoreConflict(err error) error {
 	return err
 }
 
-// ConsoleOf returns the end of the guest's console when err is about a VM that did not come up. It is untrusted bytes.
+// ConsoleOf returns the end of the guest's console when err is about a VM that did not come up, or was lost. It is untrusted bytes.
 func ConsoleOf(err error) []byte {
 	var boot *vm.BootError
 	if errors.As(err, &boot) {
 		return boot.Console
+	}
+	var lost *vm.LostError
+	if errors.As(err, &lost) {
+		return lost.Console
 	}
 	return nil
 }

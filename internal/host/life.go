@@ -424,7 +424,7 @@ func (l *life) exited(exit guest.Exit) {
 func (l *life) wentLost(ctx context.Context, what string, err error) error {
 	fix, why := l.verdict(ctx, err)
 	return &flint.Fault{
-		Code: "vm.lost", What: what, Kind: flint.ErrGuest, Err: why,
+		Code: "vm.lost", What: what, Kind: flint.ErrGuest, Err: &vm.LostError{Err: why, Console: l.console()},
 		Fix: "the VM ended or fell silent before its work did; " + fix,
 	}
 }

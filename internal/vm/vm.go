@@ -218,3 +218,15 @@ func (e *BootError) Error() string { return "guest did not come up: " + e.Err.Er
 
 // Unwrap returns the cause and flint.ErrGuest.
 func (e *BootError) Unwrap() []error { return []error{e.Err, flint.ErrGuest} }
+
+// LostError says that a guest that had come up ended, or fell silent, under its work.
+type LostError struct {
+	Err     error
+	Console []byte // end of the guest's console; untrusted bytes
+}
+
+// Error returns the cause.
+func (e *LostError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause and flint.ErrGuest.
+func (e *LostError) Unwrap() []error { return []error{e.Err, flint.ErrGuest} }
