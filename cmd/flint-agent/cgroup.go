@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 )
 
 const (
@@ -24,6 +25,10 @@ const (
 	// processShare is how many times as many processes as jobs may have the kernel would allow, of whom each takes some 0.2 MiB:
 	// a job that starts ever more meets this limit before that of memory, and hears why.
 	processShare = 4
+
+	// A cgroup that is refused processes for so long, never having rested for longer than that, is a fork bomb, and ended.
+	bombAfter = time.Minute
+	bombRests = 5 * time.Second
 )
 
 // cgroups are those whose limits keep jobs from taking the whole guest.
@@ -63,6 +68,39 @@ func confine(root string, memory, processes int64) (*cgroups, error) {
 	return c, nil
 }
 
+// bomb watches for processes that do nothing but start others.
+type bomb struct {
+	refused      int64     // as it was last
+	since, again time.Time // when processes began to be refused, and were last
+}
+
+// goesOff reports whether the processes of a cgroup are one; refused is how many it was not given by now.
+func (b *bomb) goesOff(now time.Time, refused int64) bool {
+	if refused > b.refused {
+		if now.Sub(b.again) > bombRests {
+			b.since = now
+		}
+		b.again = now
+	}
+	b.refused = refused
+	return now.Sub(b.again) <= bombRests && now.Sub(b.since) >= bombAfter
+}
+
+// defuse kills all processes of the cgroups that are full of a fork bomb. It is called again and again, with the same bombs: one for
+// each cgroup.
+func (c *cgroups) defuse(bombs []bomb) {
+	for i, dir := range c.dirs {
+		if !bombs[i].goesOff(time.Now(), refusedIn(dir)) {
+			continue
+		}
+		complain(fmt.Errorf("%s has been full of processes that start others for %s; all of them are killed", dir, bombAfter))
+		if err := setCgroup(dir, "cgroup.kill", "1"); err != nil {
+			complain(fmt.Errorf("end a fork bomb: %w", err))
+		}
+		bombs[i] = bomb{}
+	}
+}
+
 // setCgroup sets a file of a cgroup. The mode is for tests: the kernel has these files already.
 func setCgroup(dir, file, value string) error {
 	return os.WriteFile(filepath.Join(dir, file), []byte(value), 0o600)
@@ -98,11 +136,17 @@ func (c *cgroups) refused() (n int64) {
 		return 0
 	}
 	for _, dir := range c.dirs {
-		if b, err := os.ReadFile(filepath.Join(dir, "pids.events")); err == nil {
-			n += counter(b, "max")
-		}
+		n += refusedIn(dir)
 	}
 	return n
+}
+
+func refusedIn(dir string) int64 {
+	b, err := os.ReadFile(filepath.Join(dir, "pids.events"))
+	if err != nil {
+		return 0 // there is none before the first process
+	}
+	return counter(b, "max")
 }
 
 // counter returns the number behind a name in a file of the kernel's that has one of both in each line; 0 if it is not there.

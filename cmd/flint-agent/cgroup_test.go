@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestConfine(t *testing.T) {
@@ -72,5 +73,61 @@ func TestRefusedProcessesAreCounted(t *testing.T) {
 	}
 	if n := c.refused(); n != 7 {
 		t.Errorf("%d, want 7", n)
+	}
+}
+
+func TestBomb(t *testing.T) {
+	type stretch struct {
+		every time.Duration // between two refusals; 0: none
+		last  time.Duration
+	}
+	for name, tt := range map[string]struct {
+		stretches []stretch
+		after     time.Duration // 0: it is none
+	}{
+		"nothing":        {[]stretch{{0, time.Hour}}, 0},
+		"a moment":       {[]stretch{{time.Second, 50 * time.Second}, {0, time.Hour}}, 0},
+		"bomb":           {[]stretch{{time.Second, time.Hour}}, time.Minute},
+		"slow bomb":      {[]stretch{{bombRests, time.Hour}}, time.Minute},
+		"now and then":   {[]stretch{{bombRests + time.Second, time.Hour}}, 0},
+		"after a rest":   {[]stretch{{time.Second, 50 * time.Second}, {0, 20 * time.Second}, {time.Second, 50 * time.Second}, {0, time.Hour}}, 0},
+		"after a pause":  {[]stretch{{time.Second, 50 * time.Second}, {0, 4 * time.Second}, {time.Second, time.Hour}}, time.Minute},
+		"one, and peace": {[]stretch{{time.Hour, time.Hour}, {0, time.Hour}}, 0},
+	} {
+		var b bomb
+		var refused int64
+		start := time.Now()
+		now, off := start, time.Duration(0)
+		for _, s := range tt.stretches {
+			for begin := now; now.Sub(begin) < s.last && off == 0; now = now.Add(sampleEvery) {
+				if s.every > 0 && now.Sub(begin)%s.every == 0 {
+					refused++
+				}
+				if b.goesOff(now, refused) {
+					off = now.Sub(start)
+				}
+			}
+		}
+		if tt.after == 0 && off != 0 || tt.after != 0 && (off < tt.after || off > tt.after+10*time.Second) {
+			t.Errorf("%s: ended after %s, want %s", name, off, tt.after)
+		}
+	}
+}
+
+func TestFullCgroupIsKilled(t *testing.T) {
+	root := t.TempDir()
+	c, err := confine(root, 1<<30, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.jobs.Close()
+	now := time.Now()
+	bombs := []bomb{{since: now.Add(-bombAfter), again: now}, {}}
+	c.defuse(bombs)
+	if b, err := os.ReadFile(filepath.Join(root, "flint/cgroup.kill")); err != nil || string(b) != "1" {
+		t.Errorf("cgroup.kill is %q, %v", b, err)
+	}
+	if _, err := os.Stat(filepath.Join(root, "docker/cgroup.kill")); err == nil || bombs[0] != (bomb{}) {
+		t.Errorf("the other cgroup is killed, too, or the first again: %v, %+v", err, bombs)
 	}
 }
