@@ -37,6 +37,8 @@ type rerun struct {
 	Job    flint.Job `json:"job"`
 	Runner string    `json:"runner"`
 	Lost   time.Time `json:"lost"`
+
+	since time.Time // when this process learnt of it, from which it is tried: the clock may have been set before that
 }
 
 // openReruns reads the list. One that cannot be read is begun anew: it holds wishes, not facts.
@@ -52,6 +54,9 @@ func openReruns(path string) (*reruns, error) {
 	if json.Unmarshal(b, &r.list) != nil || len(r.list) > maxReruns {
 		r.list = nil
 	}
+	for i := range r.list {
+		r.list[i].since = time.Now()
+	}
 	return r, nil
 }
 
@@ -65,6 +70,7 @@ func (r *reruns) add(x rerun) error {
 	if len(r.list) >= maxReruns {
 		return fmt.Errorf("%d jobs wait to run again already", len(r.list))
 	}
+	x.since = time.Now()
 	r.list = append(r.list, x)
 	return r.save()
 }
@@ -115,7 +121,7 @@ func (r *reruns) run(ctx context.Context, again func(context.Context, flint.Job,
 	for {
 		for _, x := range r.pending() {
 			err := again(ctx, x.Job, x.Runner)
-			over := err == nil || errors.Is(err, flint.ErrNotFound) || forGood(err) || time.Since(x.Lost) > rerunFor
+			over := err == nil || errors.Is(err, flint.ErrNotFound) || forGood(err) || time.Since(x.since) > rerunFor
 			if over {
 				err = errors.Join(err, r.remove(x))
 			}

@@ -70,6 +70,7 @@ func (a *App) Serve(ctx context.Context) error {
 	a.feelPressure() // before the first VM
 	tasks.Go(func() error { return a.watchPressure(tctx) })
 	tasks.Go(func() error { return a.watchNetwork(tctx) })
+	tasks.Go(func() error { return a.watchClock(tctx, timeOfDay) })
 	tasks.Go(func() error { return a.heartbeat(listen, tctx, loop) })
 	tasks.Go(func() error { return a.followReloads(tctx) })
 	tasks.Go(func() error { return a.hearReloads(tctx) })

@@ -247,10 +247,13 @@ func (l *life) resume(ctx context.Context, agent *guest.Session) error {
 	if i < 0 || !processes[i].Closed {
 		return fmt.Errorf("%w: an earlier flint ended before it had started the runner program", flint.ErrStopped)
 	}
+	l.mu.Lock()
+	begin := l.began(flint.Registered)
+	l.mu.Unlock()
 	ctx, cancel := l.yielding(ctx, agent)
 	defer cancel()
 	l.expectEnd()
-	return l.execute(ctx, agent, runnerName, r.Timeline[flint.Registered], func(ctx context.Context) (guest.Exit, error) {
+	return l.execute(ctx, agent, runnerName, begin, func(ctx context.Context) (guest.Exit, error) {
 		return agent.Resume(ctx, processes[i], l.io(processes[i]))
 	})
 }
@@ -335,6 +338,6 @@ func (l *life) expectEnd() {
 		if l.overdue != nil { // it may have fired before there was a work to end
 			l.overdue.Stop()
 		}
-		l.overdue = time.AfterFunc(left(limit, l.rec.Runner.Timeline[flint.Finishing]), l.outstayed)
+		l.overdue = time.AfterFunc(left(limit, l.began(flint.Finishing)), l.outstayed)
 	}
 }

@@ -135,7 +135,9 @@ func (l *life) yielding(ctx context.Context, agent *guest.Session) (context.Cont
 // ctx ends.
 func (l *life) watch(ctx context.Context, end context.CancelCauseFunc) {
 	d := l.h.c.Deadlines
-	begin := l.snapshot().Timeline[flint.Registered]
+	l.mu.Lock()
+	begin := l.began(flint.Registered)
+	l.mu.Unlock()
 	if d.Online > 0 {
 		if !l.idle(ctx, left(d.Online, begin)) {
 			return

@@ -45,6 +45,8 @@ type Config struct {
 	// concluded. It may be told again after a crash. nil: nobody wants to know.
 	Lost func(flint.Runner, flint.Job)
 	Log  *slog.Logger
+	// BootTime is the time since the machine started; nil: the kernel's.
+	BootTime func() time.Duration
 	// Step is told before and after each change of a record, so that a test can end the process there. nil: nobody is.
 	Step func(what string)
 	// Pressure says why the machine takes no new VM for now, such as a disk that fills; nil: nothing ever does.
@@ -112,6 +114,9 @@ type Host struct {
 // New makes a Host; it touches nothing yet. Call Sweep before the first Run, after Adopt where VMs
 // outlive processes.
 func New(c Config) *Host {
+	if c.BootTime == nil {
+		c.BootTime = bootTime
+	}
 	return &Host{c: c, lives: map[string]*life{}, left: map[string]*abandoned{}}
 }
 

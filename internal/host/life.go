@@ -93,34 +93,25 @@ func (l *life) update(durable bool, change func(*record)) error {
 
 // advance enters a phase, unless the runner is past it already: GitHub may report a job before we see the runner at it.
 func (l *life) advance(p flint.Phase) {
-	err := l.update(false, func(r *record) { enter(&r.Runner, p) })
+	err := l.update(false, func(r *record) { l.h.enter(r, p) })
 	if err != nil {
 		l.log.Warn("the record lags behind", "phase", p, "err", err)
 	}
 	l.log.Debug("phase", "phase", p)
 }
 
-func enter(r *flint.Runner, p flint.Phase) {
-	if p > r.Phase {
-		r.Phase = p
-	}
-	if r.Timeline[p].IsZero() {
-		r.Timeline[p] = time.Now()
-	}
-}
-
 func (l *life) note(ev flint.JobEvent) error {
 	change := func(r *record) {
 		r.Runner.Job = &ev.Job
 		l.given.Store(true) // or it would have none
-		enter(&r.Runner, flint.Running)
+		l.h.enter(r, flint.Running)
 		if !closed(l.taken) {
 			close(l.taken)
 		}
 		if ev.Kind != flint.JobCompleted {
 			return
 		}
-		enter(&r.Runner, flint.Finishing)
+		l.h.enter(r, flint.Finishing)
 		r.Concluded = true
 		if closed(l.concluded) {
 			return // GitHub repeats itself
@@ -356,7 +347,7 @@ func (l *life) job(ctx context.Context, agent *guest.Session) error {
 	}
 	err = l.update(false, func(r *record) {
 		r.GitHubID = reg.GitHubID
-		enter(&r.Runner, flint.Registered)
+		l.h.enter(r, flint.Registered)
 	})
 	if err != nil {
 		return fmt.Errorf("record the registration: %w", err)
@@ -452,7 +443,7 @@ func (l *life) end(ctx context.Context, err error) (flint.Result, error) {
 	}
 	if l.recorded {
 		uerr := l.update(false, func(r *record) {
-			enter(&r.Runner, flint.Finishing)
+			l.h.enter(r, flint.Finishing)
 			r.Ending = err != nil
 		})
 		if uerr != nil {
@@ -474,7 +465,7 @@ func (l *life) end(ctx context.Context, err error) (flint.Result, error) {
 		l.result.PeakMemory = u.PeakMemory()
 	}
 	l.mu.Lock()
-	enter(&l.rec.Runner, flint.Gone)
+	l.h.enter(&l.rec, flint.Gone)
 	registered := l.rec.Register
 	if l.overdue != nil {
 		l.overdue.Stop()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"flint"
 	"flint/internal/guest"
@@ -29,9 +30,11 @@ type record struct {
 	PID     int          `json:"pid,omitempty"`   // of the VMM
 	Start   uint64       `json:"start,omitempty"` // its start time in clock ticks: tells it from another process with this pid
 	// Boot is the boot of the machine (boot_id of random(4)) that PID and Start are of; empty in records of before it was kept.
-	Boot     string `json:"boot,omitempty"`
-	GitHubID int64  `json:"github_id,omitempty"` // of the registration; 0 where none was made, or its answer never came
-	Register bool   `json:"register,omitempty"`  // a registration under the runner's id may exist
+	Boot string `json:"boot,omitempty"`
+	// Began says when phases began, in time since that boot; see life.began.
+	Began    map[flint.Phase]time.Duration `json:"began,omitempty"`
+	GitHubID int64                         `json:"github_id,omitempty"` // of the registration; 0 where none was made, or its answer never came
+	Register bool                          `json:"register,omitempty"`  // a registration under the runner's id may exist
 	// Concluded says that GitHub has said how its job ended: as Conclusion.
 	Concluded  bool   `json:"concluded,omitempty"`
 	Conclusion string `json:"conclusion,omitempty"`

@@ -145,10 +145,7 @@ func (h *Host) mourn(ctx context.Context, dir string, rec record) error {
 			h.c.Lost(rec.Runner, *job)
 		}
 	}
-	if rec.Runner.Timeline == nil {
-		rec.Runner.Timeline = flint.Timeline{}
-	}
-	enter(&rec.Runner, flint.Finishing)
+	h.enter(&rec, flint.Finishing)
 	if err := h.save(rec, dir, true); err != nil {
 		log.Warn("its job may be called lost again", "err", err)
 	}
