@@ -12,7 +12,7 @@ import (
 )
 
 // Check makes again what others removed: table, rules, bridge, addresses, ports, sysctls, and says in the log what that
-// was. It follows the host's resolvers where the configuration names none, and says which firewalls of others are new and
+// was. What a port that was closed could not remove, it removes. It follows the host's resolvers where the configuration names none, and says which firewalls of others are new and
 // in the way. The error tells what could not be mended. It is for every minute or so.
 func (n *Network) Check(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
@@ -30,7 +30,7 @@ func (n *Network) Check(ctx context.Context) error {
 		if err == nil {
 			ports, err := n.mendPorts(false)
 			n.mended("ports", ports)
-			errs = append(errs, err)
+			errs = append(errs, err, n.removeStrays())
 		}
 		rules, err := n.mendRules()
 		n.mended("rules", rules)
@@ -122,6 +122,27 @@ func (n *Network) mendPorts(all bool) ([]string, error) {
 	}
 	slices.Sort(made)
 	return made, errors.Join(errs...)
+}
+
+// removeStrays takes away what bears our mark and no port has: a link whose removal failed when its port was closed. A port that
+// is being made or closed has its number already, or still.
+func (n *Network) removeStrays() error {
+	all, err := ownLinks(n.link, n.cfg.Name)
+	if err != nil {
+		return err
+	}
+	has := map[int]bool{}
+	for p := range n.ports {
+		has[p.index] = true
+	}
+	var strays []netlink.Link
+	for _, l := range all {
+		if i, port := indexOf(l.Attrs().Name, n.cfg.Name); port && !has[i] && l.Attrs().Group == deviceGroup {
+			n.cfg.Log.Warn("removing a link that a guest left", "network", n.cfg.Name, "link", l.Attrs().Name, "guest", strings.TrimPrefix(l.Attrs().Alias, aliasPrefix))
+			strays = append(strays, l)
+		}
+	}
+	return removeLinks(n.link, strays)
 }
 
 // mend connects the host's end of the port, which is nil if it is gone. The caller holds p.mu.

@@ -2,6 +2,8 @@ package network
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/miekg/dns"
+	"golang.org/x/sys/unix"
 )
 
 // vandalize does what a careless script does: nft flush ruleset, ip link del, sysctl -w net.ipv4.ip_forward=0.
@@ -250,5 +253,46 @@ func TestResolversAreFollowed(t *testing.T) {
 	answers()
 	if got := n.dns.servers(); len(got) != 1 || got[0].Addr() != internet6 {
 		t.Errorf("resolvers: %v; the gateway's own address must not be one", got)
+	}
+}
+
+// TestCheckRemovesWhatACloseCouldNot has the removal of a guest's link fail while something holds its namespace.
+func TestCheckRemovesWhatACloseCouldNot(t *testing.T) {
+	newWorld(t)
+	fail := false
+	cfg := config()
+	cfg.faults = func(call string) error {
+		if fail && strings.HasPrefix(call, "delete link ") {
+			return errInjected
+		}
+		return nil
+	}
+	n := open(t, cfg)
+	stays, err := n.Attach(t.Context(), "stays")
+	ok(t, err)
+	goes, err := n.Attach(t.Context(), "goes")
+	ok(t, err)
+	fd, err := unix.Dup(int(goes.Namespace().Fd()))
+	ok(t, err)
+	defer unix.Close(fd)
+	stray := portName(cfg.Name, goes.index)
+
+	fail = true
+	if err := goes.Close(context.Background()); !errors.Is(err, errInjected) {
+		t.Fatalf("close: %v", err)
+	}
+	if err := n.Check(t.Context()); !errors.Is(err, errInjected) {
+		t.Errorf("check: %v", err)
+	}
+	if _, err := handle(t).LinkByName(stray); err != nil {
+		t.Fatalf("there is nothing to remove: %v", err)
+	}
+	fail = false
+	ok(t, n.Check(t.Context()))
+	if _, err := handle(t).LinkByName(stray); err == nil {
+		t.Errorf("%s is left", stray)
+	}
+	if _, err := handle(t).LinkByName(portName(cfg.Name, stays.index)); err != nil {
+		t.Errorf("the other guest's link: %v", err)
 	}
 }
