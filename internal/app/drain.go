@@ -62,7 +62,7 @@ func (d *drain) ask(want bool, now time.Time) error {
 		return nil
 	}
 	if !want {
-		if err := os.Remove(d.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := removeFile(d.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove the note that the host is drained: %w", err)
 		}
 		d.person = time.Time{}

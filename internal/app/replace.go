@@ -20,6 +20,19 @@ func replaceFile(path string, content []byte) (err error) {
 	if err != nil {
 		return errors.Join(err, os.Remove(path+".new"))
 	}
+	return syncDir(path)
+}
+
+// removeFile removes a file. When it returns nil the file stays gone after a power cut.
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil {
+		return err
+	}
+	return syncDir(path)
+}
+
+// syncDir has on disk what is in the directory of path.
+func syncDir(path string) error {
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -116,12 +117,43 @@ func (h *Host) sweepOne(ctx context.Context, dir string, ask bool) error {
 	if !unreadable {
 		return h.erase(dir)
 	}
-	h.c.Log.Warn("a runner's record is set aside", "dir", dir, "err", err)
+	return h.setAside(dir, err)
+}
+
+// maxDamaged is how many damaged records are kept for a person to look at.
+const maxDamaged = 32
+
+// setAside moves a directory whose record cannot be read out of the way, and removes the oldest of those moved before.
+func (h *Host) setAside(dir string, why error) error {
+	h.c.Log.Warn("a runner's record is set aside", "dir", dir, "err", why)
 	aside := filepath.Join(filepath.Dir(h.c.Dir), "damaged")
 	if err := os.MkdirAll(aside, 0o700); err != nil {
 		return err
 	}
-	return os.Rename(dir, filepath.Join(aside, fmt.Sprintf("%s.%d", id, time.Now().UnixNano())))
+	if err := os.Rename(dir, filepath.Join(aside, fmt.Sprintf("%s.%d", filepath.Base(dir), time.Now().UnixNano()))); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(aside)
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return cmp.Compare(setAsideAt(b), setAsideAt(a)) })
+	for _, e := range entries[min(len(entries), maxDamaged):] {
+		h.c.Log.Info("removing an old damaged record", "dir", e.Name())
+		if err := os.RemoveAll(filepath.Join(aside, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setAsideAt is when a directory was set aside, which its name ends with. What has no such name is the oldest.
+func setAsideAt(e fs.DirEntry) int64 {
+	n, err := strconv.ParseInt(strings.TrimPrefix(filepath.Ext(e.Name()), "."), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // mourn tells of the job that a runner's end took with it, once: the record says so then. Whether the job was over before,

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -165,4 +166,29 @@ func TestSweepTellsOfLostJobs(t *testing.T) {
 func itoa(n int) string {
 	b, _ := json.Marshal(n)
 	return string(b)
+}
+
+// TestDamagedRecordsAreFew: what is set aside for a person does not grow for ever.
+func TestDamagedRecordsAreFew(t *testing.T) {
+	w := newWorld(t, &vmtest.Fake{})
+	aside := filepath.Join(filepath.Dir(w.dir), "damaged")
+	for i := range 40 {
+		if err := os.MkdirAll(filepath.Join(aside, fmt.Sprintf("flint-%02d.%d", 99-i, 1_000_000+i)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := filepath.Join(w.dir, "flint-now")
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "runner.json"), []byte("{"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := host.New(w.config).Sweep(t.Context()); err != nil {
+		t.Error(err)
+	}
+	entries, err := os.ReadDir(aside)
+	if err != nil || len(entries) != 32 {
+		t.Fatalf("%d are kept, %v", len(entries), err)
+	}
+	if last := entries[len(entries)-1].Name(); !strings.HasPrefix(last, "flint-now.") || entries[0].Name() != "flint-60.1000039" {
+		t.Errorf("the newest are not kept: %s … %s", entries[0].Name(), last)
+	}
 }
