@@ -1,7 +1,8 @@
 // Package crashtest cuts the life of a runner at every step by the death of the process that runs it, starts the process
 // again, and looks for what is lost and what is left.
 //
-// The process is this test's own program; its VMs are Firecracker's doubles, which are processes and outlive it. It must not
+// The process is this test's own program; its VMs are Firecracker's doubles, which are processes and outlive it, and for a
+// sample of the steps real ones under QEMU. It must not
 // know how a host does what it does: only what is on the machine and at GitHub afterwards counts.
 package crashtest
 
@@ -49,13 +50,20 @@ func TestMain(m *testing.M) {
 func newWorld(t *testing.T) world {
 	t.Helper()
 	w := world{Dir: t.TempDir(), Firecracker: fctest.Install(t, doubles, fctest.Options{}).Firecracker}
-	for _, dir := range []string{w.runners(), w.ports(), w.registrations(), w.jobs(), w.results()} {
-		if err := os.Mkdir(dir, 0o700); err != nil {
+	w.furnish(t)
+	for _, name := range []string{"kernel", "initrd", "base"} {
+		if err := os.WriteFile(filepath.Join(w.Dir, name), []byte("\x7fELF"+strings.Repeat("x", 1020)), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{"kernel", "initrd", "base"} {
-		if err := os.WriteFile(filepath.Join(w.Dir, name), []byte("\x7fELF"+strings.Repeat("x", 1020)), 0o644); err != nil {
+	return w
+}
+
+// furnish makes the world's directories, and ends what VMs are left in the end.
+func (w world) furnish(t *testing.T) {
+	t.Helper()
+	for _, dir := range []string{w.runners(), w.ports(), w.registrations(), w.jobs(), w.results()} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -65,7 +73,6 @@ func newWorld(t *testing.T) world {
 			_ = unix.Kill(pid, unix.SIGKILL)
 		}
 	})
-	return w
 }
 
 // run runs the daemon on the world: with a number it dies at that step, and with an id it begins a runner of it. It returns the
@@ -126,7 +133,7 @@ func (w world) vmms(t *testing.T) []int {
 	}
 	var pids []int
 	for _, file := range files {
-		if b, err := os.ReadFile(file); err == nil && strings.HasPrefix(string(b), w.Firecracker+"\x00--id\x00") {
+		if b, err := os.ReadFile(file); err == nil && w.isVMM(string(b)) {
 			var pid int
 			if _, err := fmt.Sscanf(file, "/proc/%d/", &pid); err != nil {
 				t.Fatal(err)
@@ -135,6 +142,14 @@ func (w world) vmms(t *testing.T) []int {
 		}
 	}
 	return pids
+}
+
+// isVMM reports whether a command line is that of a VMM of this world.
+func (w world) isVMM(cmdline string) bool {
+	if w.Assets != "" {
+		return strings.Contains(cmdline, "\x00-name\x00"+qemuID())
+	}
+	return strings.HasPrefix(cmdline, w.Firecracker+"\x00--id\x00")
 }
 
 // result is how a runner ended.
@@ -330,6 +345,10 @@ func (w world) age(t *testing.T, id string, by time.Duration) {
 			t.Fatal(err)
 		}
 		line[phase] = began.Add(-by)
+	}
+	since := rec["began"].(map[string]any)
+	for phase, at := range since {
+		since[phase] = int64(at.(float64)) - by.Nanoseconds()
 	}
 	if b, err = json.Marshal(rec); err == nil {
 		err = os.WriteFile(path, b, 0o600)

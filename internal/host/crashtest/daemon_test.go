@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,6 +22,7 @@ import (
 	"flint/internal/host"
 	"flint/internal/vm"
 	"flint/internal/vm/firecracker"
+	"flint/internal/vm/qemu"
 )
 
 // worldEnv holds a world: it makes the test's program the daemon on it.
@@ -35,9 +37,11 @@ const (
 // world is a machine: everything on it but processes is below its directory, and GitHub, too.
 type world struct {
 	Dir         string
-	Firecracker string
+	Firecracker string // the double
+	Assets      string // what real VMs boot from, which run under QEMU then; empty: doubles do
 	Begin       string // id of a runner to begin; empty: none
 	Cut         int    // die at this step, the first being 1; 0: never
+	CutAt       string // die at the first step of this name; empty: at none
 	Detach      bool   // stop at the tenth line of the job, and leave the VM
 }
 
@@ -62,7 +66,7 @@ func (p *process) step(what string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	fmt.Fprintln(p.trace, what)
-	if p.count++; p.count == p.Cut {
+	if p.count++; p.count == p.Cut || what == p.CutAt {
 		die()
 	}
 }
@@ -91,9 +95,9 @@ func daemon() error {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	driver, err := firecracker.New(ctx, firecracker.Config{Firecracker: p.Firecracker, NoJail: true, Serial: true, Log: log})
+	driver, deadlines, err := p.driver(ctx, log)
 	if err != nil {
 		return err
 	}
@@ -102,7 +106,7 @@ func daemon() error {
 	}
 	h := host.New(host.Config{
 		Name: "here", Dir: p.runners(), Limits: flint.Shape{CPUs: 4, Memory: flint.GiB}, Driver: stepper{driver, p},
-		Deadlines: host.Deadlines{Boot: 20 * time.Second, Job: time.Minute, Finish: 10 * time.Second},
+		Deadlines: deadlines,
 		Attach:    p.attach, Reattach: p.reattach, Supply: p.supply, Scratch: p.scratch, GitHub: &github{p}, Lost: p.lost, Log: log, Step: p.step,
 	})
 	listen, stop := context.WithCancel(ctx)
@@ -156,6 +160,9 @@ func (p *process) lost(r flint.Runner, _ flint.Job) {
 
 func (p *process) supply(context.Context, string) (host.Supply, error) {
 	in := func(name string) string { return filepath.Join(p.Dir, name) }
+	if p.Assets != "" {
+		return p.realSupply(), nil
+	}
 	return host.Supply{
 		Shape:  flint.Shape{CPUs: 1, Memory: 256 * flint.MiB, Disk: flint.MiB},
 		Kernel: in("kernel"), Initrd: in("initrd"), Base: in("base"),
@@ -164,7 +171,12 @@ func (p *process) supply(context.Context, string) (host.Supply, error) {
 }
 
 func (p *process) scratch(path string, size flint.Bytes) error {
-	return p.around("make scratch disk", func() error { return os.WriteFile(path, make([]byte, size), 0o600) })
+	return p.around("make scratch disk", func() error {
+		if p.Assets != "" {
+			return exec.Command("cp", "--sparse=always", filepath.Join(p.Assets, "scratch.ext4"), path).Run()
+		}
+		return os.WriteFile(path, make([]byte, size), 0o600)
+	})
 }
 
 // openNetwork removes the ports of all that do not live, as the network does.
@@ -205,16 +217,44 @@ func (p *process) reattach(_ context.Context, id string) (host.Port, error) {
 	}}, err
 }
 
+// driver is what runs the world's VMs, and what their lives are bound by.
+func (p *process) driver(ctx context.Context, log *slog.Logger) (adopting, host.Deadlines, error) {
+	deadlines := host.Deadlines{Boot: 20 * time.Second, Job: time.Minute, Finish: 10 * time.Second}
+	if p.Assets == "" {
+		d, err := firecracker.New(ctx, firecracker.Config{Firecracker: p.Firecracker, NoJail: true, Serial: true, Log: log})
+		return d, deadlines, err
+	}
+	deadlines.Boot, deadlines.Job = 2*time.Minute, 3*time.Minute
+	d, err := qemu.New(ctx, qemu.Config{Log: log})
+	return d, deadlines, err
+}
+
+// realSupply is supply for real VMs.
+func (p *process) realSupply() host.Supply {
+	in := func(name string) string { return filepath.Join(p.Assets, name) }
+	count := fmt.Sprintf("read -r _; echo Listening; i=0; while [ $i -lt %d ]; do i=$((i + 1)); echo count $i; sleep 0.02; done; echo over; exit %d", lines, exitOfJob)
+	return host.Supply{
+		Shape:  flint.Shape{CPUs: 1, Memory: 384 * flint.MiB, Disk: flint.GiB},
+		Kernel: in("vmlinux"), Initrd: in("initrd"), Base: in("base.ext4"), Start: []string{"/bin/sh", "-c", count},
+	}
+}
+
+// adopting is a driver whose VMs outlive a process.
+type adopting interface {
+	vm.Driver
+	vm.Adopter
+}
+
 // stepper makes steps of what a driver does.
 type stepper struct {
-	*firecracker.Driver
+	adopting
 	p *process
 }
 
 // Boot implements vm.Driver.
 func (s stepper) Boot(ctx context.Context, spec vm.Spec) (m vm.Machine, err error) {
 	err = s.p.around("boot", func() error {
-		m, err = s.Driver.Boot(ctx, spec)
+		m, err = s.adopting.Boot(ctx, spec)
 		return err
 	})
 	return stepperOf(m, s.p), err
@@ -223,7 +263,7 @@ func (s stepper) Boot(ctx context.Context, spec vm.Spec) (m vm.Machine, err erro
 // Adopt implements vm.Adopter.
 func (s stepper) Adopt(ctx context.Context, spec vm.Spec, pid int, start uint64) (m vm.Machine, err error) {
 	err = s.p.around("adopt", func() error {
-		m, err = s.Driver.Adopt(ctx, spec, pid, start)
+		m, err = s.adopting.Adopt(ctx, spec, pid, start)
 		return err
 	})
 	return stepperOf(m, s.p), err
