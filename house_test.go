@@ -52,6 +52,7 @@ var testsMayAlsoImport = map[string][]string{
 	},
 	"flint/internal/host/crashtest": {
 		"flint/internal/host", "flint/internal/vm", "flint/internal/vm/firecracker", "flint/internal/vm/firecracker/fctest",
+		"flint/internal/vm/qemu",
 	},
 	"flint/test/e2e":           {"flint/internal/githubsim"},
 	"flint/cmd/flint":          {"flint/internal/vm"},

@@ -94,6 +94,11 @@ func daemon() error {
 	if p.trace, err = os.Create(p.world.trace()); err != nil {
 		return err
 	}
+	unlock, err := p.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
@@ -133,6 +138,19 @@ func daemon() error {
 		failed = errors.Join(failed, p.done(res, err))
 	}
 	return failed
+}
+
+// lock makes the world this process's alone, as the state directory's lock does. A VMM that an earlier process has forked and that
+// is not itself yet holds it, too: it cannot be missed by the sweep.
+func (p *process) lock() (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(p.Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { _ = f.Close() }, nil
 }
 
 // done writes down how a runner ended.
@@ -374,7 +392,9 @@ func (p *process) events(ctx context.Context, h *host.Host) {
 				continue
 			}
 			told[r.ID+state] = true
-			err = os.WriteFile(filepath.Join(p.jobs(), r.ID), []byte(state), 0o600)
+			if job == "" || state == "over" { // a job that is over does not start again
+				err = os.WriteFile(filepath.Join(p.jobs(), r.ID), []byte(state), 0o600)
+			}
 			if err = errors.Join(err, p.around("note job "+state, func() error { return h.Note(ctx, ev) })); err != nil {
 				fmt.Fprintln(os.Stderr, strings.TrimSpace(err.Error()))
 			}
