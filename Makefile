@@ -50,7 +50,7 @@ fuzz: setup ## every fuzz target, 20 s each
 
 # VERSION is flint's own unless it is said to make.
 kernel: setup ## a kernel without modules from the distribution's source, build/kernel/vmlinux; VERSION=6.1 ARCH=arm64 JOBS=2
-	@ARCH='$(ARCH)' JOBS='$(JOBS)' VERSION='$(if $(findstring command,$(origin VERSION)),$(VERSION))' scripts/kernel.sh
+	@ARCH='$(ARCH)' JOBS='$(JOBS)' VERSION='$(if $(findstring command,$(origin VERSION)),$(VERSION))' images/kernel/build.sh
 
 clean:
 	$(SUDO) rm -rf build

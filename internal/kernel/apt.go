@@ -103,19 +103,13 @@ var errUnknownPackage = errors.New("apt knows no such package")
 
 // fromPackage returns the cached kernel of a distribution's package, making it if there is none.
 func (p *preparer) fromPackage(ctx context.Context, name string) (entry, error) {
-	if name == "" {
-		b, err := os.ReadFile(p.apt.osRelease)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return entry{}, packageFault("of this distribution", err)
-		}
-		if name = cloudPackage(b, p.arch); name == "" {
-			return entry{}, packageFault("of this distribution", fmt.Errorf("know its name: %w", exec.ErrNotFound))
-		}
+	name, err := p.packageName(name)
+	if err != nil {
+		return entry{}, err
 	}
-	memory := filepath.Join(p.Dir, "package-"+name+".json")
+	memory := p.memory(name)
 	known := recall(memory)
 	r := resolution{Stamp: p.apt.stamp(), Archives: known.Archives, Key: known.Key}
-	var err error
 	if known.Stamp != r.Stamp || len(known.Archives) == 0 {
 		r.Archives, err = p.resolve(ctx, name)
 	}
@@ -135,6 +129,24 @@ func (p *preparer) fromPackage(ctx context.Context, name string) (entry, error) 
 	}
 	return e, nil
 }
+
+// packageName returns the name, or that of the distribution's kernel for clouds where it is empty.
+func (p *preparer) packageName(name string) (string, error) {
+	if name != "" {
+		return name, nil
+	}
+	b, err := os.ReadFile(p.apt.osRelease)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", packageFault("of this distribution", err)
+	}
+	if name = cloudPackage(b, p.arch); name == "" {
+		return "", packageFault("of this distribution", fmt.Errorf("know its name: %w", exec.ErrNotFound))
+	}
+	return name, nil
+}
+
+// memory is where is kept what a package stood for.
+func (p *preparer) memory(name string) string { return filepath.Join(p.Dir, "package-"+name+".json") }
 
 // earlier returns the pack made before of the same package where it is only apt, the network or the disk that failed.
 func (p *preparer) earlier(ctx context.Context, name string, known resolution, cause error) (entry, error) {
@@ -209,8 +221,8 @@ func (p *preparer) resolve(ctx context.Context, name string) ([]archive, error) 
 			}
 			found = append(found, a)
 		}
-		for _, d := range s.depends() {
-			if carriesKernel.MatchString(d) && !slices.Contains(queue, d) {
+		for _, alternatives := range s.depends() {
+			if d := carrier(alternatives, queue); d != "" {
 				queue = append(queue, d)
 			}
 		}
@@ -264,18 +276,34 @@ func (s fields) archive(name string) (archive, error) {
 	return a, nil
 }
 
-// depends returns the names of the packages that must be installed before and with it, alternatives included.
-func (s fields) depends() []string {
-	var names []string
-	for d := range strings.FieldsFuncSeq(s["Pre-Depends"]+","+s["Depends"], func(r rune) bool { return r == ',' || r == '|' }) {
-		name, _, _ := strings.Cut(strings.TrimSpace(d), " ")
-		name, _, _ = strings.Cut(name, ":")
-		name, _, _ = strings.Cut(name, "(")
-		if packageName.MatchString(name) {
-			names = append(names, name)
+// depends returns the names of the packages that must be installed before and with it. Of each inner list one is enough.
+func (s fields) depends() [][]string {
+	var all [][]string
+	for group := range strings.SplitSeq(s["Pre-Depends"]+","+s["Depends"], ",") {
+		var names []string
+		for d := range strings.SplitSeq(group, "|") {
+			name, _, _ := strings.Cut(strings.TrimSpace(d), " ")
+			name, _, _ = strings.Cut(name, ":")
+			name, _, _ = strings.Cut(name, "(")
+			if packageName.MatchString(name) {
+				names = append(names, name)
+			}
 		}
+		all = append(all, names)
 	}
-	return names
+	return all
+}
+
+// carrier returns which of alternative packages to take for what it holds of a kernel; none where one of them is taken already.
+// Ubuntu's modules need their kernel signed or unsigned, and two packages with the same kernel are one too many.
+func carrier(alternatives, taken []string) string {
+	if slices.ContainsFunc(alternatives, func(d string) bool { return slices.Contains(taken, d) }) {
+		return ""
+	}
+	if i := slices.IndexFunc(alternatives, carriesKernel.MatchString); i >= 0 {
+		return alternatives[i]
+	}
+	return ""
 }
 
 // archivesOrigin takes .deb files that apt fetches. Their content is known beforehand from the signed lists.

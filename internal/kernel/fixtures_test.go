@@ -186,6 +186,7 @@ func testModules() map[string][]string {
 		"kernel/drivers/char/virtio_console.ko":                     {"virtio"},
 		"kernel/drivers/char/hw_random/virtio-rng.ko":               {"virtio"},
 		"kernel/fs/overlayfs/overlay.ko":                            nil,
+		"kernel/drivers/net/veth.ko":                                nil,
 		"kernel/net/vmw_vsock/vsock.ko":                             nil,
 		"kernel/net/vmw_vsock/vmw_vsock_virtio_transport.ko":        {"vmw_vsock_virtio_transport_common", "virtio", "vsock"},
 		"kernel/net/vmw_vsock/vmw_vsock_virtio_transport_common.ko": {"vsock"},

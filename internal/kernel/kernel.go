@@ -36,7 +36,7 @@ type Pack struct {
 	held []*os.File // locks, one for all copies of a Pack
 }
 
-// Source says where the kernel comes from. At most one of Package, Debs, and Vmlinuz may be given; the zero value means
+// Source says where the kernel comes from. At most one of Package, Debs, Vmlinuz and Pack may be given; the zero value means
 // the distribution's own kernel for clouds.
 //
 // Vmlinuz without ModuleTree is a monolithic kernel, used as it is. What a guest needs to boot must be built in, which is
@@ -47,6 +47,7 @@ type Source struct {
 	Debs       []string // .deb files that together hold a kernel and its modules; the caller vouches for them
 	Vmlinuz    string   // a kernel: bzImage, ELF vmlinux, arm64 Image, or one of them compressed
 	ModuleTree string   // its modules: a directory …/lib/modules/<version>; empty: it has none
+	Pack       string   // a pack that is cached: its version, or its id; see Find
 	// Needs are options, less the CONFIG_, without which the VMM cannot boot the kernel or reach the agent: the Needs…
 	// constants. A kernel that is known to lack one, as built in or as a module, is refused.
 	Needs []string
@@ -65,7 +66,7 @@ var packageName = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`)
 // validate reports contradictions before anything is done.
 func (s Source) validate() error {
 	given := 0
-	for _, is := range []bool{s.Package != "", len(s.Debs) > 0, s.Vmlinuz != "" || s.ModuleTree != ""} {
+	for _, is := range []bool{s.Package != "", len(s.Debs) > 0, s.Vmlinuz != "" || s.ModuleTree != "", s.Pack != ""} {
 		if is {
 			given++
 		}
@@ -170,20 +171,10 @@ func (p *preparer) obtain(ctx context.Context, s Source) (Pack, error) {
 // kernel returns the cached part of the pack that does not depend on the agent.
 func (p *preparer) kernel(ctx context.Context, s Source) (entry, error) {
 	switch {
-	case len(s.Debs) > 0:
-		o, err := debsOrigin(s.Debs)
-		if err != nil {
-			return entry{}, err
-		}
-		return p.ensure(ctx, o)
-	case s.Vmlinuz != "" && s.ModuleTree == "":
-		o, err := monolithicOrigin(s.Vmlinuz)
-		if err != nil {
-			return entry{}, err
-		}
-		return p.ensure(ctx, o)
-	case s.Vmlinuz != "":
-		o, err := filesOrigin(s.Vmlinuz, s.ModuleTree)
+	case s.Pack != "":
+		return p.fromCache(s.Pack)
+	case len(s.Debs) > 0 || s.Vmlinuz != "":
+		o, err := givenOrigin(s)
 		if err != nil {
 			return entry{}, err
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"slices"
 	"strings"
 
 	"flint"
@@ -179,6 +180,34 @@ func depmodFault(ctx context.Context, what string, err error) error {
 }
 
 var moduleSuffixes = []string{".ko", ".ko.xz", ".ko.zst", ".ko.gz"}
+
+// moduleNames lists the names of the modules of a tree that depmod has indexed, and of those built into its kernel, a line each.
+func moduleNames(root *os.Root, tree string) ([]byte, error) {
+	var names []string
+	for _, file := range []string{"modules.dep", "modules.builtin"} {
+		b, err := root.ReadFile(tree + "/" + file)
+		if err != nil {
+			return nil, err
+		}
+		for line := range strings.Lines(string(b)) {
+			line, _, _ = strings.Cut(line, ":")
+			if name := moduleName(strings.TrimSpace(line)); name != "" {
+				names = append(names, name+"\n")
+			}
+		}
+	}
+	slices.Sort(names)
+	return []byte(strings.Join(slices.Compact(names), "")), nil
+}
+
+// nameSet is the set of a file's lines.
+func nameSet(lines []byte) map[string]bool {
+	set := map[string]bool{}
+	for name := range strings.FieldsSeq(string(lines)) {
+		set[name] = true
+	}
+	return set
+}
 
 // moduleName returns the name a module's file gives it, as the kernel writes it, or "" if the file is no module.
 func moduleName(file string) string {

@@ -282,21 +282,3 @@ func TestReadModuleDecompresses(t *testing.T) {
 		}
 	}
 }
-
-func TestMissingOptions(t *testing.T) {
-	all := ""
-	for option := range strings.FieldsSeq(wanted) {
-		names := strings.Split(option, "|")
-		all += "CONFIG_" + names[len(names)-1] + "=m\n" // the last alternative is enough
-	}
-	if got := missingOptions([]byte(all), false); len(got) != 0 {
-		t.Errorf("nothing is missing, got %q", got)
-	}
-	config := strings.Replace(all, "CONFIG_NF_TABLES_INET=m\n", "# CONFIG_NF_TABLES_INET is not set\n", 1)
-	config = strings.Replace(config, "CONFIG_VETH=m\n", "CONFIG_VETH=n\n", 1)
-	config = strings.Replace(config, "CONFIG_ACPI=m\n", "", 1)
-	config = strings.Replace(config, "CONFIG_OF=m\n", "", -1)
-	if got, want := missingOptions([]byte(config), false), []string{"VETH", "NF_TABLES_INET", "ACPI", "VIRTIO_MMIO_CMDLINE_DEVICES"}; !slices.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
-	}
-}

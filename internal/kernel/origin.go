@@ -21,6 +21,17 @@ type origin struct {
 	monolithic bool
 }
 
+// givenOrigin takes the files that a source names.
+func givenOrigin(s Source) (origin, error) {
+	switch {
+	case len(s.Debs) > 0:
+		return debsOrigin(s.Debs)
+	case s.ModuleTree == "":
+		return monolithicOrigin(s.Vmlinuz)
+	}
+	return filesOrigin(s.Vmlinuz, s.ModuleTree)
+}
+
 // debsOrigin takes given .deb files.
 func debsOrigin(debs []string) (origin, error) {
 	sum := sha256.New()

@@ -22,20 +22,23 @@ import (
 const (
 	kernelFile  = "vmlinux"
 	modulesFile = "modules.ext4"
-	bootDir     = "boot" // boot modules and their order, of which an initramfs is made for each agent
+	bootDir     = "boot"    // boot modules and their order, of which an initramfs is made for each agent
+	configFile  = "config"  // the kernel's configuration, where it is known
+	namesFile   = "modules" // the names of its modules and of those built in, a line each, where it has any
 	entryFile   = "pack.json"
 )
 
 // layout is part of every key: a change of what a pack holds makes old ones unknown instead of wrong.
-const layout = "flint kernel pack 1"
+const layout = "flint kernel pack 2"
 
 // entry is a cached kernel: all of a pack but the initramfs. Its directory appears with all its files in it.
 type entry struct {
 	Version string           `json:"version"`
 	Arch    string           `json:"arch"`
 	Missing []string         `json:"missing,omitempty"`
-	From    string           `json:"from"`  // for a person who looks into the cache
-	Sizes   map[string]int64 `json:"sizes"` // bytes of each file, to notice damage
+	Absent  []string         `json:"absent,omitempty"` // options it lacks by another sign than its configuration
+	From    string           `json:"from"`             // for a person who looks into the cache
+	Sizes   map[string]int64 `json:"sizes"`            // bytes of each file, to notice damage
 	// Monolithic says that there is no modules image.
 	Monolithic bool `json:"monolithic,omitempty"`
 
@@ -157,7 +160,6 @@ func (p *preparer) assemble(ctx context.Context, o origin, root *os.Root, to str
 	if o.monolithic {
 		e.Version = kernel.release
 	}
-	e.Missing = p.missing(u, kernel, e)
 	out, err := os.OpenRoot(to)
 	if err != nil {
 		return entry{}, storeFault(err)
@@ -166,6 +168,11 @@ func (p *preparer) assemble(ctx context.Context, o origin, root *os.Root, to str
 	if err := p.saveModules(ctx, o, u, out); err != nil {
 		return entry{}, err
 	}
+	f, err := p.facts(u, kernel, e, out)
+	if err != nil {
+		return entry{}, err
+	}
+	e.Absent, e.Missing = f.absent, p.missing(f, kernel, e)
 	return e, e.save(out)
 }
 
@@ -217,22 +224,41 @@ func (p *preparer) saveKernel(u *unpacked, name, to string) (image, error) {
 	return kernel, nil
 }
 
-// missing names what the kernel lacks.
-func (p *preparer) missing(u *unpacked, kernel image, e entry) []string {
-	var missing []string
+// facts finds out what is known of the kernel's options and keeps that in the directory to.
+func (p *preparer) facts(u *unpacked, kernel image, e entry, to *os.Root) (facts, error) {
+	f := facts{monolithic: e.Monolithic}
 	config := embeddedConfig(kernel.data) // the one that cannot be another kernel's
 	if config == nil {
 		config, _ = u.root.ReadFile(workConfig) // none is no error
 	}
-	switch {
-	case config != nil:
-		missing = missingOptions(config, e.Monolithic)
-	case e.Monolithic:
-		missing = missingDrivers(kernel.data)
-		fallthrough
-	default:
-		p.Log.Warn("kernel configuration not found: cannot tell what docker or nftables would miss", "kernel", e.Version)
+	if config != nil {
+		f.config = readConfig(config)
+		if err := to.WriteFile(configFile, config, 0o644); err != nil {
+			return f, storeFault(err)
+		}
 	}
+	if !e.Monolithic {
+		names, err := moduleNames(u.root, workTree+"/"+u.version)
+		if err != nil {
+			return f, unpackFault("the modules of kernel "+u.version, err)
+		}
+		f.modules = nameSet(names)
+		if err := to.WriteFile(namesFile, names, 0o644); err != nil {
+			return f, storeFault(err)
+		}
+	}
+	if config == nil {
+		p.Log.Warn("kernel configuration not found: cannot tell all that jobs would miss", "kernel", e.Version)
+	}
+	if config == nil && e.Monolithic {
+		f.absent = missingDrivers(kernel.data)
+	}
+	return f, nil
+}
+
+// missing names what the kernel lacks.
+func (p *preparer) missing(f facts, kernel image, e entry) []string {
+	missing := lacked(f.report())
 	if !kernel.pvh {
 		missing = append(missing, "PVH")
 	}
@@ -284,20 +310,18 @@ func saveModulesImage(ctx context.Context, out *os.Root, tree fs.FS) error {
 // save records the entry, its files' sizes with it.
 func (e *entry) save(out *os.Root) error {
 	e.Sizes = map[string]int64{}
-	files := e.files()
-	boot, err := fs.ReadDir(out.FS(), bootDir)
+	err := fs.WalkDir(out.FS(), ".", func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil {
+			e.Sizes[p] = info.Size()
+		}
+		return err
+	})
 	if err != nil {
 		return storeFault(err)
-	}
-	for _, m := range boot {
-		files = append(files, bootDir+"/"+m.Name())
-	}
-	for _, f := range files {
-		info, err := out.Stat(f)
-		if err != nil {
-			return storeFault(err)
-		}
-		e.Sizes[f] = info.Size()
 	}
 	b, err := json.MarshalIndent(e, "", "\t")
 	if err == nil {

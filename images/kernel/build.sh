@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
-# Builds a kernel without modules for flint's guests, from the distribution's linux-source package and the fragments in
-# images/kernel: build/kernel/vmlinux (x86-64) or build/kernel/Image (arm64), its configuration beside it. What is made
-# already is not made again; what was broken off goes on where it stopped. Environment:
+# Builds a kernel without modules for flint's guests, from the distribution's linux-source package and the fragments beside
+# this file: vmlinux (x86-64) or Image (arm64), its configuration beside it. What is made already is not made again; what was
+# broken off goes on where it stopped. `make kernel` runs it, and `flint kernel build`, which carries it. Environment:
+#   OUT      the directory to build in, and to leave the kernel in; build/kernel without it
 #   VERSION  the series to take, such as 6.1; without it the newest that apt knows or that is installed
 #   ARCH     amd64 or arm64; without it this machine's. Another than this machine's is cross-compiled
 #   JOBS     how many compilers at once; without it as many as there are processors
+#   LOUD     1 names each file that is compiled
 set -euo pipefail
-cd "$(dirname "$0")/.."
+here=$(cd "$(dirname "$0")" && pwd)
 # An ARCH or a VERSION that is exported would steer the kernel's own Makefile.
-arch=${ARCH:-$(dpkg --print-architecture)} series=${VERSION:-} jobs=${JOBS:-$(nproc)}
-unset ARCH VERSION JOBS MAKEFLAGS MAKELEVEL MFLAGS
+arch=${ARCH:-$(dpkg --print-architecture)} series=${VERSION:-} jobs=${JOBS:-$(nproc)} out=${OUT:-build/kernel}
+silent=-s
+[ -z "${LOUD:-}" ] || silent=
+unset ARCH VERSION JOBS OUT LOUD MAKEFLAGS MAKELEVEL MFLAGS
 
 die() {
 	echo "flint: $*" >&2
@@ -33,9 +37,9 @@ fi
 
 sudo=()
 [ "$(id -u)" = 0 ] || sudo=(sudo)
-installed() { dpkg-query -W -f '${db:Status-Status} ${Version}' "$1" 2>/dev/null | sed -n 's/^installed //p'; }
+installed() { dpkg-query -W -f '${db:Status-Status} ${Version}' "$1" 2>/dev/null | sed -n 's/^installed //p' || true; }
 candidate() { apt-cache policy "$1" | sed -n 's/^ *Candidate: //p' | grep -vxF '(none)' || true; }
-install() { "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null; }
+install() { "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o DPkg::Lock::Timeout=120 --no-install-recommends "$@" >/dev/null; }
 
 missing=()
 for p in "${packages[@]}"; do
@@ -62,23 +66,24 @@ fi
 tarball=$(dpkg -L "$source" | grep -E '/linux-source-[0-9.]+\.tar\.(xz|bz2)$' | sort | tail -1)
 [ -e "$tarball" ] || die "$source has no tar file of the source"
 
-fragments=(images/kernel/common.config "images/kernel/$karch.config")
-key=$({ echo "$source $version $karch"; cat "${fragments[@]}"; } | sha256sum | cut -c1-16)
-out=build/kernel
-mkdir -p $out
-exec 9>$out/.lock
-flock -n 9 || { echo "flint: waiting for another make kernel" && flock 9; }
-if [ -e $out/$target.key ] && [ "$(head -1 $out/$target.key)" = "$key" ] && (cd $out && tail -n +2 $target.key | sha256sum --quiet -c) 2>/dev/null; then
+fragments=("$here/common.config" "$here/$karch.config")
+lines() { grep -hE '^(CONFIG_[A-Za-z0-9_]+=|# CONFIG_[A-Za-z0-9_]+ is not set$)' "${fragments[@]}"; }
+key=$({ echo "$source $version $karch" && lines; } | sha256sum | cut -c1-16)
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+exec 9>"$out/.lock"
+flock -n 9 || { echo "flint: waiting for another build of a kernel" && flock 9; }
+if [ -e "$out/$target.key" ] && [ "$(head -1 "$out/$target.key")" = "$key" ] && (cd "$out" && tail -n +2 $target.key | sha256sum --quiet -c) 2>/dev/null; then
 	echo "flint: $out/$target is there: Linux $version for $arch"
 	exit
 fi
 
-work=$PWD/$out/src-$karch-$key
+work=$out/src-$karch-$key
 for old in "$out/src-$karch-"*; do
-	[ "$PWD/$old" = "$work" ] || rm -rf "$old"
+	[ "$old" = "$work" ] || rm -rf "$old"
 done
-free=$(df --output=avail -BM $out | tail -1 | tr -dc 0-9)
-[ -d "$work/objects" ] || [ "$free" -ge 5000 ] || die "a kernel build takes about 5 GB for a while; $PWD/$out has $free MB free"
+free=$(df --output=avail -BM "$out" | tail -1 | tr -dc 0-9)
+[ -d "$work/objects" ] || [ "$free" -ge 5000 ] || die "a kernel build takes about 5 GB for a while; $out has $free MB free"
 echo "flint: building Linux $version ($source) for $arch with $jobs compilers, key $key"
 if [ ! -d "$work/source" ]; then
 	rm -rf "$work"
@@ -96,7 +101,7 @@ kmake() {
 		KBUILD_BUILD_TIMESTAMP="$(date -u -d "@$(stat -L -c %Y "$tarball")")" "$@"
 }
 
-grep -hE '^(CONFIG_[A-Za-z0-9_]+=|# CONFIG_[A-Za-z0-9_]+ is not set$)' "${fragments[@]}" >"$fragment"
+lines >"$fragment"
 if [ ! -e "$config" ]; then
 	kmake -s KCONFIG_ALLCONFIG="$fragment" alldefconfig
 fi
@@ -111,21 +116,21 @@ while read -r line; do
 	refused=$((refused + 1))
 	echo "flint: this kernel does not take \"$line\"; it has \"$(grep -E "^(# )?$name[ =]" "$config" || echo "no such option")\"" >&2
 done <"$fragment"
-echo "flint: $(($(wc -l <"$fragment") - refused)) of $(wc -l <"$fragment") lines of images/kernel are in the configuration"
+echo "flint: $(($(wc -l <"$fragment") - refused)) of $(wc -l <"$fragment") lines of the fragments are in the configuration"
 
 begin=$SECONDS
-kmake -s "$target"
+kmake $silent "$target"
 # An ELF has twice its size in symbols and relocations, which no VMM reads; an Image has none.
 if [ $target = vmlinux ]; then
-	"${cross}objcopy" -S "$work/objects/$built" $out/$target.new
+	"${cross}objcopy" -S "$work/objects/$built" "$out/$target.new"
 else
-	cp "$work/objects/$built" $out/$target.new
+	cp "$work/objects/$built" "$out/$target.new"
 fi
-cp "$config" $out/$target.config.new
-rm -f $out/$target.key
-sync $out/$target.new $out/$target.config.new
-mv $out/$target.config.new $out/$target.config
-mv $out/$target.new $out/$target
-(cd $out && { echo "$key" && sha256sum $target $target.config; } >$target.key.new && mv $target.key.new $target.key)
+cp "$config" "$out/$target.config.new"
+rm -f "$out/$target.key"
+sync "$out/$target.new" "$out/$target.config.new"
+mv "$out/$target.config.new" "$out/$target.config"
+mv "$out/$target.new" "$out/$target"
+(cd "$out" && { echo "$key" && sha256sum $target $target.config; } >$target.key.new && mv $target.key.new $target.key)
 rm -rf "$work"
-echo "flint: $out/$target: $(($(stat -c %s $out/$target) >> 20)) MiB, built in $(((SECONDS - begin) / 60)) min $(((SECONDS - begin) % 60)) s; boot it with flint run --kernel $out/$target"
+echo "flint: $out/$target: $(($(stat -c %s "$out/$target") >> 20)) MiB, built in $(((SECONDS - begin) / 60)) min $(((SECONDS - begin) % 60)) s; boot it with flint run --kernel $out/$target"
