@@ -289,7 +289,9 @@ func (s fields) depends() [][]string {
 				names = append(names, name)
 			}
 		}
-		all = append(all, names)
+		if len(names) > 0 {
+			all = append(all, names)
+		}
 	}
 	return all
 }
