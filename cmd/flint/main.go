@@ -95,7 +95,7 @@ func newRoot() *cobra.Command {
 	}
 	root.PersistentFlags().String("log-level", "", "debug, info, warn or error (overrides the configuration)")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, withoutValues(err)) })
-	root.AddCommand(newDemo(), newRun(), newServe(), newExplain(), newImage(), newRunnerSoftware(), newDoctor(), newHost(), newConfig(), newDev(), newVersion())
+	root.AddCommand(newDemo(), newRun(), newServe(), newExplain(), newImage(), newKernel(), newRunnerSoftware(), newDoctor(), newHost(), newConfig(), newDev(), newVersion())
 	return root
 }
 
@@ -115,6 +115,13 @@ func usage(c *cobra.Command, err error) error {
 func noArgs(c *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return usage(c, fmt.Errorf("unexpected argument %q", args[0]))
+	}
+	return nil
+}
+
+func atMostOne(c *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return usage(c, fmt.Errorf("unexpected argument %q", args[1]))
 	}
 	return nil
 }

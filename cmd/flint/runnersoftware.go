@@ -27,12 +27,7 @@ func newRunnerSoftware() *cobra.Command {
 func newRunnerPull(open openState) *cobra.Command {
 	return &cobra.Command{
 		Use: "pull [VERSION]", Short: "Fetch a release, verify it and make it current; the newest by default",
-		Args: func(c *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return usage(c, fmt.Errorf("unexpected argument %q", args[1]))
-			}
-			return nil
-		},
+		Args: atMostOne,
 		RunE: func(c *cobra.Command, args []string) error {
 			cfg, opt, err := open(c)
 			if err != nil {

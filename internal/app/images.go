@@ -83,9 +83,13 @@ func want(cfg config.Config, list []Stored) {
 			mark("runner software", string(image.KindDrive), from(dir))
 		}
 	}
-	newest := func(Stored) bool { return true }
-	mark("kernel", "kernel", newest)
-	mark("kernel", "initramfs", newest)
+	// Until the configured kernel has been made, the last that was used is the one to keep.
+	is := func(Stored) bool { return true }
+	if id, err := kernel.Chosen(kernelCache(cfg, Options{}), kernelSource(cfg.Kernel)); err == nil {
+		is = func(s Stored) bool { first, _, _ := strings.Cut(s.Digest, "/"); return first == id }
+	}
+	mark("kernel", "kernel", is)
+	mark("kernel", "initramfs", is)
 }
 
 // PruneImages removes what no process uses and, unless all is set, the configuration does not want. It returns how much of

@@ -87,14 +87,12 @@ func (a *App) prepareKernel(ctx context.Context) error {
 		return err
 	}
 	done := a.opt.Progress.Step("kernel")
-	a.pack, err = kernel.Prepare(ctx, kernel.Config{
-		Dir: filepath.Join(a.cfg.StateDir, "kernels"), Agent: agent, Log: a.log, Progress: a.opt.Progress,
-	}, kernel.Source{
-		Package: a.cfg.Kernel.Package, Vmlinuz: a.cfg.Kernel.Vmlinuz, ModuleTree: a.cfg.Kernel.Modules, Needs: a.kernelNeeds(),
-	})
+	c, source := kernelCache(a.cfg, a.opt), kernelSource(a.cfg.Kernel)
+	c.Agent, source.Needs = agent, a.kernelNeeds()
+	a.pack, err = kernel.Prepare(ctx, c, source)
 	done(a.pack.Version, err)
 	for _, m := range a.pack.Missing {
-		a.log.Warn("the kernel lacks what docker or nftables want", "option", m)
+		a.log.Warn("the kernel lacks what jobs may want", "option", m)
 	}
 	return err
 }

@@ -66,6 +66,8 @@ type Pool struct {
 	Account   string   `yaml:"account"`    // name of the account it serves; the one under github when empty
 	Labels    []string `yaml:"labels"`     // what runs-on says; the pool's name when empty
 	RerunLost bool     `yaml:"rerun_lost"` // a job whose VM died is run again, once
+	// RunnerVersion is the release of GitHub's runner that its VMs run; Runner's when empty.
+	RunnerVersion string `yaml:"runner_version"`
 }
 
 // What Pool.Root may be.
@@ -151,6 +153,7 @@ type Kernel struct {
 	Package string `yaml:"package"`
 	Vmlinuz string `yaml:"vmlinuz"`
 	Modules string `yaml:"modules"` // …/lib/modules/<version>; empty with Vmlinuz given: that kernel has all built in
+	Pack    string `yaml:"pack"`    // version or id of one that is kept: flint kernel ls
 }
 
 // Runner says which runner software the VMs run.
@@ -294,6 +297,9 @@ func (c *Config) Validate() error {
 	if c.Kernel.Modules != "" && c.Kernel.Vmlinuz == "" {
 		bad("kernel.modules", "modules need their kernel: give kernel.vmlinuz too")
 	}
+	if k := c.Kernel; k.Package != "" && k.Vmlinuz != "" || k.Pack != "" && (k.Package != "" || k.Vmlinuz != "") {
+		bad("kernel", "package, vmlinuz and pack exclude each other")
+	}
 	errs = append(errs, c.validatePools()...)
 	return errors.Join(errs...)
 }
@@ -363,6 +369,13 @@ func (c *Config) ValidateServe() error {
 		errs = append(errs, fmt.Errorf("runner.version: %q is no release of GitHub's runner, such as 2.335.0", v))
 	} else if v != "" && (c.Runner.Dir != "" || c.Runner.InImage != "") {
 		errs = append(errs, errors.New("runner.version: is of GitHub's runner software that flint fetches; give it without runner.dir and runner.in_image"))
+	}
+	for i, p := range c.Pools {
+		if v := p.RunnerVersion; v != "" && !runnerVersion.MatchString(v) {
+			errs = append(errs, fmt.Errorf("pools[%d].runner_version: %q is no release of GitHub's runner, such as 2.335.0", i, v))
+		} else if v != "" && (c.Runner.Dir != "" || c.Runner.InImage != "") {
+			errs = append(errs, fmt.Errorf("pools[%d].runner_version: is of GitHub's runner software that flint fetches; give it without runner.dir and runner.in_image", i))
+		}
 	}
 	if at, err := url.Parse(c.Runner.Releases); c.Runner.Releases != "" && (err != nil || at.Host == "" || at.Scheme != "https" && at.Scheme != "http") {
 		errs = append(errs, fmt.Errorf("runner.releases: %q is no address of a REST API, such as https://api.github.com", c.Runner.Releases))

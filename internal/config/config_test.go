@@ -53,6 +53,8 @@ func TestBadFilesSayWhereAndWhat(t *testing.T) {
 		"bad name":            {"pools: [{name: a b, image: c}]\n", "pools[0].name"},
 		"bad root":            {"pools: [{name: a, image: c, root: tape}]\n", `pools[0].root: "tape" is none of disk, memory`},
 		"max below one":       {"pools: [{name: a, image: c, max: -1}]\n", "pools[0].max: -1 is less than 1"},
+		"two kernels":         {"kernel: {pack: 6.1.0, package: linux-image-6.1.0}\n", "kernel: package, vmlinuz and pack exclude"},
+		"a third":             {"kernel: {vmlinuz: /v, package: linux-image-6.1.0}\n", "kernel: package, vmlinuz and pack exclude"},
 		"half a kernel":       {"kernel: {modules: /lib/modules/6.1}\n", "kernel.modules: modules need their kernel"},
 		"wide subnet":         {"network: {ipv4: 10.0.0.0/31}\n", "between /8 and /29"},
 		"not yaml":            {"a: [", "yaml:"},
@@ -128,20 +130,26 @@ func FuzzParse(f *testing.F) {
 }
 
 func TestRunnerSoftware(t *testing.T) {
-	const serving = "github: {app_id: 1, organization: acme, private_key_file: key.pem}\npools: [{name: a, image: b}]\n"
+	const serving = "github: {app_id: 1, organization: acme, private_key_file: key.pem}\n"
 	for src, want := range map[string]string{
-		"":                                             "",
-		"runner: {version: 2.335.0}":                   "",
-		"runner: {releases: https://ghe/x}":            "",
-		"runner: {dir: /opt/runner}":                   "",
-		"runner: {version: latest}":                    "runner.version",
-		"runner: {version: 2.335}":                     "runner.version",
-		"runner: {version: 2.335.0, dir: /opt/runner}": "runner.version: is of GitHub's",
-		"runner: {version: 2.335.0, in_image: auto}":   "runner.version: is of GitHub's",
-		"runner: {dir: /opt/runner, in_image: auto}":   "runner.in_image",
-		"runner: {releases: api.github.com}":           "runner.releases",
-		"runner: {releases: 'file:///etc'}":            "runner.releases",
+		"":                                  "",
+		"runner: {version: 2.335.0}":        "",
+		"runner: {releases: https://ghe/x}": "",
+		"runner: {dir: /opt/runner}":        "",
+		"runner: {version: latest}":         "runner.version",
+		"runner: {version: 2.335}":          "runner.version",
+		"runner: {version: 2.335.0, dir: /opt/runner}":                                      "runner.version: is of GitHub's",
+		"runner: {version: 2.335.0, in_image: auto}":                                        "runner.version: is of GitHub's",
+		"runner: {dir: /opt/runner, in_image: auto}":                                        "runner.in_image",
+		"pools: [{name: b, image: i, runner_version: 2.334.0}]":                             "",
+		"pools: [{name: b, image: i, runner_version: old}]":                                 "pools[0].runner_version",
+		"runner: {dir: /opt/runner}\npools: [{name: b, image: i, runner_version: 2.334.0}]": "pools[0].runner_version: is of GitHub's",
+		"runner: {releases: api.github.com}":                                                "runner.releases",
+		"runner: {releases: 'file:///etc'}":                                                 "runner.releases",
 	} {
+		if !strings.Contains(src, "pools:") {
+			src += "\npools: [{name: a, image: b}]"
+		}
 		c, err := config.Parse("flint.yaml", []byte(serving+src+"\n"), nil)
 		if err != nil {
 			t.Fatal(err)
