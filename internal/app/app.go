@@ -32,7 +32,6 @@ import (
 	"flint/internal/image"
 	"flint/internal/kernel"
 	"flint/internal/network"
-	"flint/internal/runnersoft"
 	"flint/internal/sched"
 	"flint/internal/undo"
 	"flint/internal/vm"
@@ -108,17 +107,16 @@ type App struct {
 	tasks  *errgroup.Group // what runs from New to Close
 	served chan struct{}   // closed when the network no longer serves
 
-	runners *runnersoft.Store // of GitHub's runner software; nil where something else is used
-
 	mu sync.Mutex
 	// Guarded by mu, after Prepare: the path of the runner software's drive, and what that was made of.
 	runnerDrive string
 	runnerDir   fs.FileInfo
 	pack        kernel.Pack
 	supply      map[string]host.Supply
-	software    software
-	refused     map[string]refusal // by pool; "": of all
-	loop        *sched.Loop        // while Serve runs
+	software    software            // of all pools but those that pin another
+	pinned      map[string]software // by version: of pools that do
+	refused     map[string]refusal  // by pool; "": of all that share their software
+	loop        *sched.Loop         // while Serve runs
 }
 
 // New acquires, in this order: the state directory, its lock, the image store, the VM driver, and the network, whose DNS

@@ -15,6 +15,7 @@ import (
 	"flint/internal/config"
 	"flint/internal/image"
 	"flint/internal/kernel"
+	"flint/internal/runnersoft"
 )
 
 // Stored is one thing that is kept on disk for VMs and can be made again.
@@ -78,9 +79,17 @@ func want(cfg config.Config, list []Stored) {
 	if dir, err := filepath.EvalSymlinks(cfg.Runner.Dir); err == nil && cfg.Runner.Dir != "" {
 		mark("runner.dir", string(image.KindDrive), from(dir))
 	}
-	if s, err := softwareOf(cfg, nil); err == nil {
-		if dir, err := filepath.EvalSymlinks(s.Dir); err == nil {
-			mark("runner software", string(image.KindDrive), from(dir))
+	software := func(what string, s runnersoft.Software, err error) {
+		if dir, serr := filepath.EvalSymlinks(s.Dir); err == nil && serr == nil {
+			mark(what, string(image.KindDrive), from(dir))
+		}
+	}
+	s, err := softwareOf(cfg, nil)
+	software("runner software", s, err)
+	for _, p := range cfg.Pools {
+		if p.RunnerVersion != "" && keepsSoftware(cfg) {
+			s, err := RunnerSoftware(cfg, nil).Get(p.RunnerVersion)
+			software("runner software of "+p.Name, s, err)
 		}
 	}
 	// Until the configured kernel has been made, the last that was used is the one to keep.

@@ -18,13 +18,10 @@ import (
 	"flint/internal/vm/qemu"
 )
 
-// Prepare makes what the pools' VMs boot: the kernel pack, each pool's base image, and the drive with the runner
+// Prepare makes what the pools' VMs boot: the kernel pack, each pool's base image, and the drives with the runner
 // software: what the configuration names, or for a coordinator GitHub's, unless the images have it. What is cached costs milliseconds.
 func (a *App) Prepare(ctx context.Context) error {
 	if err := a.prepareKernel(ctx); err != nil {
-		return err
-	}
-	if err := a.prepareRunner(ctx); err != nil {
 		return err
 	}
 	for _, p := range a.cfg.Pools {
@@ -40,6 +37,10 @@ func (a *App) preparePool(ctx context.Context, p config.Pool) error {
 	if _, ok := a.driver.(*qemu.Driver); ok && p.Limits != (config.Limits{}) {
 		a.log.Warn("QEMU does not hold VMs to limits; Firecracker does", "pool", p.Name)
 	}
+	runner, err := a.poolRunner(ctx, p)
+	if err != nil {
+		return err
+	}
 	base, err := a.prepareImage(ctx, p)
 	if err != nil {
 		return err
@@ -52,7 +53,7 @@ func (a *App) preparePool(ctx context.Context, p config.Pool) error {
 	defer a.mu.Unlock()
 	a.supply[p.Name] = host.Supply{
 		Shape: flint.Shape(p.VM), Kernel: a.pack.Kernel, Initrd: a.pack.Initrd, Modules: a.pack.Modules,
-		Base: base.Path, Runner: a.runnerDrive, Start: runnerInImage(a.cfg.Runner.InImage), Env: env, Limits: rates(p.Limits),
+		Base: base.Path, Runner: runner, Start: runnerInImage(a.cfg.Runner.InImage), Env: env, Limits: rates(p.Limits),
 		Tools: tools, InMemory: p.Root == config.MemoryRoot,
 	}
 	return nil

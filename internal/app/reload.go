@@ -45,13 +45,14 @@ type retiring struct {
 
 // madeOf is what a pool's drives are made of.
 type madeOf struct {
-	image string
-	args  map[string]string
-	tools string
+	image  string
+	args   map[string]string
+	tools  string
+	runner string // version of the runner software that it pins
 }
 
 func (m madeOf) equal(o madeOf) bool {
-	return m.image == o.image && maps.Equal(m.args, o.args) && m.tools == o.tools
+	return m.image == o.image && maps.Equal(m.args, o.args) && m.tools == o.tools && m.runner == o.runner
 }
 
 // current is the configuration as it is now: that of the start, with what was reloaded.
@@ -125,7 +126,7 @@ func note(c config.Change, levelFixed bool) string {
 	switch {
 	case c.Key == "log_level" && levelFixed:
 		return "--log-level goes before it"
-	case whole && (field == ".image" || field == ".build_args" || field == ".tool_cache"):
+	case whole && slices.Contains([]string{".image", ".build_args", ".tool_cache", ".runner_version"}, field):
 		return "the old one is used until the new one is ready"
 	case whole && field == "" && c.From == "":
 		return "starts when its image is ready"
@@ -228,7 +229,7 @@ func (r *reloading) open(cfg config.Config) {
 	r.todo = make(chan struct{}, 1)
 	r.held, r.made = map[string]flint.Reason{}, map[string]madeOf{}
 	for _, p := range cfg.Pools {
-		r.made[p.Name] = madeOf{p.Image, p.Args, p.Tools}
+		r.made[p.Name] = madeOf{p.Image, p.Args, p.Tools, p.RunnerVersion}
 	}
 }
 
@@ -271,7 +272,7 @@ func (a *App) hearReloads(ctx context.Context) error {
 func (a *App) prepareNew(ctx context.Context) bool {
 	r, all := &a.reloading, true
 	for _, p := range a.current().Pools {
-		want := madeOf{p.Image, p.Args, p.Tools}
+		want := madeOf{p.Image, p.Args, p.Tools, p.RunnerVersion}
 		r.mu.Lock()
 		have, made := r.made[p.Name]
 		r.mu.Unlock()

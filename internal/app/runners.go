@@ -21,14 +21,39 @@ type RunnerFile = runnersoft.File
 // RunnerSoftware opens the store of GitHub's runner software that a configuration's flint uses. It touches nothing.
 func RunnerSoftware(cfg config.Config, log *slog.Logger) *runnersoft.Store {
 	return runnersoft.Open(runnersoft.Config{
-		Dir: filepath.Join(cfg.StateDir, "runner-software"), API: cfg.Runner.Releases, Pinned: cfg.Runner.Version, Log: log,
+		Dir: filepath.Join(cfg.StateDir, "runner-software"), API: cfg.Runner.Releases, Pinned: pinnedVersions(cfg), Log: log,
 	})
+}
+
+// pinnedVersions are those of GitHub's runner software that a configuration names.
+func pinnedVersions(cfg config.Config) (list []string) {
+	if cfg.Runner.Version != "" {
+		list = append(list, cfg.Runner.Version)
+	}
+	for _, p := range cfg.Pools {
+		if p.RunnerVersion != "" {
+			list = append(list, p.RunnerVersion)
+		}
+	}
+	return list
+}
+
+// pinOf is the version that a pool pins; empty: it has what all have.
+func pinOf(cfg config.Config, pool string) string {
+	for _, p := range cfg.Pools {
+		if p.Name == pool {
+			return p.RunnerVersion
+		}
+	}
+	return ""
 }
 
 // KeptRunner is one version of GitHub's runner software that is there.
 type KeptRunner struct {
 	runnersoft.Software
 	AgeDays *int `json:"age_days"` // nil where the day of its release is not known
+	// DaysLeft is how long GitHub still gives it jobs, unless it stays the newest; nil where the age is not known.
+	DaysLeft *int `json:"days_left"`
 }
 
 // ListRunnerSoftware lists them, the newest first.
@@ -38,8 +63,8 @@ func ListRunnerSoftware(cfg config.Config, log *slog.Logger, now time.Time) ([]K
 	for _, s := range all {
 		k := KeptRunner{Software: s}
 		if !s.Released.IsZero() {
-			days := int(now.Sub(s.Released).Hours() / 24)
-			k.AgeDays = &days
+			days, left := int(now.Sub(s.Released).Hours()/24), max(0, int(s.Released.Add(softwareLife).Sub(now).Hours()/24))
+			k.AgeDays, k.DaysLeft = &days, &left
 		}
 		list = append(list, k)
 	}
@@ -61,19 +86,24 @@ func softwareOf(cfg config.Config, log *slog.Logger) (runnersoft.Software, error
 	return store.Current()
 }
 
+// keepsSoftware reports whether this is a coordinator whose VMs run GitHub's runner software, which it keeps itself.
+func (a *App) keepsSoftware() bool { return a.github != nil && keepsSoftware(a.cfg) }
+
+// runners is the store of GitHub's runner software, with the pins of the configuration as it is now.
+func (a *App) runners() *runnersoft.Store { return RunnerSoftware(a.current(), a.log) }
+
 // prepareRunner makes the drive of the runner software. A coordinator that is told of none uses GitHub's, and fetches it if need be.
 func (a *App) prepareRunner(ctx context.Context) error {
 	dir := a.cfg.Runner.Dir
-	keeps := a.github != nil && keepsSoftware(a.cfg)
+	keeps := a.keepsSoftware()
 	if dir == "" && !keeps {
 		return nil
 	}
 	done := a.opt.Progress.Step("runner software")
 	if keeps {
-		a.runners = RunnerSoftware(a.cfg, a.log)
 		have, err := softwareOf(a.cfg, a.log)
 		if errors.Is(err, flint.ErrNotFound) {
-			have, err = a.runners.Pull(ctx, a.cfg.Runner.Version, a.opt.Progress)
+			have, err = a.runners().Pull(ctx, a.cfg.Runner.Version, a.opt.Progress)
 		}
 		if err != nil {
 			done("", err)
@@ -104,10 +134,12 @@ func (a *App) useRunner(ctx context.Context, dir string) (version string, err er
 	defer a.mu.Unlock()
 	a.runnerDrive, a.runnerDir = drive.Path, info
 	for pool, supply := range a.supply {
-		supply.Runner = drive.Path
-		a.supply[pool] = supply
+		if pinOf(a.current(), pool) == "" {
+			supply.Runner = drive.Path
+			a.supply[pool] = supply
+		}
 	}
-	if a.runners == nil {
+	if !a.keepsSoftware() {
 		return path.Base(drive.Version), nil // Connect has read its version
 	}
 	s, err := readSoftware(dir)
@@ -127,13 +159,72 @@ func (a *App) useRunner(ctx context.Context, dir string) (version string, err er
 	return path.Base(drive.Version), nil
 }
 
+// followsNewest reports whether some pool's VMs get the newest runner software as it comes.
+func (a *App) followsNewest() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.keepsSoftware() && a.cfg.Runner.Version == "" && a.runnerDir != nil
+}
+
+// poolRunner returns the drive of a pool's runner software: the one of its own version, or that of all.
+func (a *App) poolRunner(ctx context.Context, p config.Pool) (string, error) {
+	if p.RunnerVersion == "" || !a.keepsSoftware() {
+		a.mu.Lock()
+		drive := a.runnerDrive
+		a.mu.Unlock()
+		if drive != "" {
+			return drive, nil
+		}
+		if err := a.prepareRunner(ctx); err != nil {
+			return "", err
+		}
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.runnerDrive, nil
+	}
+	done := a.opt.Progress.Step("runner software of " + p.Name)
+	drive, err := a.pinRunner(ctx, p)
+	done(p.RunnerVersion, err)
+	return drive, err
+}
+
+// pinRunner makes the drive of the version that a pool pins.
+func (a *App) pinRunner(ctx context.Context, p config.Pool) (string, error) {
+	have, err := a.runners().Fetch(ctx, p.RunnerVersion, a.opt.Progress)
+	if err != nil {
+		return "", err
+	}
+	s, err := readSoftware(have.Dir)
+	if err != nil {
+		return "", err
+	}
+	dir, err := filepath.EvalSymlinks(have.Dir)
+	if err != nil {
+		return "", fmt.Errorf("find the runner software: %w", err)
+	}
+	drive, err := a.store.Drive(ctx, dir, a.opt.Progress)
+	if err != nil {
+		return "", err
+	}
+	s.mend = "set runner_version of the pool to a newer one, or take it out"
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.pinned == nil {
+		a.pinned = map[string]software{}
+	}
+	s.newest = a.pinned[p.RunnerVersion].newest
+	a.pinned[p.RunnerVersion] = s
+	delete(a.refused, p.Name)
+	return drive.Path, nil
+}
+
 // refreshSoftware fetches GitHub's newest runner software, where flint keeps it and none is pinned, and gives it to the next VMs.
 // On failure the present one stays.
 func (a *App) refreshSoftware(ctx context.Context, now time.Time) error {
-	if a.runners == nil || a.cfg.Runner.Version != "" {
+	if !a.followsNewest() {
 		return nil
 	}
-	_, err := a.runners.Pull(ctx, "", nil)
+	_, err := a.runners().Pull(ctx, "", nil)
 	if err == nil {
 		err = a.takeCurrent(ctx)
 	}
@@ -163,7 +254,7 @@ func (a *App) refreshSoftware(ctx context.Context, now time.Time) error {
 
 // followSoftware takes over what `flint runner-software` has made current since.
 func (a *App) followSoftware(ctx context.Context) {
-	if a.runners == nil || a.cfg.Runner.Version != "" {
+	if !a.followsNewest() {
 		return
 	}
 	if err := a.takeCurrent(ctx); err != nil && ctx.Err() == nil {
@@ -173,7 +264,7 @@ func (a *App) followSoftware(ctx context.Context) {
 
 // takeCurrent gives the next VMs the store's current version, if they do not have it yet.
 func (a *App) takeCurrent(ctx context.Context) error {
-	want, err := a.runners.Current()
+	want, err := a.runners().Current()
 	if errors.Is(err, flint.ErrNotFound) {
 		return nil // a person removed all: the drive is still there
 	}

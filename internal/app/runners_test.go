@@ -220,6 +220,84 @@ func TestRefreshOfTheSoftware(t *testing.T) {
 	}
 }
 
+// TestPoolPinsItsSoftware: its VMs stay with that while those of others get the newest, and it is removed by nothing.
+func TestPoolPinsItsSoftware(t *testing.T) {
+	far := newReleases(t, "#!/bin/sh\n", "2.335.0")
+	a := keeper(t, far.URL, "")
+	pinned := config.NewPool("old", "i")
+	pinned.RunnerVersion = "2.333.0"
+	a.cfg.Pools = []config.Pool{config.NewPool("flint", "i"), pinned}
+	prepare := func() {
+		t.Helper()
+		for _, p := range a.cfg.Pools {
+			drive, err := a.poolRunner(t.Context(), p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a.supply[p.Name] = host.Supply{Runner: drive}
+		}
+	}
+	prepare()
+	old := a.supply["old"].Runner
+	if old == "" || old == a.supply["flint"].Runner || a.software.version != "2.335.0" || a.pinned["2.333.0"].version != "2.333.0" {
+		t.Fatalf("%+v, %+v, %+v", a.supply, a.software, a.pinned)
+	}
+	for _, newer := range []string{"2.336.0", "2.337.0", "2.338.0"} {
+		far.newest.Store(&newer)
+		if err := a.refreshSoftware(t.Context(), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if a.supply["old"].Runner != old || a.software.version != "2.338.0" {
+		t.Errorf("%+v, %+v", a.supply, a.software)
+	}
+	list, err := ListRunnerSoftware(a.cfg, a.log, time.Now())
+	if err != nil || len(list) != 3 || list[2].Version != "2.333.0" || !list[2].Pinned || *list[2].AgeDays != 25 || *list[2].DaysLeft != 4 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	// Its age, and a refusal, hold up this pool alone.
+	held := func() map[string]string {
+		all := map[string]string{}
+		for _, p := range a.pools() {
+			all[p.Name] = p.Held.Code
+		}
+		return all
+	}
+	a.refuse("old", time.Now())
+	if h := held(); h["old"] != "runner.deprecated" || h["flint"] != "" {
+		t.Errorf("%v", h)
+	}
+	prepare()
+	s := a.pinned["2.333.0"]
+	s.released = time.Now().Add(-31 * 24 * time.Hour)
+	a.pinned["2.333.0"] = s
+	if h := held(); h["old"] != "runner.too_old" || h["flint"] != "" {
+		t.Errorf("%v", h)
+	}
+}
+
+// TestAllPoolsPin: nothing else is fetched, not even later.
+func TestAllPoolsPin(t *testing.T) {
+	far := newReleases(t, "#!/bin/sh\n", "2.335.0")
+	a := keeper(t, far.URL, "")
+	pool := config.NewPool("flint", "i")
+	pool.RunnerVersion = "2.334.0"
+	a.cfg.Pools = []config.Pool{pool}
+	if _, err := a.poolRunner(t.Context(), pool); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.refreshSoftware(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := ListRunnerSoftware(a.cfg, a.log, time.Now()); err != nil || len(list) != 1 || list[0].Version != "2.334.0" || list[0].Current {
+		t.Errorf("%+v, %v", list, err)
+	}
+	far.away.Store(true)
+	if _, err := a.poolRunner(t.Context(), pool); err != nil {
+		t.Errorf("what is there needs no GitHub: %v", err)
+	}
+}
+
 func TestPinnedSoftware(t *testing.T) {
 	far := newReleases(t, "#!/bin/sh\n", "2.335.0")
 	a := keeper(t, far.URL, "2.334.0")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -99,9 +100,10 @@ func (r refusal) held(now time.Time, which, mend string) flint.Reason {
 		which, r.at.Format(time.TimeOnly), mend, r.until.Format(time.TimeOnly))
 }
 
-// refuse notes that GitHub refused the software of a pool's runner: that of all pools, unless each has its own in its image.
+// refuse notes that GitHub refused the software of a pool's runner: that of all pools, unless each has its own in its image, or
+// this one pins it.
 func (a *App) refuse(pool string, now time.Time) {
-	if a.cfg.Runner.InImage == "" {
+	if a.cfg.Runner.InImage == "" && pinOf(a.current(), pool) == "" {
 		pool = ""
 	}
 	a.mu.Lock()
@@ -176,16 +178,16 @@ func (a *App) watchSoftware(ctx context.Context) error {
 // checkSoftware returns an error where GitHub could not be asked.
 func (a *App) checkSoftware(ctx context.Context, now time.Time) error {
 	a.mu.Lock()
-	s := a.software
+	s, pins := a.software, len(a.pinned)
 	a.mu.Unlock()
-	if s.version == "" {
+	if s.version == "" && pins == 0 {
 		a.log.Debug("version of the runner software is not known")
 		return nil
 	}
 	version, published, err := a.github.LatestRunner(ctx)
 	if err != nil {
 		a.log.Info("GitHub's newest runner software is not known", "err", err)
-	} else {
+	} else if s.version != "" {
 		s.newest = !older(s.version, version)
 		if version == s.version && s.released.IsZero() {
 			s.released = published
@@ -193,8 +195,29 @@ func (a *App) checkSoftware(ctx context.Context, now time.Time) error {
 	}
 	a.mu.Lock()
 	a.software = s
+	all := []software{s}
+	for v, s := range a.pinned {
+		if err == nil {
+			s.newest = !older(v, version)
+			a.pinned[v] = s
+		}
+		all = append(all, s)
+	}
 	a.mu.Unlock()
-	log := a.log.With("version", s.version)
+	for _, s := range all {
+		if s.version != "" {
+			s.tell(a.log, now)
+		}
+	}
+	if errors.Is(err, flint.ErrNotFound) { // this server has none, and will not have one soon
+		return nil
+	}
+	return err
+}
+
+// tell says how long software will be taken.
+func (s software) tell(log *slog.Logger, now time.Time) {
+	log = log.With("version", s.version)
 	if !s.released.IsZero() {
 		log = log.With("age_days", int(now.Sub(s.released).Hours()/24))
 	}
@@ -207,30 +230,35 @@ func (a *App) checkSoftware(ctx context.Context, now time.Time) error {
 	default:
 		log.Info("runner software", "newest", s.newest)
 	}
-	if errors.Is(err, flint.ErrNotFound) { // this server has none, and will not have one soon
-		return nil
-	}
-	return err
 }
 
 // pools are the configured pools as they are now.
 func (a *App) pools() []flint.Pool {
-	pools := a.reloading.pools(a.current())
+	cfg := a.current()
+	pools := a.reloading.pools(cfg)
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	held := a.software.held(now)
-	if held.IsZero() {
-		held = a.refused[""].held(now, "version "+a.software.name(), a.software.howToMend())
-	}
 	for i := range pools {
-		p := &pools[i]
-		if !p.Held.IsZero() {
-			continue
-		}
-		if p.Held = held; held.IsZero() {
-			p.Held = a.refused[p.Name].held(now, "that of pool "+p.Name, "put a newer one into its image and restart flint")
+		if p := &pools[i]; p.Held.IsZero() {
+			p.Held = a.softwareHeld(p.Name, pinOf(cfg, p.Name), now)
 		}
 	}
 	return pools
+}
+
+// softwareHeld says why no runner of a pool, which pins a version or none, is to be started for its software; zero where one is.
+// a.mu is held.
+func (a *App) softwareHeld(pool, pin string, now time.Time) flint.Reason {
+	s, refused := a.software, a.refused[""]
+	if pin != "" {
+		s, refused = a.pinned[pin], a.refused[pool]
+	}
+	if held := s.held(now); !held.IsZero() {
+		return held
+	}
+	if held := refused.held(now, "version "+s.name(), s.howToMend()); !held.IsZero() {
+		return held
+	}
+	return a.refused[pool].held(now, "that of pool "+pool, "put a newer one into its image and restart flint")
 }

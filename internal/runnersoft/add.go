@@ -20,6 +20,19 @@ import (
 // and the newest release does not take the place of a newer one that was given as a file. When it fails, the store is as
 // before, but for a part of the archive with which the next Pull goes on.
 func (s *Store) Pull(ctx context.Context, version string, p flint.Progress) (Software, error) {
+	return s.pull(ctx, version, true, p)
+}
+
+// Fetch returns a release, fetching it if it is not there, and leaves the current one what it is. Unless it is pinned, whatever
+// makes another version current may remove it.
+func (s *Store) Fetch(ctx context.Context, version string, p flint.Progress) (Software, error) {
+	if have, err := s.Get(version); !errors.Is(err, flint.ErrNotFound) {
+		return have, err
+	}
+	return s.pull(ctx, version, false, p)
+}
+
+func (s *Store) pull(ctx context.Context, version string, current bool, p flint.Progress) (Software, error) {
 	if version = strings.TrimPrefix(version, "v"); version != "" && !versionForm.MatchString(version) {
 		return Software{}, versionFault(version)
 	}
@@ -36,7 +49,7 @@ func (s *Store) Pull(ctx context.Context, version string, p flint.Progress) (Sof
 			}
 		}
 		if have, err := s.Get(r.version); err == nil {
-			got, err = s.take(have, r.published)
+			got, err = s.take(have, r.published, current)
 			return s.fault("keep runner software", err)
 		}
 		f, err := s.download(ctx, r, p)
@@ -44,7 +57,7 @@ func (s *Store) Pull(ctx context.Context, version string, p flint.Progress) (Sof
 			return err
 		}
 		defer f.Close()
-		if got, err = s.add(ctx, f, r.version, r.published, p); err != nil {
+		if got, err = s.add(ctx, f, incoming{r.version, r.published, current}, p); err != nil {
 			return err
 		}
 		return s.fault("keep runner software", ignoreMissing(os.Remove(f.Name())))
@@ -52,8 +65,15 @@ func (s *Store) Pull(ctx context.Context, version string, p flint.Progress) (Sof
 	return got, err
 }
 
-// take makes a version current that is there, and notes its day where that was not known.
-func (s *Store) take(have Software, released time.Time) (Software, error) {
+// incoming is what is known of an archive that is added to the store.
+type incoming struct {
+	version  string
+	released time.Time // zero: not known
+	current  bool      // it is to be the current one
+}
+
+// take makes a version current that is there, if it is to be, and notes its day where that was not known.
+func (s *Store) take(have Software, released time.Time, current bool) (Software, error) {
 	if have.Released.IsZero() && !released.IsZero() {
 		fresh := s.path(tempPrefix + versionFile)
 		if err := os.WriteFile(fresh, versionText(have.Version, released), 0o644); err != nil {
@@ -63,11 +83,10 @@ func (s *Store) take(have Software, released time.Time) (Software, error) {
 			return Software{}, err
 		}
 	}
-	if err := s.point(have.Version); err != nil {
-		return Software{}, err
-	}
-	if err := s.trim(); err != nil {
-		return Software{}, err
+	if current {
+		if err := s.makeCurrent(have.Version); err != nil {
+			return Software{}, err
+		}
 	}
 	return s.Get(have.Version)
 }
@@ -118,7 +137,7 @@ func (s *Store) Import(ctx context.Context, a File, p flint.Progress) (Software,
 	}
 	var got Software
 	err = s.locked(func() (err error) {
-		got, err = s.add(ctx, f, version, a.Released, p)
+		got, err = s.add(ctx, f, incoming{version, a.Released, true}, p)
 		return err
 	})
 	return got, err
@@ -131,16 +150,16 @@ func versionFault(version string) error {
 	}
 }
 
-// add unpacks an archive and makes it the current version. The store is locked.
-func (s *Store) add(ctx context.Context, f *os.File, version string, released time.Time, p flint.Progress) (Software, error) {
-	done := p.Step("unpack runner software " + version)
-	got, err := s.addQuietly(ctx, f, version, released)
+// add unpacks an archive and makes it the current version, if it is to be. The store is locked.
+func (s *Store) add(ctx context.Context, f *os.File, a incoming, p flint.Progress) (Software, error) {
+	done := p.Step("unpack runner software " + a.version)
+	got, err := s.addQuietly(ctx, f, a)
 	done("", err)
 	return got, err
 }
 
-func (s *Store) addQuietly(ctx context.Context, f *os.File, version string, released time.Time) (got Software, err error) {
-	what := "unpack runner software " + version
+func (s *Store) addQuietly(ctx context.Context, f *os.File, a incoming) (got Software, err error) {
+	what := "unpack runner software " + a.version
 	temp, err := os.MkdirTemp(s.cfg.Dir, tempPrefix)
 	if err != nil {
 		return got, s.fault(what, err)
@@ -158,13 +177,13 @@ func (s *Store) addQuietly(ctx context.Context, f *os.File, version string, rele
 			Fix: "take a release's actions-runner-linux-" + s.arch + "-….tar.gz from https://github.com/actions/runner/releases, unchanged",
 		}
 	}
-	if err = writeOurs(temp, version, released); err == nil {
-		err = s.enter(temp, version)
+	if err = writeOurs(temp, a.version, a.released); err == nil {
+		err = s.enter(temp, a)
 	}
 	if err != nil {
 		return got, s.fault(what, err)
 	}
-	return s.Get(version)
+	return s.Get(a.version)
 }
 
 // writeOurs adds what a runner.dir has beside the runner, and lets everybody read the directories, whatever the umask.
@@ -186,12 +205,12 @@ func writeOurs(dir, version string, released time.Time) error {
 	})
 }
 
-// enter gives a complete directory its name and makes it current. A version of before is then at the directory's old name.
-func (s *Store) enter(temp, version string) error {
+// enter gives a complete directory its name and makes it current, if it is to be. A version of before is then at the directory's old name.
+func (s *Store) enter(temp string, a incoming) error {
 	if err := syncFiles(temp); err != nil {
 		return err
 	}
-	final := s.path(version + "-" + s.arch)
+	final := s.path(a.version + "-" + s.arch)
 	err := unix.Renameat2(unix.AT_FDCWD, temp, unix.AT_FDCWD, final, unix.RENAME_EXCHANGE)
 	if errors.Is(err, unix.ENOENT) {
 		err = os.Rename(temp, final)
@@ -199,6 +218,14 @@ func (s *Store) enter(temp, version string) error {
 	if err != nil {
 		return fmt.Errorf("name %s: %w", final, err)
 	}
+	if !a.current {
+		return nil
+	}
+	return s.makeCurrent(a.version)
+}
+
+// makeCurrent makes a version current that is there, and removes those that are too many then.
+func (s *Store) makeCurrent(version string) error {
 	if err := s.point(version); err != nil {
 		return err
 	}

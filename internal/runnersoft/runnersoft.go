@@ -34,7 +34,7 @@ type Config struct {
 	// API is the REST API that has the releases of actions/runner; DefaultAPI when empty.
 	API       string
 	Transport http.RoundTripper // nil: http.DefaultTransport, which heeds the proxy variables
-	Pinned    string            // a version that is never removed; may be empty
+	Pinned    []string          // versions that are never removed
 	Log       *slog.Logger
 }
 
@@ -119,7 +119,7 @@ func (s *Store) list() ([]Software, error) {
 		}
 		all = append(all, Software{
 			Version: version, Arch: s.arch, Dir: s.path(e.Name()), Released: readReleased(s.path(e.Name(), versionFile)),
-			Current: e.Name() == link, Pinned: version == s.cfg.Pinned,
+			Current: e.Name() == link, Pinned: slices.Contains(s.cfg.Pinned, version),
 		})
 	}
 	slices.SortFunc(all, func(a, b Software) int { return compare(b.Version, a.Version) })
@@ -152,10 +152,10 @@ func (s *Store) find(what string, is func(Software) bool) (Software, error) {
 
 // Remove deletes versions. If the current one is among them, the newest that is left becomes current. A pinned one is refused.
 func (s *Store) Remove(ctx context.Context, versions ...string) error {
-	if slices.Contains(versions, s.cfg.Pinned) && s.cfg.Pinned != "" {
+	if i := slices.IndexFunc(versions, func(v string) bool { return slices.Contains(s.cfg.Pinned, v) }); i >= 0 {
 		return &flint.Fault{
-			Code: "runner.pinned", What: "remove runner software " + s.cfg.Pinned, Kind: flint.ErrConflict,
-			Err: errors.New("runner.version of the configuration is this one"), Fix: "take it out of the configuration first",
+			Code: "runner.pinned", What: "remove runner software " + versions[i], Kind: flint.ErrConflict,
+			Err: errors.New("runner.version of the configuration, or a pool's runner_version, is this one"), Fix: "take it out of the configuration first",
 		}
 	}
 	for _, v := range versions {
@@ -209,7 +209,7 @@ func (s *Store) point(version string) error {
 	return os.Rename(link, s.path(currentLink))
 }
 
-// trim removes all but the current version, the pinned one and the newest of the others.
+// trim removes all but the current version, the pinned ones and the newest of the others.
 func (s *Store) trim() error {
 	all, err := s.list()
 	if err != nil {

@@ -222,7 +222,7 @@ func TestPull(t *testing.T) {
 func TestLastTwoAreKept(t *testing.T) {
 	far := newFar(t, "2.333.0", "2.334.0", "2.335.0", "2.335.1")
 	s := far.store(t.TempDir())
-	s.cfg.Pinned = "2.333.0"
+	s.cfg.Pinned = []string{"2.333.0"}
 	for _, v := range []string{"2.333.0", "2.334.0", "2.335.0", "2.335.1"} {
 		if _, err := s.Pull(t.Context(), v, nil); err != nil {
 			t.Fatal(err)
@@ -257,7 +257,7 @@ func TestLastTwoAreKept(t *testing.T) {
 	if err := s.Remove(t.Context(), "2.335.1"); err != nil || !slices.Equal(versions(), []string{"2.335.0*", "2.333.0"}) {
 		t.Errorf("after the current one is removed: %v, %v", versions(), err)
 	}
-	s.cfg.Pinned = ""
+	s.cfg.Pinned = nil
 	if err := s.Remove(t.Context(), "2.335.0", "2.333.0"); err != nil || len(versions()) != 0 {
 		t.Errorf("after all are removed: %v, %v", versions(), err)
 	}
