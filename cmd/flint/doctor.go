@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -71,7 +73,11 @@ func examined(cfg config.Config) doctor.Config {
 		Firecracker: f.Binary, Jailer: f.Jailer, NoJail: !f.Jail, Serial: f.Serial, ChrootBase: f.ChrootBase,
 		UIDFirst: f.UIDFirst, UIDCount: f.UIDCount, ParentCgroup: f.ParentCgroup,
 		Memory: room.Memory, QEMUOverhead: room.QEMU, FirecrackerOverhead: room.Firecracker,
-		Pools: cfg.FlintPools(), Monolithic: cfg.Kernel.Vmlinuz != "" && cfg.Kernel.Modules == "", IPv6: cfg.Network.IPv6.IsValid(),
+		Pools: cfg.FlintPools(), IPv6: cfg.Network.IPv6.IsValid(),
+		Monolithic: cfg.Kernel.Pack != "" || cfg.Kernel.Vmlinuz != "" && cfg.Kernel.Modules == "", Kernel: examinedKernel(cfg),
+	}
+	for _, r := range app.UsedRunners(cfg, slog.New(slog.DiscardHandler), time.Now()) {
+		d.Runners = append(d.Runners, doctor.Software{Version: r.Version, Pool: r.Pool, Age: r.AgeDays, Left: r.DaysLeft, Refused: r.Refused})
 	}
 	if d.ChrootBase == "" {
 		d.ChrootBase = filepath.Join(cfg.StateDir, "jail")
@@ -80,6 +86,19 @@ func examined(cfg config.Config) doctor.Config {
 		d.Dockerfile = d.Dockerfile || isDockerfile(p.Image)
 	}
 	return d
+}
+
+// examinedKernel is what is known of the configured kernel; nothing where it is not kept yet.
+func examinedKernel(cfg config.Config) (k doctor.Kernel) {
+	found, err := app.FindKernel(cfg, app.Options{Log: slog.New(slog.DiscardHandler)}, "")
+	if err != nil {
+		return k
+	}
+	k.Version = found.Version
+	for _, w := range found.Workloads {
+		k.Work = append(k.Work, doctor.Work{Name: w.Name, Lacks: w.Lacks, Partly: w.Verdict == app.KernelPartly, Unknown: w.Verdict == app.KernelUnknown})
+	}
+	return k
 }
 
 // isDockerfile reports whether an image is one to be built.

@@ -17,7 +17,8 @@ func newRunnerSoftware() *cobra.Command {
 		Use: "runner-software", Short: "Fetch, import, list or remove GitHub's runner software",
 		Long: "GitHub's runner software is what runs a job in its VM. flint serve fetches it by itself and refreshes it daily; these\n" +
 			"commands are for a look at it, for another version, and for machines that do not reach GitHub. A running flint serve\n" +
-			"takes over within a minute what they make current, unless runner.version names another, or runner.dir is set.",
+			"takes over within a minute what they make current, unless runner.version names another, or runner.dir is set. A pool's\n" +
+			"runner_version stays what it is.",
 	}
 	open := stateFlags(c)
 	c.AddCommand(newRunnerPull(open), newRunnerImport(open), newRunnerList(open), newRunnerRemove(open))
@@ -83,8 +84,12 @@ func newRunnerImport(open openState) *cobra.Command {
 }
 
 func newRunnerList(open openState) *cobra.Command {
-	c := &cobra.Command{Use: "ls", Short: "List what is there, the newest first", Args: noArgs}
-	asJSON := c.Flags().Bool("json", false, "print an array of {version, arch, released, dir, size, current, pinned, age_days}")
+	c := &cobra.Command{
+		Use: "ls", Short: "List what is there, the newest first, with its age and how long GitHub takes it", Args: noArgs,
+		Long: "Ls lists the runner software that is there. GitHub gives no job to software that is older than 30 days, unless it is the newest\n" +
+			"there is; LEFT says how many of these days are left.",
+	}
+	asJSON := c.Flags().Bool("json", false, "print an array of {version, arch, released, dir, size, current, pinned, age_days, days_left}")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg, opt, err := open(c)
 		if err != nil {
@@ -110,11 +115,11 @@ func showSoftware(w io.Writer, list []app.KeptRunner) {
 		return
 	}
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "VERSION\tARCH\tRELEASED\tAGE\tSIZE\tUSED")
+	fmt.Fprintln(t, "VERSION\tARCH\tRELEASED\tAGE\tLEFT\tSIZE\tUSED")
 	for _, s := range list {
-		day, age, use := "-", "-", "-"
-		if s.AgeDays != nil {
-			day, age = s.Released.Format(time.DateOnly), fmt.Sprintf("%d days", *s.AgeDays)
+		day, age, left, use := "-", "-", "-", "-"
+		if s.AgeDays != nil && s.DaysLeft != nil {
+			day, age, left = s.Released.Format(time.DateOnly), fmt.Sprintf("%d days", *s.AgeDays), fmt.Sprintf("%d days", *s.DaysLeft)
 		}
 		switch {
 		case s.Pinned:
@@ -122,7 +127,7 @@ func showSoftware(w io.Writer, list []app.KeptRunner) {
 		case s.Current:
 			use = "current"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", s.Version, s.Arch, day, age, s.Size, use)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.Version, s.Arch, day, age, left, s.Size, use)
 	}
 	_ = t.Flush() // as every other write here
 }

@@ -61,14 +61,53 @@ func ListRunnerSoftware(cfg config.Config, log *slog.Logger, now time.Time) ([]K
 	all, err := RunnerSoftware(cfg, log).List()
 	list := make([]KeptRunner, 0, len(all))
 	for _, s := range all {
-		k := KeptRunner{Software: s}
-		if !s.Released.IsZero() {
-			days, left := int(now.Sub(s.Released).Hours()/24), max(0, int(s.Released.Add(softwareLife).Sub(now).Hours()/24))
-			k.AgeDays, k.DaysLeft = &days, &left
-		}
-		list = append(list, k)
+		list = append(list, aged(s, now))
 	}
 	return list, err
+}
+
+func aged(s runnersoft.Software, now time.Time) KeptRunner {
+	k := KeptRunner{Software: s}
+	if !s.Released.IsZero() {
+		days, left := int(now.Sub(s.Released).Hours()/24), max(0, int(s.Released.Add(softwareLife).Sub(now).Hours()/24))
+		k.AgeDays, k.DaysLeft = &days, &left
+	}
+	return k
+}
+
+// UsedRunner is runner software that a configuration's VMs run.
+type UsedRunner struct {
+	KeptRunner
+	Pool    string // that pins it; empty: all that pin none
+	Refused bool   // GitHub registers no runner of this version
+}
+
+// UsedRunners returns the runner software that a configuration's VMs run, as far as it is there and its version is known.
+func UsedRunners(cfg config.Config, log *slog.Logger, now time.Time) []UsedRunner {
+	var all []UsedRunner
+	note := func(s runnersoft.Software, pool string, err error) {
+		if err == nil && s.Version != "" {
+			all = append(all, UsedRunner{aged(s, now), pool, older(s.Version, leastSoftware)})
+		}
+	}
+	if cfg.Runner.Dir != "" {
+		s, err := readSoftware(cfg.Runner.Dir)
+		note(runnersoft.Software{Version: s.version, Released: s.released}, "", err)
+		return all
+	}
+	pins := 0
+	for _, p := range cfg.Pools {
+		if p.RunnerVersion != "" {
+			pins++
+			s, err := RunnerSoftware(cfg, log).Get(p.RunnerVersion)
+			note(s, p.Name, err)
+		}
+	}
+	if pins == 0 || pins < len(cfg.Pools) {
+		s, err := softwareOf(cfg, log)
+		note(s, "", err)
+	}
+	return all
 }
 
 // keepsSoftware reports whether flint itself keeps the runner software of a configuration.

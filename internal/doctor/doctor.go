@@ -53,7 +53,9 @@ type Config struct {
 	QEMUOverhead, FirecrackerOverhead flint.Overhead
 	Pools                             []flint.Pool
 	Dockerfile                        bool // some pool's image is built from a Dockerfile
-	Monolithic                        bool // the VMs' kernel has no modules
+	Monolithic                        bool // the VMs' kernel has no modules, or they are sorted already
+	Kernel                            Kernel
+	Runners                           []Software
 	IPv6                              bool // VMs get IPv6 addresses
 }
 
@@ -81,6 +83,8 @@ func checks() []check {
 		{"jail.uids", (*exam).jailUIDs},
 		{"qemu.binary", (*exam).qemuBinary},
 		{"depmod", (*exam).depmod},
+		{"kernel.pack", (*exam).kernelPack},
+		{"runner.age", (*exam).runnerAge},
 		{"builder", (*exam).builder},
 		{"state.filesystem", (*exam).stateFilesystem},
 		{"state.space", (*exam).stateSpace},

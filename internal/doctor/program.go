@@ -281,7 +281,7 @@ func (e *exam) qemuBinary(ctx context.Context) Finding {
 
 func (e *exam) depmod(context.Context) Finding {
 	if e.Monolithic {
-		return skip("the VMs' kernel has no modules to sort")
+		return skip("the VMs' kernel has no modules left to sort")
 	}
 	path, err := e.LookPath("depmod")
 	if err != nil {
