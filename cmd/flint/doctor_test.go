@@ -120,7 +120,7 @@ func TestTheProductionGuideNamesTheChecks(t *testing.T) {
 			}
 		}
 	}
-	elsewhere := []string{"qemu.binary", "depmod", "builder", "net.forwarding", "net.uplink", "net.dns"}
+	elsewhere := []string{"qemu.binary", "depmod", "builder", "kernel.pack", "runner.age", "net.forwarding", "net.uplink", "net.dns"}
 	for _, id := range doctor.IDs() {
 		if named[id] == slices.Contains(elsewhere, id) {
 			t.Errorf("%s: named in docs/production-host.md: %v", id, named[id])
