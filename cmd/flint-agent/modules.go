@@ -79,7 +79,15 @@ func insertModule(file string) error {
 		return fmt.Errorf("load module: %w", err)
 	}
 	defer f.Close()
-	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+	flags := 0
+	if filepath.Ext(file) != ".ko" {
+		flags = unix.MODULE_INIT_COMPRESSED_FILE // Linux 5.17 and newer unpack modules themselves, if they were built to
+	}
+	err = unix.FinitModule(int(f.Fd()), "", flags)
+	if flags != 0 && (errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP)) {
+		return fmt.Errorf("load module %s: this kernel does not unpack it; install kmod in the image: %w", filepath.Base(file), err)
+	}
+	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("load module %s: %w", filepath.Base(file), err)
 	}
 	return nil
@@ -114,23 +122,35 @@ func probeModule(dir, name string, insert func(string) error) error {
 	if err != nil {
 		return fmt.Errorf("read module dependencies: %w", err)
 	}
-	files := dependencies(deps, name)
-	if files == nil {
-		aliases, err := os.ReadFile(filepath.Join(dir, "modules.alias"))
-		if err != nil {
-			return fmt.Errorf("read module aliases: %w", err)
-		}
-		for _, m := range resolveAlias(aliases, name) {
-			files = append(files, dependencies(deps, m)...)
+	if files := dependencies(deps, name); files != nil {
+		return insertAll(dir, files, insert)
+	}
+	aliases, err := os.ReadFile(filepath.Join(dir, "modules.alias"))
+	if err != nil {
+		return fmt.Errorf("read module aliases: %w", err)
+	}
+	// Several may stand for one alias, such as the same cipher for different processors: those that fit are enough.
+	errs := []error{}
+	loaded := false
+	for _, m := range resolveAlias(aliases, name) {
+		if files := dependencies(deps, m); files != nil {
+			err := insertAll(dir, files, insert)
+			errs = append(errs, err)
+			loaded = loaded || err == nil
 		}
 	}
-	if files == nil {
+	switch {
+	case loaded:
+		return nil
+	case len(errs) == 0:
 		return fmt.Errorf("find module %s: none has that name or alias", name)
 	}
+	return errors.Join(errs...)
+}
+
+// insertAll loads a module, the last of the files, after those it depends on.
+func insertAll(dir string, files []string, insert func(string) error) error {
 	for _, f := range files {
-		if !strings.HasSuffix(f, ".ko") {
-			return fmt.Errorf("load module %s: it is compressed; install kmod in the image", f)
-		}
 		if err := insert(filepath.Join(dir, f)); err != nil {
 			return err
 		}

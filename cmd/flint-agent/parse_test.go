@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestParseCmdline(t *testing.T) {
@@ -83,10 +85,10 @@ func TestKernelWithoutModules(t *testing.T) {
 func TestProbeModule(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "modules.dep", "kernel/a.ko: kernel/b.ko kernel/c.ko\nkernel/b.ko: kernel/c.ko\nkernel/c.ko:\nkernel/x-y.ko:\nkernel/z.ko.xz:\n")
-	write(t, dir, "modules.alias", "# comment\nalias fs-* b\nalias char-major-10-200 x_y\nalias broken[ c\n")
+	write(t, dir, "modules.alias", "# comment\nalias fs-* b\nalias char-major-10-200 x_y\nalias broken[ c\nalias cipher a\nalias cipher c\nalias gone nothing\n")
 	for name, want := range map[string]string{
 		"a": "kernel/c.ko kernel/b.ko kernel/a.ko", "x-y": "kernel/x-y.ko", "x_y": "kernel/x-y.ko", "fs-any": "kernel/c.ko kernel/b.ko",
-		"char-major-10-200": "kernel/x-y.ko",
+		"char-major-10-200": "kernel/x-y.ko", "z": "kernel/z.ko.xz",
 	} {
 		var got []string
 		err := probeModule(dir, name, func(f string) error {
@@ -98,10 +100,38 @@ func TestProbeModule(t *testing.T) {
 			t.Errorf("%s: %v, loaded %v", name, err, got)
 		}
 	}
-	for name, want := range map[string]string{"nothing": "none has that name", "z": "compressed"} {
+	for _, name := range []string{"nothing", "gone"} {
 		err := probeModule(dir, name, func(string) error { t.Errorf("%s was loaded", name); return nil })
-		if err == nil || !strings.Contains(err.Error(), want) {
+		if err == nil || !strings.Contains(err.Error(), "none has that name") {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestProbeAliasOfMany: a module that does not fit the processor does not keep another from being loaded.
+func TestProbeAliasOfMany(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "modules.dep", "kernel/fast.ko:\nkernel/slow.ko: kernel/need.ko\nkernel/need.ko:\n")
+	write(t, dir, "modules.alias", "alias crypto-x fast\nalias crypto-x slow\n")
+	for misfits, want := range map[string]struct {
+		loaded string
+		fails  bool
+	}{
+		"":                {"fast.ko need.ko slow.ko", false},
+		"fast.ko":         {"need.ko slow.ko", false},
+		"slow.ko":         {"fast.ko need.ko", false},
+		"fast.ko need.ko": {"", true},
+	} {
+		var got []string
+		err := probeModule(dir, "crypto-x", func(f string) error {
+			if name := filepath.Base(f); !strings.Contains(misfits, name) {
+				got = append(got, name)
+				return nil
+			}
+			return unix.ENODEV
+		})
+		if strings.Join(got, " ") != want.loaded || (err != nil) != want.fails || want.fails && !errors.Is(err, unix.ENODEV) {
+			t.Errorf("without %q: loaded %v, %v", misfits, got, err)
 		}
 	}
 }

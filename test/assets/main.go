@@ -59,7 +59,7 @@ func run(ctx context.Context, state, out, agent string, given foreign) error {
 	cfg.StateDir, cfg.VM.Agent = state, agent
 	cfg.Pools = []config.Pool{config.NewPool("demo", "./images/demo")}
 	if given.kernel == "" {
-		cfg.Pools = append(cfg.Pools, config.NewPool("systemd", "./test/e2e/systemd"))
+		cfg.Pools = append(cfg.Pools, config.NewPool("systemd", "./test/e2e/systemd"), config.NewPool("network", "./test/e2e/network"))
 	} else {
 		cfg.Kernel.Vmlinuz, cfg.Kernel.Modules, cfg.Pools[0].Image = given.kernel, given.modules, given.image
 	}

@@ -9,7 +9,9 @@ try() {
 }
 
 for fs in overlay ext4 erofs squashfs fuse tmpfs vfat iso9660; do
-	grep -qw "$fs" /proc/filesystems || modprobe "$fs" 2>/dev/null || { failed=1 && echo "no file system $fs"; }
+	# Asking for it loads its module.
+	grep -qw "$fs" /proc/filesystems || mount -t "$fs" nothing /mnt 2>/dev/null || grep -qw "$fs" /proc/filesystems ||
+		{ failed=1 && echo "no file system $fs"; }
 done
 for c in cpu cpuset io memory pids hugetlb; do
 	grep -qw "$c" /sys/fs/cgroup/cgroup.controllers || { failed=1 && echo "no cgroup controller $c"; }
@@ -34,6 +36,11 @@ try ip link add wg0 type wireguard
 try ip link add ifb7 type ifb
 try ip tuntap add tap7 mode tap
 try tc qdisc add dev v1 root netem delay 1ms
+try tc qdisc add dev v2 clsact
+try tc filter add dev v2 ingress bpf bytecode '1,6 0 0 4294967295,' flowid 1:1
+try tc actions add action bpf bytecode '1,6 0 0 4294967295,'
+try mount -t bpf bpf /sys/fs/bpf
+try bpftool map create /sys/fs/bpf/m type hash key 4 value 4 entries 8 name m
 try ip rule add fwmark 1 lookup 100
 try ip xfrm state add src 10.0.0.1 dst 10.0.0.2 proto esp spi 1 aead 'rfc4106(gcm(aes))' 0x0102030405060708090a0b0c0d0e0f1011121314 128
 
