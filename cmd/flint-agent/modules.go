@@ -72,7 +72,7 @@ func loadBootModules(dir, channel string) ([]module, error) {
 	return ms, errors.Join(errs...)
 }
 
-// insertModule loads an uncompressed module file. One that is loaded already is fine.
+// insertModule loads a module file. One that is loaded already is fine.
 func insertModule(file string) error {
 	f, err := os.Open(file)
 	if err != nil {

@@ -120,6 +120,22 @@ const (
 	workTree   = "lib/modules"
 )
 
+// bounded is a reader of at most left bytes: also what is skipped costs time to unpack.
+type bounded struct {
+	r    io.Reader
+	left int64
+}
+
+// Read implements io.Reader.
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, fmt.Errorf("it unpacks to more than %s", flint.Bytes(maxUnpacked))
+	}
+	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	return n, err
+}
+
 // addDeb lays out the kernel files of a .deb.
 func (u *unpacked) addDeb(ctx context.Context, r io.Reader) error {
 	data, release, err := debData(r)
@@ -127,7 +143,7 @@ func (u *unpacked) addDeb(ctx context.Context, r io.Reader) error {
 		return err
 	}
 	defer release()
-	t := tar.NewReader(data)
+	t := tar.NewReader(&bounded{data, maxUnpacked})
 	for {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {

@@ -3,6 +3,7 @@ package kernel
 import (
 	"archive/tar"
 	"bytes"
+	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -117,6 +118,18 @@ func TestDebStaysInItsDirectory(t *testing.T) {
 	}
 	if got, want := filesOf(t, u.root), []string{"lib/modules/6.1/k/a.ko", "lib/modules/6.1/k/d.ko"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestBoundedReader: what a package's archive unpacks to has an end, whether flint wants any of it or not.
+func TestBoundedReader(t *testing.T) {
+	b := &bounded{strings.NewReader("0123456789"), 8}
+	got, err := io.ReadAll(b)
+	if string(got) != "01234567" || err == nil || !strings.Contains(err.Error(), "more than 4GiB") {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if got, err := io.ReadAll(&bounded{strings.NewReader("01234567"), 9}); string(got) != "01234567" || err != nil {
+		t.Errorf("got %q, %v", got, err)
 	}
 }
 

@@ -63,7 +63,7 @@ func TestDistributionKernel(t *testing.T) {
 			t.Errorf("%s has not all for %s, by its report: %s %v", kernel.Version, w.Name, w.Verdict, w.Lacks)
 		}
 	}
-	cmd := r.flint(t.Context(), nil, "run", "--image", "./test/e2e/network", "--", "sh", "-c", `uname -r; command -v kmod; ls /sys/kernel/btf/vmlinux; exec try-kernel`)
+	cmd := r.flint(t.Context(), nil, "run", "--image", "./test/e2e/network", "--", "sh", "-c", `uname -r; command -v kmod; ls /sys/kernel/btf/vmlinux; KINDS=nft exec try-kernel`)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err = cmd.Output()

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Asks the kernel for what docker, k3s, WireGuard and nftables ask of it, and says what it refuses.
+# Asks the kernel for what docker, k3s, WireGuard and nftables ask of it, and says what it refuses. KINDS names the kinds of iptables; both without it.
 failed=0
 try() {
 	if ! out=$("$@" 2>&1 </dev/null); then
@@ -83,7 +83,7 @@ try nft -f /tmp/rules.nft
 try nft flush ruleset
 try ipset create s hash:ip,port
 for t in iptables ip6tables; do
-	for kind in nft legacy; do
+	for kind in ${KINDS:-nft legacy}; do
 		for table in filter nat mangle raw; do
 			try $t-$kind -t $table -N TRY
 		done
