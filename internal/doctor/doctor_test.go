@@ -102,9 +102,9 @@ func healthy() *host {
 			StateDir: "/var/lib/flint", Driver: "auto", Accel: "auto", ChrootBase: "/var/lib/flint/jail",
 			UIDFirst: 1_900_000_000, UIDCount: 1000, ParentCgroup: "flint",
 			Memory: 57 * flint.GiB, QEMUOverhead: flint.Overhead{Fixed: 208 * flint.MiB}, FirecrackerOverhead: flint.Overhead{Share: 256}, IPv6: true,
-			Kernel: Kernel{Version: "6.1.0-40-cloud-amd64", Work: []Work{{Name: "boot"}, {Name: "docker"}}},
+			Kernel:  Kernel{Version: "6.1.0-40-cloud-amd64", Work: []Work{{Name: "boot"}, {Name: "docker"}}},
 			Runners: []Software{fresh()},
-			Pools: []flint.Pool{{Name: "big", Max: 4, Shape: flint.Shape{CPUs: 4, Memory: 8 * flint.GiB, Disk: 40 * flint.GiB}}},
+			Pools:   []flint.Pool{{Name: "big", Max: 4, Shape: flint.Shape{CPUs: 4, Memory: 8 * flint.GiB, Disk: 40 * flint.GiB}}},
 		},
 		files: fstest.MapFS{}, arch: "amd64", kvm: vm.KVMStatus{State: vm.KVMWorks}, free: 300 * flint.GiB,
 		programs: map[string]string{
