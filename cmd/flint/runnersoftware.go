@@ -40,6 +40,11 @@ func newRunnerPull(open openState) *cobra.Command {
 			}
 			got, err := app.RunnerSoftware(cfg, opt.Log).Pull(c.Context(), version, newSteps(c.ErrOrStderr()).report)
 			if err != nil {
+				for _, have := range app.UsedRunners(cfg, opt.Log, time.Now()) {
+					if have.Pool == "" && have.DaysLeft != nil {
+						opt.Log.Warn("the present runner software stays", "version", have.Version, "days_left", *have.DaysLeft)
+					}
+				}
 				return err
 			}
 			fmt.Fprintf(c.OutOrStdout(), "runner software %s is current: %s\n", got.Version, got.Dir)
