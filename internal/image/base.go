@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -13,13 +12,9 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"flint"
@@ -68,6 +63,8 @@ func (s *Store) base(ctx context.Context, src source, w Want) (b Base, err error
 		b, err = s.fromExt4(ctx, src, w)
 	case registry:
 		b, err = s.fromRegistry(ctx, src, w)
+	case dockerDaemon, containersStorage:
+		b, err = s.fromDaemon(ctx, src, w)
 	}
 	return b, err
 }
@@ -151,13 +148,16 @@ func pick(index v1.ImageIndex, ref, tag string, depth int) (v1.Image, error) {
 		return nil, fmt.Errorf("read index: %w", err)
 	}
 	var fit []v1.Descriptor
-	var tags []string
+	var tags, platforms []string
 	for _, d := range m.Manifests {
 		if t := d.Annotations[refAnnotation]; t != "" && depth == 0 {
 			tags = append(tags, t)
 		}
 		if tag != "" && d.Annotations[refAnnotation] != tag {
 			continue
+		}
+		if p := d.Platform; p != nil && p.OS != "" && p.OS != "unknown" { // that is what attestations say
+			platforms = append(platforms, p.String())
 		}
 		if (d.MediaType.IsImage() || d.MediaType.IsIndex() && depth < 2) && d.Size <= maxManifest && suits(d.Platform) {
 			fit = append(fit, d)
@@ -168,6 +168,8 @@ func pick(index v1.ImageIndex, ref, tag string, depth int) (v1.Image, error) {
 		have = " (it has the tags " + strings.Join(tags, ", ") + ")"
 	}
 	switch {
+	case len(fit) == 0 && len(platforms) > 0:
+		return nil, wrongPlatform(ref, strings.Join(platforms, ", "))
 	case len(fit) == 0 && tag != "":
 		return nil, missing(ref, fmt.Sprintf("it has no image for linux/%s with the tag %q%s", runtime.GOARCH, tag, have), nil)
 	case len(fit) == 0:
@@ -185,6 +187,16 @@ func pick(index v1.ImageIndex, ref, tag string, depth int) (v1.Image, error) {
 	return pick(inner, ref, "", depth+1)
 }
 
+// wrongPlatform is the fault of an image that is for other machines than this one.
+func wrongPlatform(ref, has string) error {
+	return &flint.Fault{
+		Code: "image.platform",
+		What: fmt.Sprintf("use image %q on linux/%s: it is for %.256s", ref, runtime.GOARCH, has),
+		Fix:  "name an image, or a tag, that is made for this machine too",
+		Kind: flint.ErrNotFound,
+	}
+}
+
 // suits reports whether an image for p runs in our guests. Builders often leave the platform out.
 func suits(p *v1.Platform) bool {
 	return p == nil || p.OS == "" && p.Architecture == "" || p.OS == "linux" && p.Architecture == runtime.GOARCH
@@ -195,7 +207,7 @@ func (s *Store) fromArchive(ctx context.Context, src source, w Want) (Base, erro
 	if err != nil {
 		return Base{}, err
 	}
-	key := keyOf(flatVersion, "archive", print)
+	key := keyOf(flatVersion, "archive", print, src.tag)
 	if b, ok := s.recallBase(key); ok {
 		w.Progress.Step("prepare image "+w.Ref)("cached", nil)
 		return b, nil
@@ -205,7 +217,7 @@ func (s *Store) fromArchive(ctx context.Context, src source, w Want) (Base, erro
 		return Base{}, err
 	}
 	defer release()
-	img, err := archiveImage(ctx, src.path, dir, w.Limit)
+	img, err := archiveImage(ctx, src, dir, w.Limit)
 	if err != nil {
 		return Base{}, err
 	}
@@ -218,18 +230,24 @@ func (s *Store) fromArchive(ctx context.Context, src source, w Want) (Base, erro
 }
 
 // archiveImage opens a docker archive in place, or an OCI archive by unpacking it to dir.
-func archiveImage(ctx context.Context, path, dir string, limit flint.Bytes) (v1.Image, error) {
-	img, dockerErr := tarball.ImageFromPath(path, nil)
+func archiveImage(ctx context.Context, src source, dir string, limit flint.Bytes) (v1.Image, error) {
+	var tag *name.Tag
+	if src.tag != "" {
+		if t, err := name.NewTag(src.tag); err == nil {
+			tag = &t
+		}
+	}
+	img, dockerErr := tarball.ImageFromPath(src.path, tag)
 	if dockerErr == nil {
 		return img, nil
 	}
-	if err := unpackArchive(ctx, path, dir, limit); err != nil {
+	if err := unpackArchive(ctx, src.path, dir, limit); err != nil {
 		return nil, err
 	}
 	if !isRegular(filepath.Join(dir, "index.json")) {
 		return nil, fmt.Errorf("neither a docker archive (%w) nor an OCI archive (no index.json)", dockerErr)
 	}
-	return layoutImage(dir, "")
+	return layoutImage(dir, src.tag)
 }
 
 // fromExt4 uses a file as it is. Only its digest is computed, once.
@@ -258,92 +276,6 @@ func (s *Store) fromExt4(ctx context.Context, src source, w Want) (Base, error) 
 	}
 	s.note(key, b.Digest)
 	return b, nil
-}
-
-// fromRegistry pulls an image. A tag is looked up at every call; where the registry does not answer, what the tag gave
-// last time is used.
-func (s *Store) fromRegistry(ctx context.Context, src source, w Want) (Base, error) {
-	ref, err := name.ParseReference(src.ref)
-	if err != nil {
-		return Base{}, missing(src.ref, "there is no such file or directory, and it is no image reference either", err)
-	}
-	key := keyOf(flatVersion, "registry", ref.Name(), runtime.GOARCH)
-	last, known := s.recallBase(key)
-	if _, pinned := ref.(name.Digest); pinned && known {
-		w.Progress.Step("pull image "+w.Ref)("cached", nil)
-		return last, nil
-	}
-	done := w.Progress.Step("pull image " + w.Ref)
-	b, err := s.pull(ctx, ref, w)
-	switch {
-	case err == nil:
-		done(summary(b), nil)
-		if !known || b.Digest != last.Digest {
-			s.note(key, b)
-		}
-		return b, nil
-	case known && ctx.Err() == nil && !refused(err):
-		s.log.Warn("registry cannot be reached; using the image pulled last", "image", ref.Name(), "err", err)
-		done("cached; the registry cannot be reached", nil)
-		return last, nil
-	}
-	done("", err)
-	return Base{}, err
-}
-
-// refused reports whether the registry answered, and said no.
-func refused(err error) bool {
-	var t *transport.Error
-	return errors.As(err, &t) && t.StatusCode >= http.StatusBadRequest && t.StatusCode < http.StatusInternalServerError &&
-		t.StatusCode != http.StatusTooManyRequests
-}
-
-// pull fetches the layers to the store first, because they are read twice, then flattens them.
-func (s *Store) pull(ctx context.Context, ref name.Reference, w Want) (Base, error) {
-	fault := func(err error) error {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		return &flint.Fault{
-			Code: "image.pull",
-			What: fmt.Sprintf("pull image %q (no file or directory has that name)", w.Ref),
-			Fix:  "check the name, the network, and the login (docker login or podman login); flint uses the credentials these leave",
-			Kind: flint.ErrNotFound,
-			Err:  err,
-		}
-	}
-	img, err := remote.Image(ref, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain),
-		remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}), remote.WithUserAgent("flint"))
-	if err != nil {
-		return Base{}, fault(err)
-	}
-	if err := checkImage(img, w.Limit); err != nil {
-		return Base{}, err
-	}
-	id, err := img.ConfigName()
-	if err != nil {
-		return Base{}, fault(err)
-	}
-	if b, ok := s.recallBase(keyOf(flatVersion, "image", id.String())); ok {
-		return b, nil
-	}
-	dir, release, err := s.work()
-	if err != nil {
-		return Base{}, err
-	}
-	defer release()
-	to, err := layout.Write(dir, empty.Index)
-	if err != nil {
-		return Base{}, fmt.Errorf("write layout: %w", err)
-	}
-	if err := to.AppendImage(img); err != nil {
-		return Base{}, fault(err)
-	}
-	local, err := layoutImage(dir, "")
-	if err != nil {
-		return Base{}, err
-	}
-	return s.fromImage(ctx, local, w.Limit)
 }
 
 // settleTime is how old a file must be before its time stamps are trusted to change with its content.

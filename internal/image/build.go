@@ -23,41 +23,36 @@ import (
 // ociPrefix marks a build argument that names a local OCI layout: only buildah and podman can build on one.
 const ociPrefix = "oci:"
 
-// fromDockerfile builds an ordinary Dockerfile, or finds it built: from the same files with the same build arguments
-// nothing is built again, although a tag in FROM or a package mirror may have moved on.
+// fromDockerfile builds an ordinary Dockerfile, or finds it built from the same files with the same build arguments.
 func (s *Store) fromDockerfile(ctx context.Context, src source, w Want) (Base, error) {
 	key, err := s.buildKey(ctx, src.path, w.BuildArgs)
 	if err != nil {
 		return Base{}, err
 	}
-	if b, ok := s.recallBase(key); ok {
-		w.Progress.Step("build image "+w.Ref)("cached", nil)
-		return b, nil
-	}
-	unlock, err := s.lock(ctx, key)
-	if err != nil {
-		return Base{}, err
-	}
-	defer unlock()
-	if b, ok := s.recallBase(key); ok {
-		w.Progress.Step("build image "+w.Ref)("cached", nil)
-		return b, nil
-	}
-	dir, release, err := s.work()
-	if err != nil {
-		return Base{}, err
-	}
-	defer release()
-	img, err := s.buildStep(ctx, src.path, dir, w)
-	if err != nil {
-		return Base{}, err
-	}
-	b, err := s.flattenStep(ctx, img, w)
-	if err != nil {
-		return Base{}, err
-	}
-	s.note(key, b)
-	return b, nil
+	q := question{step: "build image " + w.Ref, key: key, last: keyOf(flatVersion, "dockerfile", src.path)}
+	asked := time.Now()
+	return s.answer(ctx, q, w, func() (Base, error) {
+		unlock, err := s.lock(ctx, key)
+		if err != nil {
+			return Base{}, err
+		}
+		defer unlock()
+		// Another may have built it meanwhile.
+		if b, ok := s.fresh(key, func(at time.Time) bool { return w.Pull.suffices(at) || at.After(asked) }); ok {
+			w.Progress.Step(q.step)("cached", nil)
+			return b, nil
+		}
+		dir, release, err := s.work()
+		if err != nil {
+			return Base{}, err
+		}
+		defer release()
+		img, err := s.buildStep(ctx, src.path, dir, w)
+		if err != nil {
+			return Base{}, err
+		}
+		return s.flattenStep(ctx, img, w)
+	})
 }
 
 // buildKey names what a build depends on. A local base image counts by its content, not its path.
@@ -143,13 +138,14 @@ type build struct {
 	dir     string // private, for what is made
 	tag     string // the same for the same Dockerfile, so that a new build replaces the old one's name
 	args    map[string]string
+	pull    bool // the base is looked up again, though it is here
 	line    func(string)
 }
 
 // builder chooses: docker if its daemon answers and it can build on the base asked for, then podman, then buildah.
 func (s *Store) builder(ctx context.Context, file, dir string, w Want) (*build, error) {
 	b := &build{
-		storage: s.path(builderDir), file: file, dir: dir, args: w.BuildArgs,
+		storage: s.path(builderDir), file: file, dir: dir, args: w.BuildArgs, pull: w.Pull != Missing,
 		tag: "localhost/flint-" + keyOf(file)[:12] + ":latest",
 	}
 	localBase := ""
@@ -212,6 +208,9 @@ func (b *build) build(ctx context.Context) error {
 
 func (b *build) withDocker(ctx context.Context) error {
 	args := append([]string{"build", "--file", b.file, "--tag", b.tag}, buildArgs(b.args)...)
+	if b.pull {
+		args = append(args, "--pull")
+	}
 	plain := []string{"BUILDKIT_PROGRESS=plain"} // harmless to the classic builder
 	if err := b.tool(append(args, filepath.Dir(b.file)), plain).Run(ctx); err != nil {
 		return err
@@ -237,6 +236,9 @@ func (b *build) withStorage(ctx context.Context) error {
 
 	args := []string{"build", "--layers", "--force-rm", "--timestamp", "0", "--file", b.file, "--tag", b.tag}
 	args = append(args, isolation(unifiedCgroups(), tool.Find)...)
+	if b.pull {
+		args = append(args, "--pull=always")
+	}
 	local, names, err := linkBases(b.args, run)
 	if err != nil {
 		return err

@@ -40,6 +40,7 @@ const (
 	KindBase    Kind = "base"    // a base image
 	KindDrive   Kind = "drive"   // a runner drive
 	KindDebian  Kind = "debian"  // a base for builds, made by DebianBase
+	KindPull    Kind = "pull"    // an image whose download was interrupted, or is under way
 	KindBuilder Kind = "builder" // the layers podman or buildah keep for the next build
 )
 
@@ -50,7 +51,7 @@ const maxSources = 8
 func (s *Store) List() ([]Image, error) {
 	var all []Image
 	var errs []error
-	for kind, dir := range map[Kind]string{KindBase: baseDir, KindDrive: driveDir, KindDebian: debianDir} {
+	for kind, dir := range map[Kind]string{KindBase: baseDir, KindDrive: driveDir, KindDebian: debianDir, KindPull: pullDir} {
 		entries, err := os.ReadDir(s.path(dir))
 		if err != nil {
 			errs = append(errs, err)
@@ -85,7 +86,7 @@ func (s *Store) List() ([]Image, error) {
 }
 
 func digestOf(kind Kind, file string) string {
-	if kind == KindDebian {
+	if kind == KindDebian || kind == KindPull {
 		return file
 	}
 	return "sha256:" + strings.TrimSuffix(file, ".ext4")
@@ -206,7 +207,7 @@ func (s *Store) remove(i Image) (gone bool, err error) {
 	}
 	// What remembers it goes first: it would be ignored without the image, but stay for ever.
 	s.forget(i)
-	if i.Kind == KindDebian {
+	if i.Kind == KindDebian || i.Kind == KindPull {
 		// Off its name at once, so that nobody finds half of it.
 		tmp, done, err := s.work()
 		if err != nil {
@@ -221,7 +222,7 @@ func (s *Store) remove(i Image) (gone bool, err error) {
 // forget removes the records that name an image.
 func (s *Store) forget(i Image) {
 	_ = os.Remove(s.path(recordDir, sourceKey(i.path)+".json"))
-	if i.Kind == KindDebian {
+	if i.Kind == KindDebian || i.Kind == KindPull {
 		return
 	}
 	entries, err := os.ReadDir(s.path(recordDir))

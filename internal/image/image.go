@@ -41,6 +41,8 @@ type Store struct {
 	dir string
 	log *slog.Logger
 
+	pause time.Duration // before a failed download is tried again, at first
+
 	mu   sync.Mutex
 	held map[string]*hold // by path; what this process uses
 }
@@ -57,17 +59,24 @@ type Base struct {
 	User   string      `json:"user,omitempty"` // user[:group], names or numbers
 	Dir    string      `json:"dir,omitempty"`  // working directory
 	Cmd    []string    `json:"cmd,omitempty"`  // entrypoint and command
+
+	// Stale is why this is what the reference gave last, and nothing newer; nil where it is what was wanted. See Want.OrLast.
+	Stale error `json:"-"`
 }
 
 // Want says which image.
 type Want struct {
-	// Ref is, in the order tried: a directory with a Dockerfile (or Containerfile) or such a file itself; an OCI layout
-	// directory, with an optional :tag and an optional "oci:" in front; a docker or OCI archive; an ext4 file, used as it is; a
-	// reference to an image in a registry.
+	// Ref is, in the order tried: what begins with one of skopeo's transports (docker://, docker-daemon:, containers-storage:,
+	// docker-archive:, oci-archive:, oci:); a directory with a Dockerfile (or Containerfile) or such a file itself; an OCI layout
+	// directory, with an optional :tag; a docker or OCI archive; an ext4 file, used as it is; a reference to an image in a registry.
 	Ref       string
 	BuildArgs map[string]string // for a Dockerfile; the value "oci:/absolute/path:tag" names a local image
 	Limit     flint.Bytes       // of the flattened image; 0: DefaultLimit
 	Progress  flint.Progress
+
+	Pull Pull // when it is had anew, though it gave something before
+	// OrLast is for who would rather go on with what Ref gave last than fail.
+	OrLast bool
 }
 
 // The directories of a store.
@@ -78,6 +87,7 @@ const (
 	lockDir    = "lock"       // <key>: held while it is made; workLock, builderLock
 	tmpDir     = "tmp"        // one directory per work in progress, locked by its owner
 	debianDir  = "debian"     // OCI layouts made by DebianBase
+	pullDir    = "pull"       // <digest>: OCI layouts that are being downloaded
 	builderDir = "containers" // storage of buildah or podman
 )
 
@@ -87,7 +97,7 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
-	s := &Store{dir: dir, log: log, held: map[string]*hold{}}
+	s := &Store{dir: dir, log: log, pause: firstPause, held: map[string]*hold{}}
 	for _, d := range []struct {
 		name string
 		mode os.FileMode
@@ -99,6 +109,7 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 		{recordDir, 0o700},
 		{lockDir, 0o700},
 		{tmpDir, 0o700},
+		{pullDir, 0o700},
 		{builderDir, 0o700},
 	} {
 		if err := makeDir(s.path(d.name), d.mode); err != nil {

@@ -26,6 +26,8 @@ const (
 	archive
 	ext4File
 	registry
+	dockerDaemon      // an image of the local docker
+	containersStorage // one of the local podman or buildah
 )
 
 // source is a reference that was looked at.
@@ -33,7 +35,46 @@ type source struct {
 	kind sourceKind
 	ref  string // as given
 	path string // absolute; of the Dockerfile, layout, archive or file
-	tag  string // of a layout; may be empty
+	tag  string // of a layout or an archive; may be empty
+	name string // in a registry, or of an image that is kept here
+}
+
+// transports are what a reference may begin with to say what it is. They are skopeo's.
+var transports = []struct {
+	prefix string
+	kind   sourceKind
+}{
+	{"docker://", registry},
+	{"docker-daemon:", dockerDaemon},
+	{"containers-storage:", containersStorage},
+	{"docker-archive:", archive},
+	{"oci-archive:", archive},
+	{ociPrefix, ociLayout},
+}
+
+// explicit locates a reference that says what it is; ok is false for one that does not.
+func explicit(ref string) (s source, ok bool, err error) {
+	for _, t := range transports {
+		rest, found := strings.CutPrefix(ref, t.prefix)
+		switch {
+		case !found || t.kind == ociLayout:
+			continue
+		case rest == "" || strings.HasPrefix(rest, "-"):
+			return source{}, true, missing(ref, "there is no name behind "+t.prefix, nil)
+		case t.kind != archive:
+			return source{kind: t.kind, ref: ref, name: rest}, true, nil
+		}
+		path, tag := rest, ""
+		if _, err := os.Stat(path); err != nil {
+			path, tag, _ = strings.Cut(rest, ":")
+		}
+		if !isRegular(path) {
+			return source{}, true, missing(ref, "there is no such file", nil)
+		}
+		path, err := filepath.Abs(path)
+		return source{kind: archive, ref: ref, path: path, tag: tag}, true, err
+	}
+	return source{}, false, nil
 }
 
 // locate finds out what ref names.
@@ -41,7 +82,10 @@ func locate(ref string) (source, error) {
 	if ref == "" {
 		return source{}, missing(ref, "no image is named", nil)
 	}
-	name, isOCI := strings.CutPrefix(ref, "oci:")
+	if s, ok, err := explicit(ref); ok {
+		return s, err
+	}
+	name, isOCI := strings.CutPrefix(ref, ociPrefix)
 	info, err := os.Stat(name)
 	tag := ""
 	if errors.Is(err, fs.ErrNotExist) {
@@ -57,7 +101,7 @@ func locate(ref string) (source, error) {
 	case errors.Is(err, fs.ErrNotExist) && looksLocal:
 		return source{}, missing(ref, "there is no such file or directory", nil)
 	case errors.Is(err, fs.ErrNotExist):
-		return source{kind: registry, ref: ref}, nil
+		return source{kind: registry, ref: ref, name: ref}, nil
 	case err != nil:
 		return source{}, missing(ref, "it cannot be looked at", err)
 	}
@@ -129,7 +173,7 @@ func missing(ref, why string, err error) error {
 	f := &flint.Fault{
 		Code: "image.missing",
 		What: fmt.Sprintf("find image %q: %s", ref, why),
-		Fix:  "name a directory with a Dockerfile, an OCI layout directory, a docker or OCI archive (.tar), an ext4 file, or an image in a registry such as docker.io/library/debian:12",
+		Fix:  "name a directory with a Dockerfile, an OCI layout directory, a docker or OCI archive (.tar), an ext4 file, an image in a registry such as docker.io/library/debian:12, or one that is here: docker-daemon:name:tag, containers-storage:name",
 		Kind: flint.ErrNotFound,
 		Err:  err,
 	}
@@ -196,6 +240,9 @@ func (s *Store) fromImage(ctx context.Context, img v1.Image, limit flint.Bytes) 
 	config, err := img.ConfigFile()
 	if err != nil {
 		return Base{}, fmt.Errorf("read configuration: %w", err)
+	}
+	if config.OS != "" && config.Architecture != "" && !suits(config.Platform()) {
+		return Base{}, wrongPlatform(id.String(), config.OS+"/"+config.Architecture)
 	}
 	// The configuration names every layer by the digest of its content, so its own digest stands for the image.
 	key := keyOf(flatVersion, "image", id.String())

@@ -1,0 +1,116 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"flint"
+	"flint/internal/tool"
+)
+
+// fromDaemon takes an image that the local docker, podman or buildah keeps: what their commands see as the user that flint
+// runs as.
+func (s *Store) fromDaemon(ctx context.Context, src source, w Want) (Base, error) {
+	if _, err := name.ParseReference(src.name); err != nil {
+		return Base{}, missing(src.ref, "that is no name of an image", err)
+	}
+	q := question{step: "take image " + w.Ref, key: keyOf(flatVersion, "daemon", src.ref)}
+	return s.answer(ctx, q, w, func() (Base, error) {
+		dir, release, err := s.work()
+		if err != nil {
+			return Base{}, err
+		}
+		defer release()
+		done := w.Progress.Step(q.step)
+		img, id, err := s.export(ctx, src, dir, w)
+		if err != nil {
+			done("", err)
+			return Base{}, err
+		}
+		done(fmt.Sprintf("%.19s", id), nil)
+		key := keyOf(flatVersion, "daemon", id)
+		if b, ok := s.recallBase(key); img == nil && ok {
+			return b, nil
+		}
+		b, err := s.flattenStep(ctx, img, w)
+		if err == nil {
+			s.note(key, b)
+		}
+		return b, err
+	})
+}
+
+// export writes an image to dir and opens it, unless what it holds is in the store: then img is nil.
+func (s *Store) export(ctx context.Context, src source, dir string, w Want) (img v1.Image, id string, err error) {
+	path, err := keeper(src)
+	if err != nil {
+		return nil, "", err
+	}
+	run := tool.Tool{Path: path, Line: func(line string) {
+		w.Progress.Report(flint.Milestone{Step: "take image " + w.Ref, Line: line})
+	}}
+	run.Args = []string{"images", "--quiet", "--no-trunc", src.name}
+	out, err := run.Output(ctx)
+	if err != nil {
+		return nil, "", daemonFault(src, err)
+	}
+	id, _, _ = strings.Cut(strings.TrimSpace(string(out)), "\n")
+	if id == "" {
+		return nil, "", missing(src.ref, filepath.Base(path)+" has no image of that name", nil)
+	}
+	if _, ok := s.recallBase(keyOf(flatVersion, "daemon", id)); ok {
+		return nil, id, nil
+	}
+	if src.kind == dockerDaemon {
+		file := filepath.Join(dir, "image.tar")
+		run.Args = []string{"save", "--output", file, src.name}
+		if err := run.Run(ctx); err != nil {
+			return nil, "", daemonFault(src, err)
+		}
+		img, err = tarball.ImageFromPath(file, nil)
+		return img, id, err
+	}
+	layout := filepath.Join(dir, "layout")
+	run.Args = []string{"push", src.name, ociPrefix + layout}
+	if err := run.Run(ctx); err != nil {
+		return nil, "", daemonFault(src, err)
+	}
+	img, err = layoutImage(layout, "")
+	return img, id, err
+}
+
+// keeper finds the program that shows what is kept here.
+func keeper(src source) (path string, err error) {
+	names := []string{"podman", "buildah"}
+	if src.kind == dockerDaemon {
+		names = []string{"docker"}
+	}
+	for _, name := range names {
+		if path, err := exec.LookPath(name); err == nil {
+			return path, nil
+		}
+	}
+	return "", missing(src.ref, strings.Join(names, " or ")+" is not installed", nil)
+}
+
+// daemonFault tells a full disk from a daemon that does not answer.
+func daemonFault(src source, err error) error {
+	var failed *tool.Error
+	if err = tool.OutOfSpace(err); spaceFault(err, "") != nil || !errors.As(err, &failed) {
+		return err
+	}
+	return &flint.Fault{
+		Code: "image.daemon",
+		What: fmt.Sprintf("take image %q from %s", src.ref, failed.Name),
+		Fix:  "see that it runs and that flint's user may ask it; what it said is above",
+		Err:  err,
+	}
+}
