@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,12 +19,10 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
-	fake "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	archives "github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
@@ -238,52 +235,6 @@ func layerBlob(t testing.TB, dir string) string {
 		t.Fatal(err)
 	}
 	return filepath.Join(dir, "blobs", d.Algorithm, d.Hex)
-}
-
-func TestBaseFromRegistry(t *testing.T) {
-	server := httptest.NewServer(fake.New(fake.Logger(slog.NewLogLogger(slog.DiscardHandler, 0))))
-	defer server.Close()
-	host := strings.TrimPrefix(server.URL, "http://")
-	ref, err := name.ParseReference(host + "/team/image:1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	img := testImage(t, pack(t, file("f", "1")))
-	foreign, err := mutate.ConfigFile(img, &v1.ConfigFile{OS: "windows", Architecture: "s390x"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	index := mutate.AppendManifests(
-		empty.Index,
-		mutate.IndexAddendum{Add: foreign, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "windows", Architecture: "s390x"}}},
-		mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: runtime.GOARCH}}},
-	)
-	if err := remote.WriteIndex(ref, index); err != nil {
-		t.Fatal(err)
-	}
-	s := testStore(t)
-	b := wantBase(t, s, Want{Ref: ref.String()})
-	checkConfig(t, b)
-
-	// The tag moves on.
-	if err := remote.Write(ref, testImage(t, pack(t, file("f", "2")))); err != nil {
-		t.Fatal(err)
-	}
-	newer := wantBase(t, s, Want{Ref: ref.String()})
-	if newer.Digest == b.Digest {
-		t.Error("a moved tag gave the old image")
-	}
-	_, err = s.Base(t.Context(), Want{Ref: host + "/team/nothing:1"})
-	wantFault(t, err, "image.pull", "nothing")
-
-	// The registry goes away: what is known still serves, what is not fails.
-	server.Close()
-	if last := wantBase(t, s, Want{Ref: ref.String()}); last.Digest != newer.Digest {
-		t.Errorf("without the registry: %s, want %s", last.Digest, newer.Digest)
-	}
-	_, err = s.Base(t.Context(), Want{Ref: host + "/team/other:1"})
-	wantFault(t, err, "image.pull")
-	wantEmptyTmp(t, s)
 }
 
 // fakeTool puts an executable shell script into a new directory that becomes the whole PATH but for the shell's own

@@ -30,8 +30,8 @@ const (
 	// maxFails bounds the tries of one blob that bring less than enough of it.
 	maxFails = 5
 	enough   = 1 << 20
-	// silence is how long a registry may send nothing.
-	silence = time.Minute
+	// longestSilence is how long a registry may send nothing.
+	longestSilence = time.Minute
 	// firstPause is how long is waited before a failed download is tried again, at first.
 	firstPause = time.Second
 )
@@ -53,7 +53,7 @@ func (s *Store) download(ctx context.Context, repo name.Repository, blobs []v1.D
 	if err != nil {
 		return err
 	}
-	d := &downloader{client: &http.Client{Transport: trip}, repo: repo, dir: dir, pause: s.pause, progress: w.Progress, step: "pull image " + w.Ref}
+	d := &downloader{client: &http.Client{Transport: trip}, repo: repo, dir: dir, pause: s.pause, silence: s.silence, progress: w.Progress, step: "pull image " + w.Ref}
 	seen := map[v1.Hash]bool{} // an image may have a layer twice
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.SetLimit(atOnce)
@@ -82,6 +82,7 @@ type downloader struct {
 	repo     name.Repository
 	dir      string
 	pause    time.Duration
+	silence  time.Duration
 	progress flint.Progress
 	step     string
 	total    int64
@@ -171,7 +172,7 @@ func (d *downloader) rest(ctx context.Context, b v1.Descriptor, f *os.File, sum 
 func (d *downloader) more(ctx context.Context, b v1.Descriptor, f *os.File, sum hash.Hash, have int64) (n, from int64, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	quiet := time.AfterFunc(silence, func() { cancel(fmt.Errorf("nothing came for %s", silence)) })
+	quiet := time.AfterFunc(d.silence, func() { cancel(fmt.Errorf("nothing came for %s", d.silence)) })
 	defer quiet.Stop()
 	at := url.URL{Scheme: d.repo.Scheme(), Host: d.repo.RegistryStr(), Path: "/v2/" + d.repo.RepositoryStr() + "/blobs/" + b.Digest.String()}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
@@ -179,7 +180,7 @@ func (d *downloader) more(ctx context.Context, b v1.Descriptor, f *os.File, sum 
 		return 0, have, err
 	}
 	if have > 0 {
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", have))
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", have, b.Size-1))
 	}
 	resp, err := d.client.Do(req)
 	if err != nil {
@@ -205,7 +206,7 @@ func (d *downloader) more(ctx context.Context, b v1.Descriptor, f *os.File, sum 
 	}
 	body := reading(func(p []byte) (int, error) {
 		n, err := resp.Body.Read(p)
-		quiet.Reset(silence)
+		quiet.Reset(d.silence)
 		d.got(int64(n))
 		return n, err
 	})
@@ -249,4 +250,11 @@ func (s *Store) holdDownload(dir string) (release func(), err error) {
 	}
 	s.used(dir)
 	return func() { f.Close() }, nil
+}
+
+// dropDownload removes a download that is of no use any more.
+func (s *Store) dropDownload(dir string) {
+	if err := os.RemoveAll(dir); err != nil {
+		s.log.Warn("remove what was downloaded", "err", err)
+	}
 }

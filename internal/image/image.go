@@ -41,7 +41,8 @@ type Store struct {
 	dir string
 	log *slog.Logger
 
-	pause time.Duration // before a failed download is tried again, at first
+	pause   time.Duration // before a failed download is tried again, at first
+	silence time.Duration // of a registry until a download is given up
 
 	mu   sync.Mutex
 	held map[string]*hold // by path; what this process uses
@@ -97,7 +98,7 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
-	s := &Store{dir: dir, log: log, pause: firstPause, held: map[string]*hold{}}
+	s := &Store{dir: dir, log: log, pause: firstPause, silence: longestSilence, held: map[string]*hold{}}
 	for _, d := range []struct {
 		name string
 		mode os.FileMode

@@ -52,11 +52,11 @@ func (s *Store) pull(ctx context.Context, ref name.Reference, w Want) (Base, err
 	if err := checkImage(img, w.Limit); err != nil {
 		return Base{}, err
 	}
-	id, err := img.ConfigName()
+	m, err := img.Manifest()
 	if err != nil {
 		return Base{}, pullFault(ctx, w.Ref, err)
 	}
-	if b, ok := s.recallBase(keyOf(flatVersion, "image", id.String())); ok {
+	if b, ok := s.recallBase(keyOf(flatVersion, "image", m.Config.Digest.String())); ok {
 		return b, nil
 	}
 	digest, err := img.Digest()
@@ -75,6 +75,9 @@ func (s *Store) pull(ctx context.Context, ref name.Reference, w Want) (Base, err
 	}
 	defer release()
 	if err := s.fetch(ctx, ref, img, dir, w); err != nil {
+		if spaceFault(err, "") != nil {
+			s.dropDownload(dir)
+		}
 		return Base{}, pullFault(ctx, w.Ref, err)
 	}
 	local, err := layoutImage(dir, "")
@@ -82,10 +85,8 @@ func (s *Store) pull(ctx context.Context, ref name.Reference, w Want) (Base, err
 		return Base{}, err
 	}
 	b, err := s.fromImage(ctx, local, w.Limit)
-	if err == nil || spaceFault(err, "") == nil && ctx.Err() == nil { // damaged ones are of no use again
-		if rerr := os.RemoveAll(dir); rerr != nil {
-			s.log.Warn("remove what was downloaded", "err", rerr)
-		}
+	if ctx.Err() == nil {
+		s.dropDownload(dir)
 	}
 	return b, err
 }

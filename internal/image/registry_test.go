@@ -1,0 +1,414 @@
+package image
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	fake "github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"flint"
+)
+
+// badRegistry is a registry that can misbehave.
+type badRegistry struct {
+	*httptest.Server
+	host string
+	// before may answer a request instead of the registry; it reports whether it did.
+	before atomic.Pointer[func(w http.ResponseWriter, r *http.Request) bool]
+	sent   atomic.Int64 // bytes of blobs
+	inner  http.Handler
+}
+
+func newRegistry(t testing.TB) *badRegistry {
+	t.Helper()
+	r := &badRegistry{}
+	r.inner = fake.New(fake.Logger(slog.NewLogLogger(slog.DiscardHandler, 0)))
+	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if f := r.before.Load(); f != nil && (*f)(w, req) {
+			return
+		}
+		if isBlob(req) {
+			w = &counter{w, &r.sent}
+		}
+		r.inner.ServeHTTP(w, req)
+	}))
+	t.Cleanup(r.Close)
+	r.host = strings.TrimPrefix(r.URL, "http://")
+	return r
+}
+
+func (r *badRegistry) misbehave(f func(w http.ResponseWriter, r *http.Request) bool) {
+	r.before.Store(&f)
+}
+
+// push stores an image and returns its reference.
+func (r *badRegistry) push(t testing.TB, as string, img remote.Taggable) string {
+	t.Helper()
+	ref, err := name.ParseReference(r.host + "/" + as)
+	if err != nil {
+		t.Fatal(err)
+	}
+	switch img := img.(type) {
+	case v1.Image:
+		err = remote.Write(ref, img)
+	case v1.ImageIndex:
+		err = remote.WriteIndex(ref, img)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ref.String()
+}
+
+func isBlob(r *http.Request) bool {
+	return r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/")
+}
+
+// counter counts what is answered.
+type counter struct {
+	http.ResponseWriter
+	n *atomic.Int64
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// bigImage is an image with one layer that does not compress, of about that size.
+func bigImage(t testing.TB, size int) v1.Image {
+	t.Helper()
+	b := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(b)
+	return testImage(t, pack(t, file("big", string(b))))
+}
+
+func hastyStore(t testing.TB) *Store {
+	s := testStore(t)
+	s.pause = time.Millisecond
+	return s
+}
+
+func wantNoDownload(t testing.TB, s *Store) {
+	t.Helper()
+	if left, err := os.ReadDir(s.path(pullDir)); err != nil || len(left) > 0 {
+		t.Errorf("left of downloads: %v, %v", left, err)
+	}
+	wantEmptyTmp(t, s)
+}
+
+// forPlatforms is an index with an image for each platform.
+func forPlatforms(t testing.TB, img v1.Image, platforms ...v1.Platform) v1.ImageIndex {
+	t.Helper()
+	var index v1.ImageIndex = empty.Index
+	for _, p := range platforms {
+		config, err := img.ConfigFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		config = config.DeepCopy()
+		config.OS, config.Architecture = p.OS, p.Architecture
+		one, err := mutate.ConfigFile(img, config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: one, Descriptor: v1.Descriptor{Platform: &p}})
+	}
+	return index
+}
+
+func TestBaseFromRegistry(t *testing.T) {
+	r, s := newRegistry(t), hastyStore(t)
+	img := testImage(t, pack(t, file("f", "1")))
+	ref := r.push(t, "team/image:1", forPlatforms(t, img, v1.Platform{OS: "windows", Architecture: "s390x"}, v1.Platform{OS: "linux", Architecture: runtime.GOARCH}))
+	b := wantBase(t, s, Want{Ref: ref})
+	checkConfig(t, b)
+	wantNoDownload(t, s)
+
+	// The tag moves on.
+	r.push(t, "team/image:1", testImage(t, pack(t, file("f", "2"))))
+	for _, p := range []Pull{Missing, Daily} {
+		if again := wantBase(t, s, Want{Ref: ref, Pull: p}); again.Digest != b.Digest {
+			t.Errorf("pull %q gave the new image", p)
+		}
+	}
+	newer := wantBase(t, s, Want{Ref: "docker://" + ref, Pull: Always})
+	if newer.Digest == b.Digest {
+		t.Error("a moved tag gave the old image")
+	}
+	if again := wantBase(t, s, Want{Ref: ref}); again.Digest != newer.Digest {
+		t.Error("what was pulled is not what the tag gives from now on")
+	}
+	// A day later it has moved again.
+	parsed, err := name.ParseReference(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.note(keyOf(flatVersion, "registry", parsed.Name(), runtime.GOARCH), answered{newer, time.Now().Add(-day)})
+	r.push(t, "team/image:1", img)
+	if again := wantBase(t, s, Want{Ref: ref, Pull: Daily}); again.Digest != b.Digest {
+		t.Error("a day later the tag gave the old image")
+	}
+}
+
+func TestRegistryThatFails(t *testing.T) {
+	img := bigImage(t, 3<<20)
+	always := func(status int) func(http.ResponseWriter, *http.Request) bool {
+		return func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(status); return true }
+	}
+	blobs := func(f func(w http.ResponseWriter, r *http.Request)) func(http.ResponseWriter, *http.Request) bool {
+		return func(w http.ResponseWriter, r *http.Request) bool {
+			if isBlob(r) {
+				f(w, r)
+			}
+			return isBlob(r)
+		}
+	}
+	for _, tc := range []struct {
+		name, code, says string
+		kind             error
+		answer           func(w http.ResponseWriter, r *http.Request) bool
+	}{
+		{"refuses", "image.login", "refuses the login", flint.ErrPermission, func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return true
+		}},
+		{"forbids", "image.login", "refuses the login", flint.ErrPermission, blobs(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })},
+		{"is broken", "image.pull", "cannot be reached", nil, always(http.StatusInternalServerError)},
+		{"has broken storage", "image.pull", "500", nil, blobs(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })},
+		{"sends something else", "image.digest", "has the digest", flint.ErrConflict, blobs(func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, strings.Repeat("x", 8<<20))
+		})},
+		{"sends nothing", "image.pull", "nothing came for", nil, blobs(func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusOK)
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		})},
+		{"sends nonsense parts", "image.pull", "", nil, blobs(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Range", "bytes 77-78/79")
+			w.WriteHeader(http.StatusPartialContent)
+		})},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r, s := newRegistry(t), hastyStore(t)
+			if tc.says == "nothing came for" {
+				s.silence = 100 * time.Millisecond
+			}
+			ref := r.push(t, "a/b:1", testImage(t, pack(t, file("f", "1"))))
+			good := wantBase(t, s, Want{Ref: ref})
+			r.push(t, "a/b:1", img)
+			r.misbehave(tc.answer)
+			_, err := s.Base(t.Context(), Want{Ref: ref, Pull: Always})
+			wantFault(t, err, tc.code, tc.says)
+			if tc.kind != nil && !errors.Is(err, tc.kind) {
+				t.Errorf("%v is not %v", err, tc.kind)
+			}
+			if f := s.Failed(ref); f == nil || !strings.Contains(f.Why, tc.says) || f.Ref != ref {
+				t.Errorf("remembered as %+v", f)
+			}
+			b := wantBase(t, s, Want{Ref: ref, Pull: Always, OrLast: true})
+			if b.Digest != good.Digest || b.Stale == nil {
+				t.Errorf("instead of the last good one: %+v", b)
+			}
+			r.before.Store(nil)
+			if b := wantBase(t, s, Want{Ref: ref, Pull: Always, OrLast: true}); b.Digest == good.Digest || b.Stale != nil {
+				t.Errorf("when it is well again: %+v", b)
+			}
+			if f := s.Failed(ref); f != nil {
+				t.Errorf("still remembered: %+v", f)
+			}
+			wantNoDownload(t, s)
+		})
+	}
+}
+
+func TestRegistryHasNothingForThisMachine(t *testing.T) {
+	r, s := newRegistry(t), hastyStore(t)
+	img := testImage(t, pack(t, file("f", "1")))
+	other := v1.Platform{OS: "linux", Architecture: "s390x"}
+	index := forPlatforms(t, img, other)
+	_, err := s.Base(t.Context(), Want{Ref: r.push(t, "a/index:1", index)})
+	wantFault(t, err, "image.platform", "linux/s390x", runtime.GOARCH)
+	m, err := index.IndexManifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	alone, err := index.Image(m.Manifests[0].Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Base(t.Context(), Want{Ref: r.push(t, "a/image:1", alone)})
+	wantFault(t, err, "image.platform", "linux/s390x", runtime.GOARCH)
+	_, err = s.Base(t.Context(), Want{Ref: r.host + "/a/none:1"})
+	wantFault(t, err, "image.pull", "does not have it")
+	if !errors.Is(err, flint.ErrNotFound) {
+		t.Errorf("%v is not ErrNotFound", err)
+	}
+	r.Close()
+	_, err = s.Base(t.Context(), Want{Ref: r.host + "/a/none:1"})
+	wantFault(t, err, "image.pull", "connection refused")
+	wantNoDownload(t, s)
+}
+
+// TestDamagedLayer has a registry that serves what the manifest promises, which is no layer.
+func TestDamagedLayer(t *testing.T) {
+	r, s := newRegistry(t), hastyStore(t)
+	for name, content := range map[string]string{"garbage": "no gzip at all", "cut": "\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff\x01"} {
+		img, err := mutate.AppendLayers(testImage(t), static.NewLayer([]byte(content), types.OCILayer))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = s.Base(t.Context(), Want{Ref: r.push(t, "a/"+name+":1", img)})
+		wantFault(t, err, "image.layer")
+	}
+	wantNoDownload(t, s)
+}
+
+func TestPullGoesOnWhereItWasInterrupted(t *testing.T) {
+	const size = 4 << 20
+	r, s := newRegistry(t), hastyStore(t)
+	ref := r.push(t, "a/big:1", bigImage(t, size))
+	r.sent.Store(0)
+	// The first answers break off after a while; so does the process that asked.
+	var answers atomic.Int64
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	r.misbehave(func(w http.ResponseWriter, req *http.Request) bool {
+		if !isBlob(req) {
+			return false
+		}
+		cut := &cutter{ResponseWriter: w, left: size / 5}
+		if answers.Add(1) == 4 { // of the layer the third: one is of the configuration, which is too small to be cut
+			cut.end = cancel
+		}
+		r.inner.ServeHTTP(&counter{cut, &r.sent}, req)
+		return true
+	})
+	if _, err := s.Base(ctx, Want{Ref: ref}); !errors.Is(err, context.Canceled) {
+		t.Fatalf("error %v", err)
+	}
+	list, err := s.List()
+	if err != nil || len(list) != 1 || list[0].Kind != KindPull || list[0].Size < size/2 || list[0].InUse {
+		t.Fatalf("of the interrupted pull there is %+v, %v", list, err)
+	}
+	r.before.Store(nil)
+	var lines []string
+	wantBase(t, another(t, s), Want{Ref: ref, Progress: func(m flint.Milestone) {
+		if m.Line != "" {
+			lines = append(lines, m.Line)
+		}
+	}})
+	if sent := r.sent.Load(); sent > size+size/4 {
+		t.Errorf("%d bytes were sent for an image of %d", sent, size)
+	}
+	if len(lines) == 0 || !strings.HasSuffix(lines[0], "of 4MiB") && !strings.Contains(lines[0], " of 4.") {
+		t.Errorf("progress: %q", lines)
+	}
+	wantNoDownload(t, s)
+}
+
+// cutter hangs up after so many bytes, or ends something and then waits to be hung up on.
+type cutter struct {
+	http.ResponseWriter
+	left int
+	end  func()
+}
+
+func (c *cutter) Write(p []byte) (int, error) {
+	if len(p) < c.left {
+		c.left -= len(p)
+		return c.ResponseWriter.Write(p)
+	}
+	_, _ = c.ResponseWriter.Write(p[:c.left])
+	c.ResponseWriter.(http.Flusher).Flush()
+	if c.end != nil {
+		c.end()
+	}
+	panic(http.ErrAbortHandler)
+}
+
+func TestPullOnFullDisk(t *testing.T) {
+	disk, _ := smallDisk(t, 12*flint.MiB)
+	r := newRegistry(t)
+	small, large := r.push(t, "a/small:1", testImage(t, pack(t, file("f", "1")))), r.push(t, "a/large:1", bigImage(t, 16<<20))
+	s, err := Open(filepath.Join(disk, "store"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := wantBase(t, s, Want{Ref: small})
+	_, err = s.Base(t.Context(), Want{Ref: large})
+	wantFault(t, err, "image.space", "no space left on device")
+	wantNoDownload(t, s)
+	wantImages(t, s, good)
+}
+
+func TestLogins(t *testing.T) {
+	r := newRegistry(t)
+	ref := r.push(t, "team/image:1", testImage(t, pack(t, file("f", "1"))))
+	r.misbehave(func(w http.ResponseWriter, req *http.Request) bool {
+		if user, password, ok := req.BasicAuth(); ok && user == "me" && password == "secret" {
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	})
+	home := t.TempDir()
+	t.Setenv("HOME", home)
+	t.Setenv("XDG_CONFIG_HOME", "")
+	t.Setenv("XDG_RUNTIME_DIR", filepath.Join(home, "run"))
+	t.Setenv("REGISTRY_AUTH_FILE", "")
+	t.Setenv("DOCKER_CONFIG", "")
+	put := func(path, content string, mode os.FileMode) {
+		path = filepath.Join(home, path)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	auth := base64.StdEncoding.EncodeToString([]byte("me:secret"))
+	_, err := hastyStore(t).Base(t.Context(), Want{Ref: ref})
+	wantFault(t, err, "image.login")
+	for name, write := range map[string]func(){
+		"docker": func() { put(".docker/config.json", fmt.Sprintf(`{"auths": {%q: {"auth": %q}}}`, r.host, auth), 0o600) },
+		"a credential helper": func() {
+			put("bin/docker-credential-test", "#!/bin/sh\ncat >/dev/null\necho '{\"Username\": \"me\", \"Secret\": \"secret\"}'\n", 0o755)
+			t.Setenv("PATH", filepath.Join(home, "bin")+":/usr/bin:/bin")
+			put(".docker/config.json", fmt.Sprintf(`{"credHelpers": {%q: "test"}}`, r.host), 0o600)
+		},
+		"podman beside docker": func() {
+			put(".docker/config.json", "{}", 0o600)
+			put("run/containers/auth.json", fmt.Sprintf(`{"auths": {%q: {"auth": %q}}}`, r.host+"/team", auth), 0o600)
+		},
+	} {
+		if err := os.RemoveAll(filepath.Join(home, "run")); err != nil {
+			t.Fatal(err)
+		}
+		write()
+		if _, err := hastyStore(t).Base(t.Context(), Want{Ref: ref}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
