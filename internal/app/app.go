@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"sync"
 	"time"
 
@@ -113,10 +114,11 @@ type App struct {
 	runnerDir   fs.FileInfo
 	pack        kernel.Pack
 	supply      map[string]host.Supply
-	software    software            // of all pools but those that pin another
-	pinned      map[string]software // by version: of pools that do
-	refused     map[string]refusal  // by pool; "": of all that share their software
-	loop        *sched.Loop         // while Serve runs
+	software    software                // of all pools but those that pin another
+	pinned      map[string]software     // by version: of pools that do
+	refused     map[string]refusal      // by pool; "": of all that share their software
+	stale       map[string]flint.Reason // by pool: why its image is what was there before
+	loop        *sched.Loop             // while Serve runs
 }
 
 // New acquires, in this order: the state directory, its lock, the image store, the VM driver, and the network, whose DNS
@@ -169,11 +171,31 @@ func (a *App) lock() error {
 	a.undo.Push("unlock state directory", func(context.Context) error { return f.Close() })
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return &flint.Fault{
-			Code: "state.locked", What: "lock state directory " + a.dir, Kind: flint.ErrConflict, Err: errors.New("another flint uses it"),
+			Code: "state.locked", What: "lock state directory " + a.dir, Kind: flint.ErrConflict, Err: errors.New("another flint uses it" + ownerOf(f)),
 			Fix: "stop the other flint, or set state_dir and network to something of its own",
 		}
 	}
+	// For whoever finds it locked. The lock is what counts, so a full disk does not hinder.
+	if err := errors.Join(f.Truncate(0), writeAt(f, strconv.Itoa(os.Getpid()))); err != nil {
+		a.log.Debug("note who has the state directory", "err", err)
+	}
 	return nil
+}
+
+func writeAt(f *os.File, text string) error {
+	_, err := f.WriteAt([]byte(text), 0)
+	return err
+}
+
+// ownerOf names the process that wrote itself into a lock.
+func ownerOf(f *os.File) string {
+	var b [16]byte
+	n, _ := f.ReadAt(b[:], 0)
+	pid, err := strconv.Atoi(string(b[:n]))
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf(": process %d", pid)
 }
 
 // checkEvery is how often the network is looked at: others may remove its rules or links.

@@ -47,7 +47,7 @@ func (a *App) situation() sched.Situation {
 }
 
 // waiting lists everything that waits: pools that hear nothing, may not start what their jobs need, or could start nothing, and
-// jobs no pool is for.
+// jobs no pool is for. It also lists the pools whose image could not be had anew.
 func (a *App) waiting(s sched.Situation) []flint.Explanation {
 	why := map[string]flint.Reason{}
 	maps.Copy(why, s.Sources)
@@ -65,6 +65,13 @@ func (a *App) waiting(s sched.Situation) []flint.Explanation {
 			why[p.Name] = r
 		}
 	}
+	a.mu.Lock()
+	for pool, r := range a.stale { // it does not keep jobs waiting, but somebody has to mend it
+		if why[pool].IsZero() {
+			why[pool] = r
+		}
+	}
+	a.mu.Unlock()
 	out := []flint.Explanation{}
 	for _, pool := range slices.Sorted(maps.Keys(why)) {
 		out = append(out, flint.Explanation{Pool: pool, Reason: why[pool]})

@@ -37,11 +37,16 @@ func (a *App) preparePool(ctx context.Context, p config.Pool) error {
 	if _, ok := a.driver.(*qemu.Driver); ok && p.Limits != (config.Limits{}) {
 		a.log.Warn("QEMU does not hold VMs to limits; Firecracker does", "pool", p.Name)
 	}
-	runner, err := a.poolRunner(ctx, p)
+	base, err := a.prepareImage(ctx, p, a.opt.Progress)
 	if err != nil {
 		return err
 	}
-	base, err := a.prepareImage(ctx, p)
+	return a.supplyPool(ctx, p, base)
+}
+
+// supplyPool gives the next VMs of a pool what they boot.
+func (a *App) supplyPool(ctx context.Context, p config.Pool, base image.Base) error {
+	runner, err := a.poolRunner(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -109,8 +114,9 @@ func (a *App) kernelNeeds() []string {
 	return nil
 }
 
-func (a *App) prepareImage(ctx context.Context, p config.Pool) (image.Base, error) {
-	done := a.opt.Progress.Step("image " + p.Image)
+// prepareImage makes a pool's image. A coordinator would rather go on with the last good one than fail.
+func (a *App) prepareImage(ctx context.Context, p config.Pool, progress flint.Progress) (image.Base, error) {
+	done := progress.Step("image " + p.Image)
 	args := p.Args
 	if a.opt.LocalBase {
 		var err error
@@ -119,11 +125,14 @@ func (a *App) prepareImage(ctx context.Context, p config.Pool) (image.Base, erro
 			return image.Base{}, err
 		}
 	}
-	base, err := a.store.Base(ctx, image.Want{Ref: p.Image, BuildArgs: args, Progress: a.opt.Progress})
+	base, err := a.store.Base(ctx, image.Want{
+		Ref: p.Image, BuildArgs: args, Progress: progress, Pull: image.Pull(p.Pull), OrLast: a.github != nil,
+	})
 	if err != nil {
 		done("", err)
 		return image.Base{}, err
 	}
+	a.noteStale(p, base.Stale)
 	done(fmt.Sprintf("%.19s…, %s", base.Digest, base.Size), nil)
 	return base, nil
 }

@@ -248,10 +248,14 @@ func (a *App) followReloads(ctx context.Context) error {
 			a.retire(time.Now())
 			continue
 		case <-a.reloading.todo:
+			if !a.prepareNew(ctx) {
+				again.Reset(prepareAgain)
+			}
+			a.refreshImages(ctx, true)
 		case <-again.C:
-		}
-		if !a.prepareNew(ctx) {
-			again.Reset(prepareAgain)
+			if !a.prepareNew(ctx) {
+				again.Reset(prepareAgain)
+			}
 		}
 	}
 }
@@ -345,5 +349,6 @@ func (a *App) retire(now time.Time) {
 	defer a.mu.Unlock()
 	for _, p := range gone {
 		delete(a.supply, p.Name)
+		delete(a.stale, p.Name)
 	}
 }

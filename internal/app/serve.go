@@ -75,6 +75,7 @@ func (a *App) Serve(ctx context.Context) error {
 	tasks.Go(func() error { return a.followReloads(tctx) })
 	tasks.Go(func() error { return a.hearReloads(tctx) })
 	tasks.Go(func() error { return a.watchSoftware(tctx) })
+	tasks.Go(func() error { return a.watchImages(tctx) })
 	tasks.Go(func() error { return a.reruns.run(tctx, a.github.Rerun, a.reran) })
 	tasks.Go(func() error {
 		tick := time.NewTicker(sweepEvery)

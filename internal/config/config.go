@@ -55,6 +55,7 @@ type Pool struct {
 	Name   string            `yaml:"name"`
 	Image  string            `yaml:"image"`
 	Args   map[string]string `yaml:"build_args"` // for an image that is a Dockerfile
+	Pull   string            `yaml:"pull"`       // when the image is had anew: PullMissing, PullDaily or PullAlways
 	VM     Shape             `yaml:"vm"`
 	Max    int               `yaml:"max"`
 	Group  string            `yaml:"group"`
@@ -69,6 +70,13 @@ type Pool struct {
 	// RunnerVersion is the release of GitHub's runner that its VMs run; Runner's when empty.
 	RunnerVersion string `yaml:"runner_version"`
 }
+
+// What Pool.Pull may be.
+const (
+	PullMissing = "missing" // when it is not here; also when it is empty
+	PullDaily   = "daily"   // when what is here is a day old
+	PullAlways  = "always"  // whenever it is prepared
+)
 
 // What Pool.Root may be.
 const (
@@ -201,7 +209,7 @@ func Default() Config {
 
 // NewPool returns a pool with the defaults of whatever a file does not say.
 func NewPool(name, image string) Pool {
-	return Pool{Name: name, Image: image, Max: 1, Root: DiskRoot, VM: Shape{CPUs: 2, Memory: 4 * flint.GiB, Disk: 20 * flint.GiB}}
+	return Pool{Name: name, Image: image, Max: 1, Root: DiskRoot, Pull: PullDaily, VM: Shape{CPUs: 2, Memory: 4 * flint.GiB, Disk: 20 * flint.GiB}}
 }
 
 // UnmarshalYAML implements yaml.Unmarshaler: it decodes above the defaults.
@@ -221,9 +229,7 @@ var runnerVersion = regexp.MustCompile(`^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$`)
 func (c *Config) complete(dir string) {
 	for i := range c.Pools {
 		p := &c.Pools[i]
-		if strings.HasPrefix(p.Image, "./") || strings.HasPrefix(p.Image, "../") {
-			p.Image = filepath.Join(dir, p.Image)
-		}
+		p.Image = fromDir(dir, p.Image)
 		if p.Tools != "" && !filepath.IsAbs(p.Tools) {
 			p.Tools = filepath.Join(dir, p.Tools)
 		}
@@ -250,6 +256,17 @@ func (c *Config) complete(dir string) {
 			c.Host.Name = name
 		}
 	}
+}
+
+// fromDir makes a reference to an image relative to dir, where it begins as a relative path does.
+func fromDir(dir, ref string) string {
+	for _, transport := range []string{"", "oci:", "docker-archive:", "oci-archive:"} {
+		path, ok := strings.CutPrefix(ref, transport)
+		if ok && (strings.HasPrefix(path, "./") || strings.HasPrefix(path, "../")) {
+			return transport + filepath.Join(dir, path)
+		}
+	}
+	return ref
 }
 
 // Validate returns every problem that can be seen without leaving the file.
@@ -333,6 +350,11 @@ func (c *Config) validatePools() (errs []error) {
 		case "", DiskRoot, MemoryRoot:
 		default:
 			bad("root", "%q is none of disk, memory", p.Root)
+		}
+		switch p.Pull {
+		case "", PullMissing, PullDaily, PullAlways:
+		default:
+			bad("pull", "%q is none of missing, daily, always", p.Pull)
 		}
 		for _, l := range p.Labels {
 			if !poolName.MatchString(l) {

@@ -52,6 +52,7 @@ func TestBadFilesSayWhereAndWhat(t *testing.T) {
 		"no image":            {"pools: [{name: a}]\n", "pools[0].image: is missing"},
 		"bad name":            {"pools: [{name: a b, image: c}]\n", "pools[0].name"},
 		"bad root":            {"pools: [{name: a, image: c, root: tape}]\n", `pools[0].root: "tape" is none of disk, memory`},
+		"bad pull":            {"pools: [{name: a, image: c, pull: weekly}]\n", `pools[0].pull: "weekly" is none of missing, daily, always`},
 		"max below one":       {"pools: [{name: a, image: c, max: -1}]\n", "pools[0].max: -1 is less than 1"},
 		"two kernels":         {"kernel: {pack: 6.1.0, package: linux-image-6.1.0}\n", "kernel: package, vmlinuz and pack exclude"},
 		"a third":             {"kernel: {vmlinuz: /v, package: linux-image-6.1.0}\n", "kernel: package, vmlinuz and pack exclude"},

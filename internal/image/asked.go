@@ -14,9 +14,9 @@ type Pull string
 // The kinds of Pull. Files are looked at every time: a Dockerfile of which a file or an argument changed is built, whatever
 // is said here, and so is a changed archive.
 const (
-	Missing Pull = ""       // when it gave nothing yet: what it gave stays, by digest
-	Daily   Pull = "daily"  // when that is a day ago
-	Always  Pull = "always" // every time
+	Missing Pull = "missing" // when it gave nothing yet: what it gave stays, by digest. So does the zero value
+	Daily   Pull = "daily"   // when that is a day ago
+	Always  Pull = "always"  // every time
 )
 
 // day is how long what was asked for holds with Daily.
@@ -25,8 +25,11 @@ const day = 24 * time.Hour
 // suffices reports whether an answer of that time will do. One from the future does not: the clock was put back.
 func (p Pull) suffices(asked time.Time) bool {
 	age := time.Since(asked)
-	return p == Missing || p == Daily && age >= 0 && age < day
+	return !p.renews() || p == Daily && age >= 0 && age < day
 }
+
+// renews reports whether what is here is not enough for ever.
+func (p Pull) renews() bool { return p == Daily || p == Always }
 
 // Failure is why what a reference gave could not be had anew.
 type Failure struct {

@@ -145,7 +145,7 @@ type build struct {
 // builder chooses: docker if its daemon answers and it can build on the base asked for, then podman, then buildah.
 func (s *Store) builder(ctx context.Context, file, dir string, w Want) (*build, error) {
 	b := &build{
-		storage: s.path(builderDir), file: file, dir: dir, args: w.BuildArgs, pull: w.Pull != Missing,
+		storage: s.path(builderDir), file: file, dir: dir, args: w.BuildArgs, pull: w.Pull.renews(),
 		tag: "localhost/flint-" + keyOf(file)[:12] + ":latest",
 	}
 	localBase := ""

@@ -119,21 +119,42 @@ func (d *downloader) blob(ctx context.Context, b v1.Descriptor) error {
 	}
 	defer f.Close()
 	sum := sha256.New()
-	have, err := io.Copy(sum, contextReader{ctx, f})
+	begun, err := io.Copy(sum, contextReader{ctx, f})
 	if err != nil {
 		return fmt.Errorf("read what was downloaded: %w", err)
 	}
-	d.got(have)
-	if have, err = d.rest(ctx, b, f, sum, have); err != nil {
+	d.got(begun)
+	err = d.whole(ctx, b, f, sum, begun)
+	var bad *digestError
+	if errors.As(err, &bad) && begun > 0 { // it is the earlier part that may be bad
+		d.got(-b.Size)
+		sum.Reset()
+		if err = f.Truncate(0); err == nil {
+			err = d.whole(ctx, b, f, sum, 0)
+		}
+	}
+	if errors.As(err, &bad) {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err != nil {
 		return fmt.Errorf("download %s: %w", b.Digest, err)
 	}
-	if got := "sha256:" + hexSum(sum); have != b.Size || got != b.Digest.String() {
-		return errors.Join(&digestError{b.Digest.String(), got}, os.Remove(f.Name()))
-	}
-	if err := f.Sync(); err != nil {
+	return os.Rename(f.Name(), path)
+}
+
+// whole fetches what is missing from have on, and verifies all.
+func (d *downloader) whole(ctx context.Context, b v1.Descriptor, f *os.File, sum hash.Hash, have int64) error {
+	have, err := d.rest(ctx, b, f, sum, have)
+	if err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), path)
+	if got := "sha256:" + hexSum(sum); have != b.Size || got != b.Digest.String() {
+		return &digestError{b.Digest.String(), got}
+	}
+	return nil
 }
 
 // rest fetches what is missing from have on. It returns how much there is then.

@@ -63,6 +63,9 @@ func run(ctx context.Context, state, out, agent string, given foreign) error {
 	} else {
 		cfg.Kernel.Vmlinuz, cfg.Kernel.Modules, cfg.Pools[0].Image = given.kernel, given.modules, given.image
 	}
+	for i := range cfg.Pools {
+		cfg.Pools[i].Pull = config.PullMissing
+	}
 	if err := cfg.Complete(); err != nil {
 		return err
 	}
