@@ -18,9 +18,9 @@ import (
 )
 
 func newImage() *cobra.Command {
-	c := &cobra.Command{Use: "image", Short: "List what is kept on disk for VMs, or remove what is unused"}
+	c := &cobra.Command{Use: "image", Short: "Build, pull, list, inspect and remove what is kept on disk for VMs"}
 	open := stateFlags(c)
-	c.AddCommand(newImageList(open), newImagePrune(open))
+	c.AddCommand(newImageBuild(open), newImagePull(open), newImageList(open), newImageInspect(open), newImageRemove(open), newImagePrune(open))
 	return c
 }
 
@@ -50,7 +50,7 @@ func newImageList(open openState) *cobra.Command {
 	c := &cobra.Command{
 		Use: "ls", Short: "List images, runner drives and kernels, the least recently used first", Args: noArgs,
 	}
-	asJSON := c.Flags().Bool("json", false, "print an array of {digest, kind, source, size, last_used, in_use, wanted}")
+	asJSON := c.Flags().Bool("json", false, "print an array of {digest, kind, source, size, last_used, in_use, wanted, failed}")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		cfg, opt, err := open(c)
 		if err != nil {
@@ -127,6 +127,11 @@ func showStored(w io.Writer, list []app.Stored, now time.Time) {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(s.Digest), s.Kind, source, s.Size, ago(now.Sub(s.Used)), use, wanted)
 	}
 	_ = t.Flush() // as every other write here
+	for _, s := range list {
+		if s.Failed != nil {
+			fmt.Fprintf(w, "! %s is not newer: %s: %s\n", short(s.Digest), ago(now.Sub(s.Failed.At)), oneLine(s.Failed.Why))
+		}
+	}
 }
 
 // short is as much of a digest as people tell images apart by.

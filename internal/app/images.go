@@ -25,8 +25,10 @@ type Stored struct {
 	Source []string    `json:"source"` // what it was made from, the newest last
 	Size   flint.Bytes `json:"size"`   // on disk
 	Used   time.Time   `json:"last_used"`
-	InUse  bool        `json:"in_use"`           // by a process
-	Wanted string      `json:"wanted,omitempty"` // what of the configuration it is for: a pool's name, runner.dir, runner software, kernel
+	InUse  bool        `json:"in_use"` // by a process
+	// Failed is why it could not be had anew from its newest source when that was tried last; nil where it could.
+	Failed *image.Failure `json:"failed,omitempty"`
+	Wanted string         `json:"wanted,omitempty"` // what of the configuration it is for: a pool's name, runner.dir, runner software, kernel
 
 	path string
 }
@@ -42,7 +44,11 @@ func StoredImages(cfg config.Config, opt Options) ([]Stored, error) {
 	packs, kerr := kernel.List(filepath.Join(cfg.StateDir, "kernels"))
 	list := make([]Stored, 0, len(images)+len(packs))
 	for _, i := range images {
-		list = append(list, Stored{Digest: i.Digest, Kind: string(i.Kind), Source: i.Source, Size: i.Size, Used: i.Used, InUse: i.InUse, path: i.Digest})
+		s := Stored{Digest: i.Digest, Kind: string(i.Kind), Source: i.Source, Size: i.Size, Used: i.Used, InUse: i.InUse, path: i.Digest}
+		if n := len(i.Source); n > 0 && i.Kind == image.KindBase {
+			s.Failed = store.Failed(i.Source[n-1])
+		}
+		list = append(list, s)
 	}
 	for _, k := range packs {
 		s := Stored{Digest: filepath.Base(k.Path), Kind: "kernel", Source: []string{k.Source}, Size: k.Size, Used: k.Used, InUse: k.InUse, path: k.Path}
@@ -129,13 +135,18 @@ func openStore(cfg config.Config, opt Options) (*image.Store, error) {
 		return nil, nil
 	}
 	store, err := image.Open(dir, opt.Log)
-	if errors.Is(err, fs.ErrPermission) {
-		err = &flint.Fault{
-			Code: "state.dir", What: "look into " + dir, Kind: flint.ErrPermission, Err: err, Fix: "run as the user that flint runs as: root",
-		}
-	}
 	if err != nil {
-		return nil, fmt.Errorf("open what is kept: %w", err)
+		return nil, stateDenied(cfg, err)
 	}
 	return store, nil
+}
+
+// stateDenied says of an error with the image store what can be done about it.
+func stateDenied(cfg config.Config, err error) error {
+	if errors.Is(err, fs.ErrPermission) {
+		err = &flint.Fault{
+			Code: "state.dir", What: "look into " + cfg.StateDir, Kind: flint.ErrPermission, Err: err, Fix: "run as the user that flint runs as: root",
+		}
+	}
+	return fmt.Errorf("open what is kept: %w", err)
 }

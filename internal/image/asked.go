@@ -1,10 +1,12 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io/fs"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -112,4 +114,26 @@ func (s *Store) forgive(ref string) {
 	if err := os.Remove(s.path(recordDir, failureKey(ref)+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.log.Warn("forget a failure", "err", err)
 	}
+}
+
+// Describe returns what is remembered of a base image that is here.
+func (s *Store) Describe(digest string) (Base, bool) {
+	entries, err := os.ReadDir(s.path(recordDir))
+	if err != nil {
+		return Base{}, false
+	}
+	for _, e := range entries {
+		key, isRecord := strings.CutSuffix(e.Name(), ".json")
+		if !isRecord || strings.Contains(key, "-") { // those are no records of images
+			continue
+		}
+		content, err := os.ReadFile(s.path(recordDir, e.Name()))
+		if err != nil || !bytes.Contains(content, []byte(digest)) || content[0] != '{' {
+			continue
+		}
+		if b, ok := s.recallBase(key); ok && b.Digest == digest {
+			return b, true
+		}
+	}
+	return Base{}, false
 }

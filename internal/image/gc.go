@@ -194,6 +194,20 @@ func (s *Store) GC(ctx context.Context, keep []string, room flint.Bytes) (freed 
 	return freed, removed, errors.Join(errs...)
 }
 
+// Remove removes what List calls so, unless somebody uses it; false: somebody does, or nothing is called so.
+func (s *Store) Remove(digest string) (gone bool, err error) {
+	list, err := s.List()
+	if err != nil {
+		return false, err
+	}
+	for _, i := range list {
+		if i.Digest == digest {
+			return s.remove(i)
+		}
+	}
+	return false, nil
+}
+
 // remove removes one image unless somebody has begun to use it.
 func (s *Store) remove(i Image) (gone bool, err error) {
 	release, free, err := s.take(i)

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"flint/internal/app"
+)
+
+// oneArg takes exactly one argument.
+func oneArg(what string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		switch {
+		case len(args) == 0:
+			return usage(c, errors.New("name "+what))
+		case len(args) > 1:
+			return usage(c, fmt.Errorf("unexpected argument %q", args[1]))
+		}
+		return nil
+	}
+}
+
+func newImageBuild(open openState) *cobra.Command {
+	c := &cobra.Command{
+		Use: "build DIR", Short: "Build a Dockerfile on a fresh base, and print the image's digest", Args: oneArg("a directory with a Dockerfile, or the file"),
+		Long: "Build does what flint serve does for a pool whose image is this directory. A running one takes over the result at its\n" +
+			"next look, within the hour, or at once with flint config reload.",
+	}
+	given := c.Flags().StringArray("build-arg", nil, "KEY=value; may be given again")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		build := map[string]string{}
+		for _, kv := range *given {
+			k, v, ok := strings.Cut(kv, "=")
+			if !ok || k == "" {
+				return usage(c, fmt.Errorf("--build-arg %q is not KEY=value", kv))
+			}
+			build[k] = v
+		}
+		// Pools name it so, and it is no reference to a registry.
+		at, err := filepath.Abs(args[0])
+		if err != nil {
+			return fmt.Errorf("find %s: %w", args[0], err)
+		}
+		return makeImage(c, open, at, build)
+	}
+	return c
+}
+
+func newImagePull(open openState) *cobra.Command {
+	c := &cobra.Command{
+		Use: "pull REF", Short: "Have an image anew, and print its digest", Args: oneArg("an image"),
+		Long: "Pull takes every reference that a pool's image may be. A pool with pull: missing has what was pulled last; a running\n" +
+			"flint serve takes it over at its next look, within the hour, or at once with flint config reload.",
+	}
+	c.RunE = func(c *cobra.Command, args []string) error {
+		ref := args[0]
+		if _, err := os.Stat(ref); err == nil {
+			if ref, err = filepath.Abs(ref); err != nil {
+				return fmt.Errorf("find %s: %w", args[0], err)
+			}
+		}
+		return makeImage(c, open, ref, nil)
+	}
+	return c
+}
+
+func makeImage(c *cobra.Command, open openState, ref string, args map[string]string) error {
+	cfg, opt, err := open(c)
+	if err != nil {
+		return err
+	}
+	opt.Progress = newSteps(c.ErrOrStderr()).report
+	base, err := app.MakeImage(c.Context(), cfg, opt, ref, args)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(c.OutOrStdout(), base.Digest)
+	return nil
+}
+
+func newImageInspect(open openState) *cobra.Command {
+	c := &cobra.Command{
+		Use: "inspect DIGEST-OR-REF", Short: "Show what is known of an image that is kept", Args: oneArg("a digest, or what the image was made of"),
+	}
+	asJSON := c.Flags().Bool("json", false, "print it as an object, as ls prints it, with env, user, dir and cmd")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		cfg, opt, err := open(c)
+		if err != nil {
+			return err
+		}
+		d, err := app.InspectImage(cfg, opt, args[0])
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return printJSON(c.OutOrStdout(), d)
+		}
+		t := tabwriter.NewWriter(c.OutOrStdout(), 0, 8, 2, ' ', 0)
+		row := func(key string, values ...string) {
+			for _, v := range values {
+				if v != "" {
+					fmt.Fprintf(t, "%s\t%s\n", key, oneLine(v))
+					key = ""
+				}
+			}
+		}
+		use := "no"
+		if d.InUse {
+			use = "yes"
+		}
+		row("digest", d.Digest)
+		row("kind", d.Kind)
+		row("made of", d.Source...)
+		row("size", d.Size.String())
+		row("last used", ago(time.Since(d.Used)))
+		row("in use", use)
+		row("wanted by", d.Wanted)
+		row("user", d.User)
+		row("directory", d.Dir)
+		row("command", strings.Join(d.Cmd, " "))
+		row("environment", d.Env...)
+		if d.Failed != nil {
+			row("not newer", fmt.Sprintf("%s: %s", ago(time.Since(d.Failed.At)), d.Failed.Why))
+		}
+		_ = t.Flush() // as every other write here
+		return nil
+	}
+	return c
+}
+
+func newImageRemove(open openState) *cobra.Command {
+	return &cobra.Command{
+		Use: "rm DIGEST-OR-REF", Short: "Remove one image; what a process uses stays", Args: oneArg("a digest, or what the image was made of"),
+		RunE: func(c *cobra.Command, args []string) error {
+			cfg, opt, err := open(c)
+			if err != nil {
+				return err
+			}
+			gone, err := app.RemoveImage(cfg, opt, args[0])
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(c.OutOrStdout(), "removed %s, %s freed\n", oneLine(gone.Digest), gone.Size)
+			return nil
+		},
+	}
+}
