@@ -101,3 +101,56 @@ func TestImagePrune(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+func TestImageInspectAndRemove(t *testing.T) {
+	state, cfg, wanted, other := stateWith(t)
+	record := `{"digest": "sha256:` + wanted + `", "size": "64KiB", "env": ["A=b", "C=d"], "user": "me", "cmd": ["/bin/x", "y"]}`
+	if err := os.WriteFile(filepath.Join(state, "images", "record", strings.Repeat("0", 64)+".json"), []byte(record), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{wanted[:8], "sha256:" + wanted, "docker.io/acme/runner:1"} {
+		got := strings.Join(strings.Fields(flintSays(t, 0, "image", "inspect", name, "--config", cfg)), " ")
+		for _, want := range []string{"digest sha256:" + wanted, "made of docker.io/acme/runner:1", "size 64KiB", "in use no", "wanted by pool big", "user me", "command /bin/x y", "environment A=b C=d"} {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s: %q is not in %q", name, want, got)
+			}
+		}
+	}
+	var d app.ImageDetails
+	if err := json.Unmarshal([]byte(flintSays(t, 0, "image", "inspect", "--json", wanted[:8], "--config", cfg)), &d); err != nil {
+		t.Fatal(err)
+	}
+	if d.Digest != "sha256:"+wanted || d.User != "me" || len(d.Env) != 2 {
+		t.Errorf("got %+v", d)
+	}
+	flintSays(t, exitNotFound, "image", "inspect", "none", "--config", cfg)
+	flintSays(t, exitUsage, "image", "inspect")
+	flintSays(t, exitUsage, "image", "rm", "a", "b")
+	flintSays(t, exitUsage, "image", "build", ".", "--build-arg", "nothing")
+	flintSays(t, exitNotFound, "image", "pull", "./nowhere", "--config", cfg)
+
+	vmm, err := os.Open(filepath.Join(state, "images", "base", other+".ext4")) // a VM has it open
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vmm.Close()
+	flintSays(t, exitConflict, "image", "rm", other[:12], "--config", cfg)
+	vmm.Close()
+	if got := flintSays(t, 0, "image", "rm", other[:12], "--config", cfg); got != "removed sha256:"+other+", 64KiB freed\n" {
+		t.Errorf("got %q", got)
+	}
+	flintSays(t, exitNotFound, "image", "rm", other[:12], "--config", cfg)
+}
+
+func TestImageListShowsFailures(t *testing.T) {
+	state, cfg, wanted, _ := stateWith(t)
+	// A registry that is not there: the pool's own reference is asked for again, in vain.
+	ref := "127.0.0.1:1/acme/runner:1"
+	if err := os.WriteFile(filepath.Join(state, "images", "record", "source-"+wanted+".ext4.json"), []byte(`["`+ref+`"]`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	flintSays(t, exitFailed, "image", "pull", ref, "--config", cfg)
+	if got := flintSays(t, 0, "image", "ls", "--config", cfg); !strings.Contains(got, "! "+wanted[:12]+" is not newer: now: ") || !strings.Contains(got, "connection refused") {
+		t.Errorf("got\n%s", got)
+	}
+}
