@@ -89,7 +89,7 @@ func newImageInspect(open openState) *cobra.Command {
 	c := &cobra.Command{
 		Use: "inspect DIGEST-OR-REF", Short: "Show what is known of an image that is kept", Args: oneArg("a digest, or what the image was made of"),
 	}
-	asJSON := c.Flags().Bool("json", false, "print it as an object, as ls prints it, with env, user, dir and cmd")
+	asJSON := c.Flags().Bool("json", false, "print it as an object, as ls prints it, with env, user, dir, cmd and contents")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		cfg, opt, err := open(c)
 		if err != nil {
@@ -122,6 +122,11 @@ func newImageInspect(open openState) *cobra.Command {
 		row("last used", ago(time.Since(d.Used)))
 		row("in use", use)
 		row("wanted by", d.Wanted)
+		if has := d.Contents; has != nil {
+			row("system", has.OS)
+			row("C library", has.Libc)
+			row("has", found(*has))
+		}
 		row("user", d.User)
 		row("directory", d.Dir)
 		row("command", strings.Join(d.Cmd, " "))
@@ -133,6 +138,23 @@ func newImageInspect(open openState) *cobra.Command {
 		return nil
 	}
 	return c
+}
+
+// found names what flint looks for in an image and found.
+func found(has app.ImageContents) string {
+	var list []string
+	for _, f := range []struct {
+		what string
+		is   bool
+	}{{"a shell", has.Shell}, {"systemd", has.Systemd}, {"docker", has.Docker}, {"the user runner", has.Runner}} {
+		if f.is {
+			list = append(list, f.what)
+		}
+	}
+	if len(list) == 0 {
+		return "neither a shell, systemd, docker nor the user runner"
+	}
+	return strings.Join(list, ", ")
 }
 
 func newImageRemove(open openState) *cobra.Command {

@@ -22,6 +22,9 @@ func MakeImage(ctx context.Context, cfg config.Config, opt Options, ref string, 
 	return store.Base(ctx, image.Want{Ref: ref, BuildArgs: args, Progress: opt.Progress, Pull: image.Always})
 }
 
+// ImageContents is what flint looks for in an image.
+type ImageContents = image.Contents
+
 // ImageDetails is what is known of one image.
 type ImageDetails struct {
 	Stored
@@ -29,6 +32,8 @@ type ImageDetails struct {
 	User string   `json:"user,omitempty"`
 	Dir  string   `json:"dir,omitempty"`
 	Cmd  []string `json:"cmd,omitempty"`
+	// Contents is what flint found in it; nil where it cannot be looked into.
+	Contents *image.Contents `json:"contents,omitempty"`
 }
 
 // InspectImage describes a base image that is kept.
@@ -44,6 +49,11 @@ func InspectImage(cfg config.Config, opt Options, name string) (ImageDetails, er
 	}
 	if b, ok := store.Describe(s.Digest); ok {
 		d.Env, d.User, d.Dir, d.Cmd = b.Env, b.User, b.Dir, b.Cmd
+	}
+	if path, ok := store.BasePath(s.Digest); ok {
+		if has, err := image.Look(path); err == nil {
+			d.Contents = &has
+		}
 	}
 	return d, nil
 }

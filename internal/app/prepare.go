@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -46,6 +47,9 @@ func (a *App) preparePool(ctx context.Context, p config.Pool) error {
 
 // supplyPool gives the next VMs of a pool what they boot.
 func (a *App) supplyPool(ctx context.Context, p config.Pool, base image.Base) error {
+	if err := a.fits(p, base); err != nil {
+		return err
+	}
 	runner, err := a.poolRunner(ctx, p)
 	if err != nil {
 		return err
@@ -62,6 +66,28 @@ func (a *App) supplyPool(ctx context.Context, p config.Pool, base image.Base) er
 		Tools: tools, InMemory: p.Root == config.MemoryRoot,
 	}
 	return nil
+}
+
+// fits says of an image that GitHub's runner cannot run in why, before a VM is started in vain.
+func (a *App) fits(p config.Pool, base image.Base) error {
+	if a.github == nil || a.cfg.Runner.Dir != "" {
+		return nil // it may hold what it likes
+	}
+	has, err := image.Look(base.Path)
+	if err != nil {
+		a.log.Debug("what an image holds is not known", "pool", p.Name, "err", err)
+		return nil
+	}
+	f := &flint.Fault{What: fmt.Sprintf("run GitHub's runner in image %q of pool %s", p.Image, p.Name), Kind: flint.ErrConfig}
+	switch {
+	case !has.Shell:
+		f.Code, f.Err, f.Fix = "image.shell", errors.New("it has no /bin/sh"), "take an image with a shell, or install one in its Dockerfile"
+	case has.Libc != "glibc":
+		f.Code, f.Err, f.Fix = "image.libc", fmt.Errorf("the runner needs glibc, and the image's C library is %s", has.Libc), "build the image on Debian, Ubuntu, Fedora or another with glibc; Alpine has musl"
+	default:
+		return nil
+	}
+	return f
 }
 
 // prepareTools makes the drive with a pool's tool cache, where it has one, and tells actions of it by the variables that GitHub's

@@ -36,6 +36,7 @@ func TestImageOfAChangedDockerfile(t *testing.T) {
 	}
 	cfg := config.Default()
 	cfg.Pools = []config.Pool{config.NewPool("a", dir)}
+	cfg.Runner.Dir = dir // GitHub's runner could not run in these images
 	a := &App{cfg: cfg, log: slog.New(slog.DiscardHandler), store: store, supply: map[string]host.Supply{}, github: &github.Client{}}
 	if err := a.preparePool(t.Context(), cfg.Pools[0]); err != nil {
 		t.Fatal(err)
@@ -83,5 +84,29 @@ func TestSecondFlintNamesTheFirst(t *testing.T) {
 	}
 	if err := two.Close(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestImageGitHubsRunnerCannotRunIn(t *testing.T) {
+	a := &App{cfg: config.Default(), log: slog.New(slog.DiscardHandler), github: &github.Client{}}
+	dir := t.TempDir()
+	store, err := image.Open(dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	empty := filepath.Join(dir, "scratch.ext4")
+	if err := store.Scratch(empty, 64*flint.MiB); err != nil {
+		t.Fatal(err)
+	}
+	var fault *flint.Fault
+	if err := a.fits(config.Pool{}, image.Base{Path: empty}); !errors.As(err, &fault) || fault.Code != "image.shell" {
+		t.Errorf("an empty image: %v", err)
+	}
+	real := os.Getenv("FLINT_TEST_BASE")
+	if real == "" {
+		t.Skip("FLINT_TEST_BASE names no image")
+	}
+	if err := a.fits(config.Pool{}, image.Base{Path: real}); err != nil {
+		t.Errorf("the demo's image: %v", err)
 	}
 }
