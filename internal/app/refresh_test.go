@@ -102,10 +102,11 @@ func TestImageGitHubsRunnerCannotRunIn(t *testing.T) {
 	if err := a.fits(config.Pool{}, image.Base{Path: empty}); !errors.As(err, &fault) || fault.Code != "image.shell" {
 		t.Errorf("an empty image: %v", err)
 	}
-	real := os.Getenv("FLINT_TEST_BASE")
-	if real == "" {
-		t.Skip("FLINT_TEST_BASE names no image")
+	assets := os.Getenv("FLINT_TEST_ASSETS")
+	if assets == "" {
+		t.Skip("needs the demo's image: FLINT_TEST_ASSETS is not set")
 	}
+	real := filepath.Join(assets, "base.ext4")
 	if err := a.fits(config.Pool{}, image.Base{Path: real}); err != nil {
 		t.Errorf("the demo's image: %v", err)
 	}
