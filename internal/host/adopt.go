@@ -219,10 +219,14 @@ func (l *life) meet(ctx context.Context) (*guest.Session, error) {
 	mctx, cancel := within(ctx, limit, fmt.Errorf("%w after %s", flint.ErrTimeout, limit))
 	defer cancel()
 	var agent *guest.Session
-	conn, err := l.machine.Dial(mctx, guest.Port)
-	if err == nil {
-		agent, err = guest.Attach(mctx, conn, guest.Options{Log: l.log})
-	}
+	// The last words of a process before us may reach the agent after our first, and end what we began.
+	err := patiently(mctx, func() error {
+		conn, err := l.machine.Dial(mctx, guest.Port)
+		if err == nil {
+			agent, err = guest.Attach(mctx, conn, guest.Options{Log: l.log})
+		}
+		return err
+	})
 	if err == nil {
 		l.undo.Push("close the agent's channel", func(context.Context) error { return agent.Close() })
 		return agent, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -179,4 +180,41 @@ func TestProcessOfThisBootIsTheVMM(t *testing.T) {
 		t.Error("the VMM lives")
 	}
 	w.nothingLeft()
+}
+
+// hangsUp is the machine of an adopted VM whose agent ends every conversation at once.
+type hangsUp struct {
+	standIn
+	dialed *int
+}
+
+// Dial implements vm.Machine.
+func (m hangsUp) Dial(context.Context, uint32) (net.Conn, error) {
+	*m.dialed++
+	ours, agents := net.Pipe()
+	return ours, agents.Close()
+}
+
+// Wait implements vm.Machine.
+func (hangsUp) Wait(context.Context) error { return nil }
+
+// TestAgentIsCalledAgain: an agent that hangs up may have taken us for the process before us, and is called again.
+func TestAgentIsCalledAgain(t *testing.T) {
+	w := newWorld(t, &vmtest.Fake{})
+	w.orphan("flint-a", nil)
+	dialed := 0
+	w.config.Driver = heirs{w.fake, func(context.Context, string) (vm.Machine, error) { return hangsUp{dialed: &dialed}, nil }}
+	w.config.Reattach = func(context.Context, string) (host.Port, error) {
+		return host.Port{Close: func(context.Context) error { return nil }}, nil
+	}
+	h := host.New(w.config)
+	if err := h.Adopt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var lost error
+	h.Resume(t.Context(), func(_ flint.Result, err error) { lost = err })
+	var fault *flint.Fault
+	if !errors.As(lost, &fault) || fault.Code != "vm.lost" || dialed < 2 {
+		t.Errorf("called %d times, ended with %v", dialed, lost)
+	}
 }
