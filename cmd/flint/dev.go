@@ -12,9 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -33,6 +31,7 @@ func newDev() *cobra.Command {
 type devFlags struct {
 	listen, url, org, repo, publicRepo, keyFile, webhook, secretFile, scenario string
 	seed                                                                       uint64
+	lease                                                                      time.Duration
 }
 
 const devListen = "127.0.0.1:8080"
@@ -56,6 +55,7 @@ func newDevGitHub() *cobra.Command {
 	fl.StringVar(&f.webhook, "webhook", "", "where webhooks are posted")
 	fl.StringVar(&f.secretFile, "webhook-secret-file", "", "file that holds the webhooks' secret")
 	fl.StringVar(&f.scenario, "scenario", "", "file that says what happens, and when")
+	fl.DurationVar(&f.lease, "lease", 10*time.Minute, "a job whose runner has not been heard for this long has failed; GitHub waits about 10m")
 	fl.Uint64Var(&f.seed, "seed", 0, "decides when misbehaviour strikes (overrides the scenario's)")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		err := f.run(c)
@@ -88,7 +88,8 @@ func (f *devFlags) run(c *cobra.Command) (err error) {
 		}
 	}
 	defer func() { _ = l.Close() }()
-	show := &devEvents{out: out, style: styleOf(out)}
+	kept := &devLog{}
+	show := &devEvents{out: io.MultiWriter(out, kept), style: styleOf(out)}
 	if cfg.URL = f.url; cfg.URL == "" {
 		cfg.URL = "http://" + l.Addr().String()
 	}
@@ -106,7 +107,7 @@ func (f *devFlags) run(c *cobra.Command) (err error) {
 	scenario.Did = func(what string) { show.say(time.Now(), yellow, "scenario", what) }
 	show.introduce(cfg, sim.App(), key)
 
-	server := &http.Server{Handler: devHandler(sim), ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: devHandler(sim, kept), ReadHeaderTimeout: 10 * time.Second}
 	tasks, tctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return ignoreClosed(server.Serve(l)) })
 	tasks.Go(func() error {
@@ -128,7 +129,7 @@ func (f *devFlags) run(c *cobra.Command) (err error) {
 
 // config reads the files the flags name.
 func (f *devFlags) config() (cfg githubsim.Config, scenario githubsim.Scenario, err error) {
-	cfg = githubsim.Config{Owner: f.org, Repo: f.repo}
+	cfg = githubsim.Config{Owner: f.org, Repo: f.repo, Lease: f.lease}
 	if f.publicRepo != "" {
 		cfg.Repos = append(cfg.Repos, githubsim.Repository{Name: f.publicRepo, Public: true})
 	}
@@ -206,10 +207,11 @@ func writeKey(path string, key flint.Secret) (string, error) {
 // maxWorkflow bounds a workflow somebody submits, in bytes.
 const maxWorkflow = 1 << 20
 
-// devHandler is the simulated GitHub and, beside it, what lets runs be started.
-func devHandler(sim *githubsim.Server) http.Handler {
+// devHandler is the simulated GitHub and, beside it, what lets runs be started and what happened be read from afar.
+func devHandler(sim *githubsim.Server, log *devLog) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/", sim.Handler())
+	mux.Handle("GET /sim/log", log)
 	mux.HandleFunc("POST /sim/runs", func(w http.ResponseWriter, r *http.Request) {
 		// No browser sends this type to another site without asking first.
 		if r.Header.Get("Content-Type") != workflowType {
@@ -299,98 +301,4 @@ func submitWorkflow(ctx context.Context, address, name string, src []byte) (run 
 		return 0, fault(fmt.Errorf("decode answer: %w", err))
 	}
 	return out.Run, nil
-}
-
-// devEvents shows what happens at a simulated GitHub, a line each.
-type devEvents struct {
-	out   io.Writer
-	style style
-	mu    sync.Mutex
-}
-
-// introduce says what a client needs.
-func (d *devEvents) introduce(cfg githubsim.Config, app githubsim.App, key string) {
-	s := d.style
-	fmt.Fprintf(d.out, "\n%s  serves a simulated GitHub until Ctrl-C\n\n", s.paint(bold, "flint dev github"))
-	for _, row := range [][2]string{
-		{"address", cfg.URL},
-		{"REST API", cfg.URL + "/api/v3"},
-		{"organisation", cfg.Owner},
-		{"repository", cfg.Owner + "/" + cfg.Repo},
-		{"App id", fmt.Sprint(app.ID)},
-		{"installation id", fmt.Sprint(app.InstallationID)},
-		{"private key", key},
-	} {
-		fmt.Fprintf(d.out, "  %s %s\n", s.paint(dim, pad(row[0], 16)), row[1])
-	}
-	fmt.Fprintf(d.out, "\n  %s\n\n", s.paint(dim, "a configuration with which flint serve works against it; VMs must reach the address, too:"))
-	for _, line := range strings.Split(strings.TrimSpace(devConfig(cfg, app, key)), "\n") {
-		fmt.Fprintf(d.out, "    %s\n", line)
-	}
-	fmt.Fprintln(d.out)
-}
-
-// devConfig is an example configuration of flint.
-func devConfig(cfg githubsim.Config, app githubsim.App, key string) string {
-	return fmt.Sprintf(`schema_version: 1
-github:
-  url: %s
-  organization: %s
-  app_id: %d
-  installation_id: %d
-  private_key_file: %q
-runner:
-  dir: /var/lib/flint/demo-runner
-pools:
-  - {name: flint, image: ./images/demo, max: 2}
-`, cfg.URL, cfg.Owner, app.ID, app.InstallationID, key)
-}
-
-// event is the simulated GitHub's observer.
-func (d *devEvents) event(e githubsim.Event) {
-	sgr := dim
-	switch e.Kind {
-	case githubsim.JobUnserved:
-		sgr = red
-	case githubsim.JobStarted, githubsim.RunnerOnline:
-		sgr = cyan
-	case githubsim.JobCompleted, githubsim.RunCompleted:
-		sgr = colourOf(e.Conclusion)
-	case githubsim.LogLine:
-		sgr = ""
-	}
-	var parts []string
-	for _, part := range []struct{ label, text string }{
-		{"", e.Job}, {"step ", e.Step}, {"runner ", e.Runner}, {"runs-on ", strings.Join(e.Labels, ",")}, {"", string(e.Conclusion)}, {"│ ", e.Line},
-	} {
-		if part.text != "" {
-			parts = append(parts, part.label+printable(part.text))
-		}
-	}
-	if e.RunID != 0 {
-		parts = append([]string{fmt.Sprintf("run %d", e.RunID)}, parts...)
-	}
-	d.say(e.At, sgr, e.Kind.String(), strings.Join(parts, "  "))
-}
-
-func (d *devEvents) say(at time.Time, sgr, what, text string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	fmt.Fprintf(d.out, "  %s %s %s\n", d.style.paint(dim, at.Format("15:04:05.000")), d.style.paint(sgr, pad(what, 17)), text)
-}
-
-// end says how GitHub misbehaved and what is left at it.
-func (d *devEvents) end(sim *githubsim.Server) {
-	counts := sim.Misbehaved()
-	names := make([]string, 0, len(counts))
-	for name := range counts {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	fmt.Fprintln(d.out)
-	for _, name := range names {
-		fmt.Fprintf(d.out, "  %s %d ×\n", d.style.paint(yellow, pad(name, 28)), counts[name])
-	}
-	inv := sim.Inventory()
-	fmt.Fprintf(d.out, "  left: %d open jobs, %d registrations, %d scale sets\n\n", inv.OpenJobs, len(inv.Runners), len(inv.ScaleSets))
 }

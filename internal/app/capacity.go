@@ -4,6 +4,7 @@ import (
 	"flint"
 	"flint/internal/config"
 	"flint/internal/vm/firecracker"
+	"flint/internal/vm/qemu"
 )
 
 // Capacity is the memory that VMs are admitted by.
@@ -14,5 +15,5 @@ type Capacity struct {
 
 // CapacityOf returns what a host of this configuration would admit VMs by, on this machine. It opens nothing.
 func CapacityOf(cfg config.Config) Capacity {
-	return Capacity{Memory: limits(cfg.Host).Memory, QEMU: qemuOverhead(), Firecracker: firecracker.Overhead()}
+	return Capacity{Memory: limits(cfg.Host).Memory, QEMU: qemu.Overhead(), Firecracker: firecracker.Overhead()}
 }

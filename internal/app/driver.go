@@ -2,6 +2,8 @@ package app
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -13,10 +15,6 @@ import (
 	"flint/internal/vm/firecracker"
 	"flint/internal/vm/qemu"
 )
-
-// qemuOverhead is counted for each VM beyond its guest's memory: the 128 MiB that QEMU may fill with translated code where
-// there is no KVM, and 80 MiB for itself.
-func qemuOverhead() flint.Overhead { return flint.Overhead{Fixed: 208 * flint.MiB} }
 
 // openDriver chooses what runs the VMs, and opens it.
 func (a *App) openDriver(ctx context.Context, kvm probe) error {
@@ -117,14 +115,21 @@ func (a *App) openFirecracker(ctx context.Context) (string, error) {
 }
 
 func (a *App) openQEMU(ctx context.Context) (string, error) {
-	d, err := qemu.New(ctx, qemu.Config{Binary: a.cfg.VM.QEMU, Accel: qemu.Accel(a.cfg.VM.Accel), Log: a.log})
+	d, err := qemu.New(ctx, qemu.Config{Binary: a.cfg.VM.QEMU, Accel: qemu.Accel(a.cfg.VM.Accel), Cgroup: a.cgroup(), Log: a.log})
 	if err != nil {
 		return "", err
 	}
-	a.driver, a.extra = d, qemuOverhead()
+	a.driver, a.extra = d, qemu.Overhead()
 	accel, kvm := d.Accel()
 	a.log.Info("virtual machines", "accelerator", accel, "kvm", kvm)
 	return describeAccel(accel, kvm), nil
+}
+
+// cgroup is the parent of QEMU's VMs in the hierarchy: beside the groups of jails, and this state directory's alone, so that
+// what is swept there is its own. No VM's name has a dot.
+func (a *App) cgroup() string {
+	sum := sha256.Sum256([]byte(a.dir))
+	return filepath.Join(a.cfg.Firecracker.ParentCgroup, "qemu."+hex.EncodeToString(sum[:6]))
 }
 
 // describeAccel says in a few words what runs the guests' instructions, and why.

@@ -21,6 +21,9 @@ var (
 	errTime   = errors.New("time is up")
 )
 
+// gateway is the host's only neighbour, QEMU's user-mode network, when it has a network. Its own address is 10.0.2.15/24.
+const gateway = "10.0.2.2"
+
 // endGrace is what the host has between the script's exit code and its own end.
 const endGrace = 10 * time.Second
 
@@ -41,11 +44,17 @@ type host struct {
 func (h *host) arguments() []string {
 	a := []string{
 		"-machine", "q35", "-accel", "tcg", "-cpu", "EPYC,+svm", "-smp", strconv.Itoa(h.cpus), "-m", h.memory,
-		"-no-user-config", "-nodefaults", "-display", "none", "-no-reboot",
+		"-no-user-config", "-nodefaults", "-display", "none",
 		"-kernel", h.image.kernel, "-append", cmdline,
 		"-drive", "file=" + h.image.root + ",if=none,id=d0,format=raw,snapshot=on,cache=unsafe", "-device", "nvme,drive=d0,serial=root",
 		"-drive", "file=" + h.job + ",if=none,id=d1,format=raw,snapshot=on,cache=unsafe", "-device", "nvme,drive=d1,serial=job",
 		"-device", "virtio-rng-pci",
+	}
+	if !h.reboots {
+		a = append(a, "-no-reboot")
+	}
+	if h.network {
+		a = append(a, "-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0")
 	}
 	for port := range 3 {
 		a = append(a, "-chardev", fmt.Sprintf("file,id=port%d,path=/proc/self/fd/%d", port, 3+port), "-serial", fmt.Sprintf("chardev:port%d", port))

@@ -18,4 +18,4 @@ timeout 5 tail -s 0.1 -f --pid=$output /dev/null # not for ever: something in th
 stty -F /dev/ttyS1 raw -echo # waits until all output is out
 echo "exit $code" >/dev/ttyS2
 stty -F /dev/ttyS2 raw -echo
-echo b >/proc/sysrq-trigger
+echo o >/proc/sysrq-trigger # off: a reboot might not be the end

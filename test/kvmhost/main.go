@@ -1,8 +1,8 @@
 // Command kvmhost runs a script on a Debian host with a working /dev/kvm, on a machine that has none.
 //
 // The host is a guest of QEMU, which emulates an AMD processor with its virtualisation in software: slow and exact, so it is
-// for checking what works and never for timing. It has no network. Everything it writes is discarded; what comes back is the
-// script's output and exit code. The program must not know flint: it is the place where flint's drivers, units and
+// for checking what works and never for timing. It has no network unless it is given one. Everything it writes is discarded;
+// what comes back is the script's output and exit code. The program must not know flint: it is the place where flint's drivers, units and
 // packages are tried as on a production host.
 package main
 
@@ -34,8 +34,7 @@ const (
 const usage = `usage: test/kvmhost/run [flags] SCRIPT [ARGUMENT…]
 
 Runs SCRIPT (a file that begins with #!, or a static program) as root on a Debian host with a working /dev/kvm,
-which is emulated, and exits with its exit code. The working directory is /job, where --add puts files. There is no
-network. Exit code 124: time is up. 125: the host could not be made or fell silent twice.
+which is emulated, and exits with its exit code. The working directory is /job, where --add puts files. Exit code 124: time is up. 125: the host could not be made or fell silent twice.
 
 `
 
@@ -51,6 +50,8 @@ type options struct {
 	memory  string
 	cpus    int
 	systemd bool
+	network bool
+	reboots bool
 	add     []addition
 	script  string
 	args    []string
@@ -90,6 +91,8 @@ func parse(args []string, help io.Writer) (options, error) {
 	f.StringVar(&o.memory, "memory", "3G", "the host's memory")
 	f.IntVar(&o.cpus, "cpus", 1, "the host's processors; with more than one it freezes now and then")
 	f.BoolVar(&o.systemd, "systemd", false, "boot all of systemd, and run the script as a unit")
+	f.BoolVar(&o.network, "network", false, "give the host a network interface behind NAT; it reaches this machine's loopback at "+gateway)
+	f.BoolVar(&o.reboots, "reboots", false, "a reboot of the host does not end it: the script is started again, with all that was written")
 	f.Func("add", "`FILE[:PATH]` to put at PATH below /job; without PATH under its own name; again for more", func(v string) error {
 		a, err := parseAddition(v)
 		o.add = append(o.add, a)

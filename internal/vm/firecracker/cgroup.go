@@ -1,7 +1,6 @@
 package firecracker
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -51,9 +49,9 @@ func openCgroups(cfs cgroupFS, parent string) (*cgroups, error) {
 	if !filepath.IsLocal(parent) || filepath.Clean(parent) != parent || parent == "." {
 		return nil, cgroupFault(fmt.Errorf("parent cgroup %q is not a plain path below the root of the hierarchy", parent), "set it to something like flint")
 	}
-	root, err := findCgroups(cfs.mounts)
+	root, err := vm.CgroupRoot(cfs.mounts)
 	if err != nil {
-		return nil, err
+		return nil, cgroupFault(err, "mount /proc, and boot the host with systemd.unified_cgroup_hierarchy=1")
 	}
 	g := &cgroups{fs: cfs, root: root, parent: parent}
 	b, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
@@ -74,25 +72,6 @@ func openCgroups(cfs cgroupFS, parent string) (*cgroups, error) {
 	return g, nil
 }
 
-// findCgroups returns the first mount of cgroup v2, as the jailer does.
-func findCgroups(mounts string) (string, error) {
-	f, err := os.Open(mounts)
-	if err != nil {
-		return "", cgroupFault(err, "mount /proc")
-	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if fields := strings.Fields(lines.Text()); len(fields) > 2 && fields[2] == "cgroup2" {
-			return fields[1], nil
-		}
-	}
-	if err := lines.Err(); err != nil {
-		return "", cgroupFault(err, "mount /proc")
-	}
-	return "", cgroupFault(errors.New("cgroup v2 is not mounted"), "boot the host with systemd.unified_cgroup_hierarchy=1")
-}
-
 // delegate makes the parent and enables the controllers for its children.
 func (g *cgroups) delegate() error {
 	controllers := "+" + strings.Join(neededControllers[:], " +")
@@ -101,7 +80,7 @@ func (g *cgroups) delegate() error {
 	}
 	dir := g.root
 	for _, part := range strings.Split(g.parent, "/") {
-		if err := write(dir, "cgroup.subtree_control", controllers); err != nil {
+		if err := vm.SetCgroup(dir, "cgroup.subtree_control", controllers); err != nil {
 			return err
 		}
 		dir = filepath.Join(dir, part)
@@ -109,14 +88,7 @@ func (g *cgroups) delegate() error {
 			return fmt.Errorf("make cgroup: %w", err)
 		}
 	}
-	return write(dir, "cgroup.subtree_control", controllers)
-}
-
-func write(dir, file, value string) error {
-	if err := os.WriteFile(filepath.Join(dir, file), []byte(value), 0o644); err != nil {
-		return fmt.Errorf("set %s to %s: %w", file, value, err)
-	}
-	return nil
+	return vm.SetCgroup(dir, "cgroup.subtree_control", controllers)
 }
 
 func (g *cgroups) dir(id string) string { return filepath.Join(g.root, g.parent, id) }
@@ -140,11 +112,11 @@ func (g *cgroups) create(s vm.Spec) error {
 		{"pids.max", g.pids(s)},
 	}
 	for _, set := range settings {
-		if err := write(dir, set[0], set[1]); err != nil {
+		if err := vm.SetCgroup(dir, set[0], set[1]); err != nil {
 			return cgroupFault(err, "make sure that the controllers of "+filepath.Dir(dir)+" stay enabled")
 		}
 	}
-	if err := write(dir, "memory.swap.max", "0"); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
+	if err := vm.SetCgroup(dir, "memory.swap.max", "0"); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
 		return cgroupFault(err, "turn swap off") // a kernel that does not count swap has no such file
 	}
 	return g.limitIO(dir, s)
@@ -172,7 +144,7 @@ func (g *cgroups) limitIO(dir string, s vm.Spec) error {
 		if n := s.Limits.DiskOps; n > 0 {
 			value += fmt.Sprintf(" riops=%d wiops=%d", n, n)
 		}
-		if err := write(dir, "io.max", value); err != nil {
+		if err := vm.SetCgroup(dir, "io.max", value); err != nil {
 			return cgroupFault(err, "take the pool's disk limits away, or enable io throttling in the host's kernel")
 		}
 	}
@@ -198,41 +170,9 @@ func wholeDisk(path string) (string, error) {
 }
 
 // usage is what a group knows of its VM.
-func (g *cgroups) usage(id string) (peak flint.Bytes, oom bool) {
-	if b, err := os.ReadFile(filepath.Join(g.dir(id), "memory.peak")); err == nil { // since Linux 5.19
-		n, _ := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
-		peak = flint.Bytes(n)
-	}
-	b, _ := os.ReadFile(filepath.Join(g.dir(id), "memory.events"))
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) == 2 && f[0] == "oom_kill" && f[1] != "0" {
-			oom = true
-		}
-	}
-	return peak, oom
-}
-
-// removeWithin is how long the kernel may take to notice that a group is empty.
-const removeWithin = 5 * time.Second
+func (g *cgroups) usage(id string) (peak flint.Bytes, oom bool) { return vm.CgroupUsage(g.dir(id)) }
 
 // remove ends what is left in a VM's group, and the group.
 func (g *cgroups) remove(ctx context.Context, id string) error {
-	ctx, cancel := context.WithTimeout(ctx, removeWithin)
-	defer cancel()
-	dir := g.dir(id)
-	_ = os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0) // since Linux 5.14; nobody should be there
-	for wait := time.Millisecond; ; wait *= 2 {
-		err := g.fs.remove(dir)
-		if err == nil || errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if !errors.Is(err, unix.EBUSY) {
-			return fmt.Errorf("remove cgroup: %w", err)
-		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return fmt.Errorf("remove cgroup: %w", err)
-		}
-	}
+	return vm.RemoveCgroup(ctx, g.dir(id), g.fs.remove)
 }

@@ -42,7 +42,7 @@ func realConfig(t *testing.T) (c Config, assets string) {
 // removeParent removes a test's own cgroup, which must be empty: its VMs' groups are gone with them.
 func removeParent(t *testing.T, parent string) {
 	t.Helper()
-	root, err := findCgroups("/proc/self/mounts")
+	root, err := vm.CgroupRoot("/proc/self/mounts")
 	if err != nil {
 		return // then it could not be made either
 	}

@@ -37,6 +37,9 @@ func (d *Driver) Adopt(ctx context.Context, s vm.Spec, pid int, start uint64) (v
 		p.close()
 		return fail(err)
 	}
+	if m.cgroups = d.cgroups; m.cgroups != nil {
+		m.cgroups.adopt(s.ID)
+	}
 	m.sockets = socketNames()
 	m.qmp.ending = func() { m.sample() }
 	m.sample()

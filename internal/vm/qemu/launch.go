@@ -54,7 +54,7 @@ func (d *Driver) start(ctx context.Context, s vm.Spec) (_ *machine, err error) {
 	m := newMachine(s)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, m.release())
+			err = errors.Join(err, m.release(context.WithoutCancel(ctx)))
 		}
 	}()
 	h, err := d.gather(s, in, m)
@@ -80,6 +80,16 @@ func (d *Driver) start(ctx context.Context, s vm.Spec) (_ *machine, err error) {
 	}
 	defer null.Close()
 	cmd := d.command(args, in.files)
+	if d.cgroups != nil {
+		m.cgroups = d.cgroups
+		group, err := d.cgroups.create(s)
+		if err != nil {
+			return nil, cgroupFault(err)
+		}
+		defer group.Close()
+		// Born there: to move a process takes the kernel many milliseconds.
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = null, null, m.stderr
 	m.spawned = time.Now()
 	if err = startApart(cmd, s.NIC, root); err != nil {

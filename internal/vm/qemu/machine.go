@@ -32,6 +32,7 @@ type machine struct {
 	sockets     []string  // those in dir to remove
 	spawned     time.Time // just before the process was made
 	proc        *process
+	cgroups     *cgroups // nil: it has no cgroup of its own
 	console     *vm.Ring
 	stderr      *vm.Ring
 	consoleConn net.Conn
@@ -96,7 +97,11 @@ func (m *machine) finish(ended, monitor error) {
 	m.peak = max(m.seen, m.proc.peak())
 	m.mu.Unlock()
 	if !closing {
-		if err := m.verdict(ended); err != nil {
+		err := m.verdict(ended)
+		if m.cgroups != nil && m.cgroups.killedForMemory(m.id) {
+			err = memoryFault()
+		}
+		if err != nil {
 			m.err = fmt.Errorf("VM %s: %w", m.id, errors.Join(err, monitor))
 		}
 	}
@@ -200,7 +205,7 @@ func (m *machine) Close(ctx context.Context) error {
 	if err := m.end(ctx); err != nil {
 		return fmt.Errorf("end QEMU of VM %s: %w", m.id, err)
 	}
-	return m.release()
+	return m.release(context.WithoutCancel(ctx))
 }
 
 // end makes the process end: by request, and by force when it does not within quitGrace, or when ctx ends.
@@ -251,11 +256,14 @@ func (m *machine) disconnect() {
 }
 
 // release closes and removes what the process leaves. It may be called more than once.
-func (m *machine) release() error {
+func (m *machine) release(ctx context.Context) error {
 	m.disconnect()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var errs []error
+	if m.cgroups != nil {
+		errs = append(errs, m.cgroups.remove(ctx, m.id))
+	}
 	for _, name := range m.sockets {
 		if err := os.Remove(filepath.Join(m.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove socket: %w", err))

@@ -41,12 +41,13 @@ type Config struct {
 	Accel  Accel
 	UID    uint32 // user and group QEMU runs as when this process is root; 0: 65534, nobody
 	GID    uint32
+	Cgroup string       // parent of the VMs' cgroups, relative to the root of cgroup v2, used by nobody else; empty: they have none
 	Log    *slog.Logger // nil: no log
 }
 
 const nobody = 65534
 
-// Driver implements vm.Driver and vm.Adopter. Its machines implement vm.Console, vm.Usage and vm.Process.
+// Driver implements vm.Driver, vm.Adopter and vm.Sweeper. Its machines implement vm.Console, vm.Usage and vm.Process.
 type Driver struct {
 	target   target
 	binary   string
@@ -55,14 +56,16 @@ type Driver struct {
 	kvm      vm.KVMStatus
 	tscKHz   uint64 // of the host, under TCG
 	uid, gid uint32
-	drop     bool // run QEMU as uid and gid
-	isolate  bool // run QEMU in namespaces and a root of its own
+	drop     bool     // run QEMU as uid and gid
+	isolate  bool     // run QEMU in namespaces and a root of its own
+	cgroups  *cgroups // nil: VMs have no cgroups of their own
 	log      *slog.Logger
 }
 
 var (
 	_ vm.Driver  = (*Driver)(nil)
 	_ vm.Adopter = (*Driver)(nil)
+	_ vm.Sweeper = (*Driver)(nil)
 )
 
 // New finds QEMU and decides how to run it. It takes up to a second where KVM must be probed and does not work, less if
@@ -98,8 +101,39 @@ func New(ctx context.Context, c Config) (*Driver, error) {
 		d.log.Warn("QEMU runs with less isolation than it could have", "own_user", d.drop, "own_namespaces", d.isolate,
 			"resource_limits", limits, "fix", "run flint as root with all capabilities")
 	}
+	d.openCgroups(c.Cgroup)
 	d.log.Debug("found QEMU", "binary", d.binary, "firmware", d.firmware, "accel", d.accel, "kvm", d.kvm, "tsc_khz", d.tscKHz)
 	return d, nil
+}
+
+// openCgroups gives the VMs cgroups where this machine has them to give. Where it has not, VMs run all the same.
+func (d *Driver) openCgroups(parent string) {
+	if parent == "" {
+		return
+	}
+	var err error
+	if d.cgroups, err = openCgroups("/proc/self/mounts", parent); err != nil {
+		d.log.Debug("VMs get no cgroups of their own", "why", err)
+		return
+	}
+	if missing := d.cgroups.missing(); len(missing) > 0 {
+		d.log.Debug("VMs' cgroups cannot limit everything", "missing", missing)
+	}
+	if err := d.Sweep(context.Background()); err != nil {
+		d.log.Warn("what earlier VMs left is left", "err", err)
+	}
+}
+
+// Sweep implements vm.Sweeper.
+func (d *Driver) Sweep(context.Context) error {
+	if d.cgroups == nil {
+		return nil // everything is in Spec.Dir
+	}
+	removed, err := d.cgroups.sweep()
+	for _, id := range removed {
+		d.log.Info("removed the cgroup an earlier VM left", "vm", id)
+	}
+	return err
 }
 
 // Accel returns the accelerator in use, KVM or TCG, and what the probe of KVM said; its zero value when nothing was probed.
