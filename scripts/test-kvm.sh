@@ -3,7 +3,7 @@
 # whole jobs. FLINT_FIRECRACKER_DIR names a directory with static `firecracker` and `jailer` binaries, to try those too.
 # FLINT_TEST_TIMEOUT bounds the host's life: by default the sum of what its parts may take, which is ten times what they take.
 # Nothing is built inside the host: it gets test binaries, programs and prepared assets. A second host, with systemd, tries the
-# unit. With an argument, kvm or systemd, only that one runs.
+# unit. With an argument, kvm or systemd, only that one runs; without one they run side by side, as each has one processor.
 set -euo pipefail
 hosts=${1:-kvm systemd}
 programs=${FLINT_FIRECRACKER_DIR:+$(realpath -- "$FLINT_FIRECRACKER_DIR")} # before we go elsewhere
@@ -91,14 +91,22 @@ systemd() {
 	return $status
 }
 
-status=0
 for host in $hosts; do
 	case $host in
-	kvm | systemd) $host || status=$? ;;
+	kvm | systemd) ;;
 	*)
 		echo "test-kvm: there is no host $host; kvm and systemd are" >&2
 		exit 2
 		;;
 	esac
+done
+pids=() status=0
+trap 'kill "${pids[@]}" 2>/dev/null || true' INT TERM
+for host in $hosts; do # each line says whose it is
+	(set -o pipefail; $host 2>&1 | sed -u "s/^/$host: /") &
+	pids+=($!)
+done
+for pid in "${pids[@]}"; do
+	wait "$pid" || status=$?
 done
 exit "$status"

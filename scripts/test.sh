@@ -18,7 +18,8 @@ export FLINT_TEST_STATE="$PWD/build/state"
 [ ! -e build/kernel/vmlinux ] || export FLINT_TEST_MONOLITHIC=${FLINT_TEST_MONOLITHIC-$PWD/build/kernel/vmlinux}
 
 args=("$@")
-[ ${#args[@]} -gt 0 ] || args=(./...)
+# Those that take longest begin first, so that none of them is left for a single processor at the end.
+[ ${#args[@]} -gt 0 ] || args=(./test/e2e ./internal/vm/qemu ./internal/host/crashtest ./internal/app ./...)
 run=(go test -race -json -timeout 20m)
 [ ${#sudo[@]} = 0 ] || run+=(-exec "${sudo[*]}")
 "${run[@]}" "${args[@]}" | build/summary

@@ -1,15 +1,17 @@
 // Command summary reads `go test -json` on standard input and shows people what they need of it: each package's verdict,
-// the output of what failed, and at the end every skipped test with its reason and the counts.
+// the output of what failed, and at the end the slowest tests, every skipped one with its reason, and the counts.
 //
 // It exits 1 when anything failed or nothing ran. It must not run tests itself.
 package main
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -27,7 +29,19 @@ type summary struct {
 	passed, failed, skipped int
 	skips                   []string
 	failedIn                map[string]bool // packages with a failed test
+	times                   []timed
 }
+
+// timed is how long a test took, its parts included.
+type timed struct {
+	key
+	seconds float64
+}
+
+const (
+	slowestShown = 20
+	slowSeconds  = 5 // what is faster is never shown
+)
 
 func main() {
 	s := summary{out: os.Stdout, output: map[key][]string{}, failedIn: map[string]bool{}}
@@ -74,6 +88,9 @@ func (s *summary) verdict(k key, e event) {
 		}
 		return
 	}
+	if !strings.Contains(k.test, "/") && e.Elapsed >= slowSeconds {
+		s.times = append(s.times, timed{k, e.Elapsed})
+	}
 	switch e.Action {
 	case "pass":
 		s.passed++
@@ -107,6 +124,13 @@ func reason(output []string) string {
 }
 
 func (s *summary) end() int {
+	slices.SortFunc(s.times, func(a, b timed) int { return cmp.Compare(b.seconds, a.seconds) })
+	if len(s.times) > 0 {
+		fmt.Fprintf(s.out, "\nslowest:\n")
+	}
+	for _, t := range s.times[:min(len(s.times), slowestShown)] {
+		fmt.Fprintf(s.out, "  %6.1f s  %s %s\n", t.seconds, t.pkg, t.test)
+	}
 	if len(s.skips) > 0 {
 		fmt.Fprintf(s.out, "\nskipped, and why:\n")
 		for _, skip := range s.skips {
