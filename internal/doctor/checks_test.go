@@ -146,7 +146,8 @@ func TestCgroups(t *testing.T) {
 	const root = "/sys/fs/cgroup"
 	container := file(root+"/cgroup.type", "domain\n")
 	runVerdicts(t, []verdict{
-		{"QEMU", driver("qemu"), "cgroup.v2", Skip, "", ""},
+		{"QEMU", driver("qemu"), "cgroup.v2", Pass, "", ""},
+		{"QEMU, hybrid", all(driver("qemu"), file(root+"/cgroup.controllers", "rdma\n")), "cgroup.v2", Warn, "not limited by cgroups", "unified_cgroup_hierarchy"},
 		{"not mounted", file("/proc/self/mounts", "cgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n"), "cgroup.v2", Fail, "not mounted", "unified_cgroup_hierarchy"},
 		{"hybrid", file(root+"/cgroup.controllers", "rdma\n"), "cgroup.v2", Fail, "lacks the controllers cpu, memory, pids", "unified_cgroup_hierarchy"},
 		{"not delegated", all(container, file(root+"/cgroup.controllers", "cpu pids\n")), "cgroup.v2", Fail, "lacks the controllers memory", "delegate"},

@@ -25,10 +25,17 @@ func (e *exam) findCgroups() (root string, writable, ok bool) {
 }
 
 func (e *exam) cgroupV2(context.Context) Finding {
-	if !e.jailed() {
-		return skip("only VMs in Firecracker's jailer have cgroups")
+	if e.jailed() {
+		return e.judgeCgroups().of(e.firecracker)
 	}
-	return e.judgeCgroups().of(e.firecracker)
+	if e.qemu == unused {
+		return skip("VMs of Firecracker without its jailer have no cgroups")
+	}
+	f := e.judgeCgroups()
+	if f.Verdict == Fail { // QEMU does without
+		return warn(f.Fix, "VMs are not limited by cgroups: %s", f.Text)
+	}
+	return f
 }
 
 func (e *exam) judgeCgroups() Finding {
