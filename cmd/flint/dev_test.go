@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -50,6 +52,16 @@ func (s *screen) until(t *testing.T, pattern string) []string {
 		case <-deadline:
 			t.Fatalf("%q did not come; there is:\n%s", pattern, all)
 		}
+	}
+}
+
+func TestDevLogKeepsTheEnd(t *testing.T) {
+	var l devLog
+	for i := range 3 * devLogKept / 10 {
+		fmt.Fprintf(&l, "%9d\n", i)
+	}
+	if !bytes.HasSuffix(l.buf, fmt.Appendf(nil, "%9d\n", 3*devLogKept/10-1)) || len(l.buf) < devLogKept || len(l.buf) > 2*devLogKept {
+		t.Errorf("%d bytes are kept, the last %q", len(l.buf), l.buf[len(l.buf)-10:])
 	}
 }
 
@@ -123,6 +135,14 @@ func TestDevGitHub(t *testing.T) {
 	_ = resp.Body.Close()
 	if resp.StatusCode != http.StatusUnsupportedMediaType {
 		t.Errorf("a form of another site is taken: %d", resp.StatusCode)
+	}
+	if resp, err = http.Get(url + "/sim/log"); err != nil {
+		t.Fatal(err)
+	}
+	log, err := io.ReadAll(resp.Body)
+	_ = resp.Body.Close()
+	if err != nil || !bytes.Contains(log, []byte("private key")) || !bytes.Contains(log, []byte("start fail requests 100%")) {
+		t.Errorf("the log read from afar: %q, %v", log, err)
 	}
 
 	cancel()

@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"runtime"
 	"strconv"
 	"sync"
@@ -36,6 +37,7 @@ import (
 	"flint/internal/sched"
 	"flint/internal/undo"
 	"flint/internal/vm"
+	"flint/internal/vm/qemu"
 )
 
 // Options are what the caller decides beside the configuration. Log is required.
@@ -323,7 +325,8 @@ func (a *App) Close(ctx context.Context) error {
 func (a *App) Leftovers() ([]string, error) {
 	left, err := a.newHost(nil).Leftovers()
 	links, nerr := network.Leftovers(a.cfg.Network.Bridge)
-	return append(left, links...), errors.Join(err, nerr)
+	groups, gerr := qemu.Leftovers(a.cgroup())
+	return slices.Concat(left, links, groups), errors.Join(err, nerr, gerr)
 }
 
 // Recover undoes what a dead instance left: VMs, records, interfaces. It does nothing where the instance lives, or has

@@ -126,6 +126,16 @@ func TestParse(t *testing.T) {
 		!slices.Equal(o.add, []addition{{text, "text"}, {text, "a/b"}}) {
 		t.Errorf("options %+v", o)
 	}
+	for args, want := range map[string][]bool{"": {true, false}, "--reboots": {false, false}, "--network": {true, true}} {
+		o, err := parse(append(strings.Fields(args), script), io.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := (&host{options: o}).arguments()
+		if ends, network := slices.Contains(got, "-no-reboot"), slices.Contains(got, "-netdev"); ends != want[0] || network != want[1] {
+			t.Errorf("%q: a reboot ends it: %v, network: %v", args, ends, network)
+		}
+	}
 	for name, args := range map[string][]string{
 		"no script":               {},
 		"absent script":           {dir + "/absent"},

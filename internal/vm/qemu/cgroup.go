@@ -56,6 +56,19 @@ func openCgroups(mounts, parent string) (*cgroups, error) {
 	return g, nil
 }
 
+// Leftovers lists the cgroups of VMs below a parent, as Config.Cgroup names it.
+func Leftovers(parent string) ([]string, error) {
+	root, err := vm.CgroupRoot("/proc/self/mounts")
+	if err != nil {
+		return nil, nil // then there are none
+	}
+	left, err := filepath.Glob(filepath.Join(root, parent, "*", "cgroup.procs"))
+	for i, procs := range left {
+		left[i] = "cgroup " + filepath.Dir(procs)
+	}
+	return left, err
+}
+
 func cgroupFault(err error) error {
 	return &flint.Fault{
 		Code: "qemu.cgroup", What: "give the VM a cgroup", Err: err,

@@ -62,6 +62,9 @@ func TestCgroupLivesWithItsVM(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "left"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	if left, err := Leftovers(parent); err != nil || !slices.Contains(left, "cgroup "+group) || len(left) != 2 {
+		t.Errorf("leftovers %q, %v", left, err)
+	}
 	booted.(*machine).Forget()
 
 	// The next process finds a VM that lives, and what a dead one left.
