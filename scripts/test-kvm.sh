@@ -80,10 +80,12 @@ systemd() {
 		[ "$try" != 5 ] || { cat "$log" >&2; return 1; }
 	done
 	emulate --systemd --network --reboots --add packaging/flint.service --add "$out/app.pem" test/kvmhost/test-systemd \
-		"http://10.0.2.2:$port" "$(sed -n 's/^ *App id  *\([0-9]*\)$/\1/p' "$log")" "$(sed -n 's/^ *installation id  *\([0-9]*\)$/\1/p' "$log")" || status=$?
+		"http://10.0.2.2:$port" "$(sed -n 's/^ *App id  *\([0-9]*\)$/\1/p' "$log")" "$(sed -n 's/^ *installation id  *\([0-9]*\)$/\1/p' "$log")" 2>&1 | tee "$out/systemd.log" || status=$?
 	kill -INT $github
 	wait $github || true
-	if ! grep -q 'left: 0 open jobs, 0 registrations' "$log"; then
+	if grep -q 'starting it once more' "$out/systemd.log"; then
+		echo "what is left at the simulated GitHub is not looked at: the first host's is among it"
+	elif ! grep -q 'left: 0 open jobs, 0 registrations' "$log"; then
 		echo "systemd: FAILED: at the simulated GitHub is left what should not be:"
 		tail -n 20 "$log"
 		status=1

@@ -1,5 +1,4 @@
-# Runs the script of the job. Its output goes to the second serial port, our own words to the third: a beat every few seconds, for
-# a host whose clock has stopped is silent, and the exit code.
+# Runs the script of the job. Its output goes to the second serial port, the exit code to the third.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 exec </dev/null >/dev/ttyS2 2>&1
 stty -F /dev/ttyS1 raw -echo
@@ -8,12 +7,9 @@ stty -F /dev/ttyS2 raw -echo
 mkfifo /run/kvmhost.output
 cat </run/kvmhost.output >/dev/ttyS1 &
 output=$!
-(while echo beat >/dev/ttyS2; do sleep 5; done) &
-beats=$!
 cd /job
 /job/.kvmhost/script "$@" >/run/kvmhost.output 2>&1
 code=$?
-kill $beats
 timeout 5 tail -s 0.1 -f --pid=$output /dev/null # not for ever: something in the background may hold the pipe
 stty -F /dev/ttyS1 raw -echo # waits until all output is out
 echo "exit $code" >/dev/ttyS2
