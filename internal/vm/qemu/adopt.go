@@ -37,9 +37,7 @@ func (d *Driver) Adopt(ctx context.Context, s vm.Spec, pid int, start uint64) (v
 		p.close()
 		return fail(err)
 	}
-	if m.cgroups = d.cgroups; m.cgroups != nil {
-		m.cgroups.adopt(s.ID)
-	}
+	m.cgroups = d.cgroups
 	m.sockets = socketNames()
 	m.qmp.ending = func() { m.sample() }
 	m.sample()
@@ -60,6 +58,9 @@ func (d *Driver) Adopt(ctx context.Context, s vm.Spec, pid int, start uint64) (v
 		m.disconnect()
 		<-m.done
 		return fail(ctx.Err())
+	}
+	if d.cgroups != nil {
+		d.cgroups.adopt(s.ID)
 	}
 	d.log.Info("adopted a VM of an earlier process", "vm", s.ID, "pid", pid)
 	return m, nil

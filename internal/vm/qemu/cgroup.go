@@ -119,18 +119,38 @@ func (g *cgroups) missing() []string {
 func (g *cgroups) dir(id string) string { return filepath.Join(g.parent, id) }
 
 // create makes a VM's group with its limits and returns it open, to start a process in it.
-func (g *cgroups) create(s vm.Spec) (*os.File, error) {
+func (g *cgroups) create(s vm.Spec) (_ *os.File, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.live[s.ID] {
+		return nil, fmt.Errorf("a VM of the name %s runs: %w", s.ID, flint.ErrConflict)
+	}
 	if err := g.delegate(); err != nil {
 		return nil, err
 	}
 	dir := g.dir(s.ID)
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) { // one that is left is empty, or cannot be entered twice
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // left by an earlier process; not if a VM is in it
+		return nil, fmt.Errorf("remove cgroup: %w", err)
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make cgroup: %w", err)
 	}
 	g.live[s.ID] = true
-	limits := [][2]string{
+	defer func() {
+		if err != nil {
+			delete(g.live, s.ID)
+			err = errors.Join(err, os.Remove(dir))
+		}
+	}()
+	if err := limitGroup(dir, s); err != nil {
+		return nil, err
+	}
+	return os.Open(dir)
+}
+
+// limitGroup sets those of a VM's limits that its group has.
+func limitGroup(dir string, s vm.Spec) error {
+	for _, l := range [][2]string{
 		{"memory.max", strconv.FormatInt(int64(s.Memory+Overhead().Of(s.Memory)+diskCache), 10)},
 		{"memory.oom.group", "1"},
 		{"memory.swap.max", "0"},
@@ -138,16 +158,15 @@ func (g *cgroups) create(s vm.Spec) (*os.File, error) {
 		{"cpu.max", fmt.Sprintf("%d %d", (s.CPUs+1)*cpuPeriod, cpuPeriod)},
 		{"cpu.weight", strconv.Itoa(min(100*s.CPUs, maxWeight))},
 		{"pids.max", strconv.Itoa(s.CPUs + spareTasks)},
-	}
-	for _, l := range limits {
+	} {
 		if _, err := os.Stat(filepath.Join(dir, l[0])); errors.Is(err, fs.ErrNotExist) {
 			continue // there is no such controller, or the kernel does not count swap
 		}
 		if err := vm.SetCgroup(dir, l[0], l[1]); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return os.Open(dir)
+	return nil
 }
 
 // killedForMemory tells whether the kernel killed a VM for memory.

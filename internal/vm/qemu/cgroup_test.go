@@ -112,6 +112,9 @@ func TestCgroupSweptWhileOneBoots(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	if _, err := g.create(vm.Spec{ID: "x"}); !errors.Is(err, flint.ErrConflict) {
+		t.Errorf("made twice: %v", err)
+	}
 	if removed, err := g.sweep(); len(removed) > 0 || err != nil {
 		t.Errorf("removed %s, %v", removed, err)
 	}
@@ -147,11 +150,9 @@ func TestCgroupLimits(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	f, err := g.create(vm.Spec{ID: "x", CPUs: 3, Memory: flint.GiB})
-	if err != nil {
+	if err := limitGroup(dir, vm.Spec{ID: "x", CPUs: 3, Memory: flint.GiB}); err != nil {
 		t.Fatal(err)
 	}
-	f.Close()
 	for name, want := range map[string]string{
 		"memory.max": fmt.Sprint(int64(flint.GiB + 208*flint.MiB + 128*flint.MiB)), "memory.oom.group": "1",
 		"cpu.max": "400000 100000", "cpu.weight": "300", "pids.max": "131",

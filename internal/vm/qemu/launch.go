@@ -81,11 +81,11 @@ func (d *Driver) start(ctx context.Context, s vm.Spec) (_ *machine, err error) {
 	defer null.Close()
 	cmd := d.command(args, in.files)
 	if d.cgroups != nil {
-		m.cgroups = d.cgroups
 		group, err := d.cgroups.create(s)
 		if err != nil {
 			return nil, cgroupFault(err)
 		}
+		m.cgroups = d.cgroups
 		defer group.Close()
 		// Born there: to move a process takes the kernel many milliseconds.
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
