@@ -15,3 +15,4 @@ stty -F /dev/ttyS1 raw -echo # waits until all output is out
 echo "exit $code" >/dev/ttyS2
 stty -F /dev/ttyS2 raw -echo
 echo o >/proc/sysrq-trigger # off: a reboot might not be the end
+sleep 30 # it is not done at once, and the end of the first process is a panic
