@@ -277,8 +277,23 @@ func (a *App) newHost(github host.Registrar) *host.Host {
 			Job: time.Duration(a.cfg.VM.JobTimeout), Finish: finishTime,
 		},
 		Driver: a.driver, Attach: a.attach, Reattach: a.reattach, Supply: a.supplyOf, Scratch: a.store.Scratch, GitHub: github, Lost: a.lost, Log: a.log,
-		Pressure: a.refuses,
+		Pressure: a.refuses, VMMs: programs(a.cfg.VM.QEMU, a.cfg.Firecracker.Binary, a.cfg.Firecracker.Jailer),
 	})
+}
+
+// programs are the file names of programs, those behind links included. An empty path is none.
+func programs(paths ...string) []string {
+	var names []string
+	for _, path := range paths {
+		if path == "" {
+			continue
+		}
+		names = append(names, filepath.Base(path))
+		if real, err := filepath.EvalSymlinks(path); err == nil {
+			names = append(names, filepath.Base(real))
+		}
+	}
+	return names
 }
 
 // limits fills what the configuration leaves to the machine.

@@ -45,6 +45,8 @@ type Config struct {
 	// concluded. It may be told again after a crash. nil: nobody wants to know.
 	Lost func(flint.Runner, flint.Job)
 	Log  *slog.Logger
+	// VMMs are file names of programs that run VMs and are called otherwise than such programs are, qemu-…, firecracker… or jailer….
+	VMMs []string
 	// BootTime is the time since the machine started; nil: the kernel's.
 	BootTime func() time.Duration
 	// Step is told before and after each change of a record, so that a test can end the process there. nil: nobody is.

@@ -36,7 +36,7 @@ func (h *Host) Sweep(ctx context.Context) error {
 		errs = append(errs, fmt.Errorf("undo runner %s: %w", e.Name(), err))
 	}
 	// Every VM ends before GitHub is asked anything: it may take its time.
-	named := namedVMMs(len(entries))
+	named := h.namedVMMs(len(entries))
 	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
 		err := endVMM(ctx, filepath.Join(h.c.Dir, e.Name()), named[e.Name()])
 		if err != nil {
@@ -200,9 +200,9 @@ func (p process) lives() bool {
 }
 
 // namedVMMs returns every process that gives a VM a name, by that name: QEMU with -name, Firecracker and its jailer with --id.
-// Ids are random, so no other process has one behind these words. It looks at all processes of the machine, so it does nothing
-// where there are no names to find.
-func namedVMMs(names int) map[string][]process {
+// Others may have an id behind these words, too, such as a find by the name of a runner's directory: they are not looked at. It
+// looks at all processes of the machine, so it does nothing where there are no names to find.
+func (h *Host) namedVMMs(names int) map[string][]process {
 	found := map[string][]process{}
 	if names == 0 {
 		return found
@@ -218,11 +218,31 @@ func namedVMMs(names int) map[string][]process {
 		if err != nil {
 			continue
 		}
-		for _, id := range named(cmdline) {
+		ids := named(cmdline)
+		if len(ids) == 0 {
+			continue
+		}
+		program, err := os.Readlink(filepath.Join(filepath.Dir(file), "exe"))
+		if err != nil || !h.runsVMs(program) {
+			continue
+		}
+		for _, id := range ids {
 			found[id] = append(found[id], process{pid, start})
 		}
 	}
 	return found
+}
+
+// runsVMs reports whether a program, as /proc names it, is a VMM or what becomes one: by its name, which a jail, an upgrade or
+// another configuration leaves as it is.
+func (h *Host) runsVMs(program string) bool {
+	name := strings.TrimSuffix(filepath.Base(program), " (deleted)")
+	for _, known := range []string{"qemu-", "firecracker", "jailer"} {
+		if strings.HasPrefix(name, known) {
+			return true
+		}
+	}
+	return slices.Contains(h.c.VMMs, name)
 }
 
 // named returns what a command line, as /proc shows it, calls a VM.

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 
@@ -54,15 +55,33 @@ func TestSweepUndoesADeadDaemonsRunners(t *testing.T) {
 	started := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))[19]
 	w.github.registered["flint-a"], w.github.registered["flint-torn"] = 5, 6
 	// A VMM whose daemon died before it wrote the pid down: only its command line names it.
-	nameless := exec.Command("sh", "-c", "read line", "sh", "-name", "flint-nameless")
-	stdin, err := nameless.StdinPipe() // never written to
+	shell, err := exec.LookPath("sh")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer stdin.Close()
-	if err := nameless.Start(); err != nil {
+	b, err := os.ReadFile(shell)
+	if err != nil {
 		t.Fatal(err)
 	}
+	reading := func(program string) *exec.Cmd {
+		program = filepath.Join(t.TempDir(), program)
+		if err := os.WriteFile(program, b, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(program, "-c", "read line", "sh", "-name", "flint-nameless")
+		stdin, err := cmd.StdinPipe()
+		if err == nil {
+			err = cmd.Start()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = stdin.Close() }) // which ends it
+		return cmd
+	}
+	w.config.VMMs = []string{"my-vmm"}
+	nameless := []*exec.Cmd{reading("qemu-system-x86_64"), reading("firecracker-v1.13.1-x86_64"), reading("my-vmm")}
+	find := reading("find") // a person's, with a runner's name behind the same word
 	record := func(id, content string) {
 		if err := os.MkdirAll(filepath.Join(w.dir, id), 0o700); err != nil {
 			t.Fatal(err)
@@ -85,8 +104,13 @@ func TestSweepUndoesADeadDaemonsRunners(t *testing.T) {
 	if err := vmm.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
 		t.Errorf("the VMM ended with %v", err)
 	}
-	if err := nameless.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
-		t.Errorf("the VMM that no record names ended with %v", err)
+	for _, vmm := range nameless {
+		if err := vmm.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+			t.Errorf("%s, which no record names, ended with %v", vmm.Path, err)
+		}
+	}
+	if err := find.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("somebody else's program: %v", err)
 	}
 	w.nothingLeft()
 	aside, err := os.ReadDir(filepath.Join(filepath.Dir(w.dir), "damaged"))
