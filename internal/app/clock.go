@@ -12,8 +12,8 @@ const (
 	clockSlack = 5 * time.Second
 )
 
-// watchClock says when somebody sets the machine's clock, until ctx ends. Flint counts no time by it, but GitHub compares it with
-// its own, and who reads the log should know why its times jump.
+// watchClock says when somebody sets the machine's clock, until ctx ends. Flint counts no time by it, but who reads the
+// log should know why its times jump, and programs that check certificates look at it.
 func (a *App) watchClock(ctx context.Context, now func() time.Time) error {
 	tick := time.NewTicker(clockLook)
 	defer tick.Stop()
@@ -27,7 +27,7 @@ func (a *App) watchClock(ctx context.Context, now func() time.Time) error {
 		t, w := time.Now(), now()
 		if set := w.Sub(wall) - t.Sub(last); set.Abs() > clockSlack {
 			a.log.Warn("the machine's clock was set, or the machine slept: times in the log and in the timelines of runners jump; "+
-				"deadlines go on as before; if it is wrong now, GitHub refuses the App", "by", set.Round(time.Second))
+				"deadlines go on as before; check that it is right now", "by", set.Round(time.Second))
 		}
 		last, wall = t, w
 	}

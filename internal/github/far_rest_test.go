@@ -394,7 +394,9 @@ func (f *far) hooked(w http.ResponseWriter, r *http.Request) bool {
 	if !strings.HasPrefix(r.URL.Path, "/api/v3/app/") {
 		return f.open(w, r, "cursor")
 	}
-	f.checkJWT(r)
+	if !f.checkJWT(w, r) {
+		return false
+	}
 	f.mu.Lock()
 	return true
 }

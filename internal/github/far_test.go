@@ -45,8 +45,9 @@ type far struct {
 	agents   map[int]agent
 	nextRun  int
 	acquired []int64
-	revoked  int  // generations of admin tokens that are not good any more
-	mute     bool // polls are never answered
+	revoked  int           // generations of admin tokens that are not good any more
+	mute     bool          // polls are never answered
+	ahead    time.Duration // its clock, of ours
 
 	farREST
 }
@@ -274,11 +275,13 @@ func (f *far) route(w http.ResponseWriter, r *http.Request, route string) {
 	}
 	switch route {
 	case "GET installation":
-		f.checkJWT(r)
-		f.installation(w, r)
+		if f.checkJWT(w, r) {
+			f.installation(w, r)
+		}
 	case "POST access_token":
-		f.checkJWT(r)
-		f.accessToken(w, r)
+		if f.checkJWT(w, r) {
+			f.accessToken(w, r)
+		}
 	case "POST registration-token":
 		if !f.signedIn(w, r) {
 			return
@@ -309,16 +312,24 @@ func (f *far) route(w http.ResponseWriter, r *http.Request, route string) {
 	}
 }
 
-func (f *far) checkJWT(r *http.Request) {
+// checkJWT refuses a signature of a wrong time where GitHub's clock differs from ours.
+func (f *far) checkJWT(w http.ResponseWriter, r *http.Request) (ok bool) {
 	raw := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
 	var claims jwt.RegisteredClaims
 	_, err := jwt.ParseWithClaims(raw, &claims, func(*jwt.Token) (any, error) { return &testKey().PublicKey, nil },
-		jwt.WithIssuer("Iv1.app"), jwt.WithIssuedAt(), jwt.WithExpirationRequired())
+		jwt.WithIssuer("Iv1.app"), jwt.WithIssuedAt(), jwt.WithExpirationRequired(),
+		jwt.WithTimeFunc(func() time.Time { return time.Now().Add(f.ahead) }))
+	if err != nil && f.ahead != 0 {
+		w.Header().Set("Date", time.Now().Add(f.ahead).UTC().Format(http.TimeFormat))
+		f.reply(w, 401, map[string]string{"message": "'Expiration time' claim ('exp') must be a numeric value representing the future time"})
+		return false
+	}
 	if err != nil {
 		f.t.Errorf("JWT: %v", err)
 	} else if d := claims.ExpiresAt.Sub(claims.IssuedAt.Time); d > 10*time.Minute {
 		f.t.Errorf("JWT lives %s", d)
 	}
+	return true
 }
 
 func (f *far) groups(w http.ResponseWriter, r *http.Request) {

@@ -48,7 +48,7 @@ func (s *scope) appFault(f *flint.Fault, e *callError) {
 		f.Code, f.Kind = "github.app", flint.ErrConfig
 		f.Fix = fmt.Sprintf("check that %s and %s belong together: GitHub shows both on the App's settings page",
 			a.setting("app_id"), a.setting("private_key_file"))
-		if skew := e.skew.Abs(); skew > time.Minute {
+		if skew := e.skew.Abs(); skew > clockSlack {
 			f.Fix = fmt.Sprintf("set this machine's clock: it differs from GitHub's by %s, and GitHub refuses the signature of "+
 				"a wrong time", skew.Round(time.Second))
 		}

@@ -64,9 +64,22 @@ func (s *scope) ask(ctx context.Context, verb string, q request) (*gh.Response, 
 	}
 }
 
-// askAsApp makes one request as the App itself.
+// clockSlack is how far our clock may be from GitHub's before a refused signature is blamed on it.
+const clockSlack = time.Minute
+
+// askAsApp makes one request as the App itself. Where our clock is wrong, the signature is made again by GitHub's.
 func (s *scope) askAsApp(ctx context.Context, verb string, q request) (*gh.Response, error) {
-	token, err := s.account.jwt(time.Now())
+	resp, err := s.signed(ctx, time.Now(), verb, q)
+	var e *callError
+	if errors.As(err, &e) && e.status == http.StatusUnauthorized && e.skew.Abs() > clockSlack {
+		resp, err = s.signed(ctx, time.Now().Add(e.skew), verb, q)
+	}
+	return resp, err
+}
+
+// signed asks with a signature of that time.
+func (s *scope) signed(ctx context.Context, now time.Time, verb string, q request) (*gh.Response, error) {
+	token, err := s.account.jwt(now)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", verb, err)
 	}

@@ -81,6 +81,23 @@ func TestTokenLifeIsMeasuredByGitHubsClock(t *testing.T) {
 	})
 }
 
+// TestSignInByGitHubsClock: somebody has set ours by an hour.
+func TestSignInByGitHubsClock(t *testing.T) {
+	for name, ahead := range map[string]time.Duration{"forwards": -time.Hour, "back": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, webhooks, func(t *testing.T, d *desk) {
+				d.far.ahead = ahead
+				if _, err := d.Status(t.Context(), "flint-1", 0); !errors.Is(err, flint.ErrNotFound) {
+					t.Error(err)
+				}
+				if n := d.far.count("POST access_token"); n != 2 {
+					t.Errorf("asked %d times for a token, want twice: as our clock has it, and GitHub's", n)
+				}
+			})
+		})
+	}
+}
+
 func TestTokenThatIsRefusedIsReplacedOnce(t *testing.T) {
 	inBubble(t, webhooks, func(t *testing.T, d *desk) {
 		d.far.life = 2 * time.Hour

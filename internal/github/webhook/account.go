@@ -20,7 +20,8 @@ type account struct {
 	scopes []scope // of its pools
 
 	// For the goroutine of its sweeps only:
-	swept  time.Time        // up to when lost webhooks were looked for
+	swept  time.Time        // up to when lost webhooks were looked for, by the machine's clock of then
+	looked time.Time        // when this process did so last
 	failed map[string]*lost // by GUID
 
 	// For the goroutine of its polls only:

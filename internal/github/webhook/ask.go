@@ -159,12 +159,13 @@ func (a *account) sweeper(r *Receiver) func(context.Context) error {
 
 func (r *Receiver) sweep(ctx context.Context, a *account) error {
 	now := time.Now()
-	since := now
+	upto := a.passed(now.Round(0), now.Sub(a.looked))
+	since := upto
 	if !a.swept.IsZero() {
 		since = a.swept
 	}
 	since = since.Add(-overlap)
-	if oldest := now.Add(-deliveryTime); since.Before(oldest) {
+	if oldest := now.Add(-deliveryTime); since.Before(oldest) || a.swept.After(upto) { // the clock was set back: nobody knows since when
 		since = oldest
 	}
 	callCtx, cancel := context.WithTimeout(ctx, listTime)
@@ -180,15 +181,24 @@ func (r *Receiver) sweep(ctx context.Context, a *account) error {
 	if err != nil {
 		return err
 	}
-	a.swept = now
+	a.looked, a.swept = now, upto
 	for _, l := range a.failed { // after a restart they are looked for again
 		if l.attempts < maxAttempts && l.at.Before(a.swept) {
 			a.swept = l.at
 		}
 	}
 	err = r.store.swept(a.cfg.Name, a.swept)
-	a.swept = now
+	a.swept = upto
 	return err
+}
+
+// passed is the time of a look that comes so long after the last one: by the machine's clock, unless that was set forwards
+// meanwhile. What GitHub sends then bears times that are long over by that clock, and would be looked for no more.
+func (a *account) passed(clock time.Time, since time.Duration) time.Time {
+	if t := a.swept.Add(since); !a.looked.IsZero() && t.Before(clock) {
+		return t
+	}
+	return clock
 }
 
 // sort groups deliveries by webhook and notes those that were lost.

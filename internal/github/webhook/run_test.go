@@ -111,6 +111,51 @@ func TestOnlyTheRepositoriesOfTheScopes(t *testing.T) {
 	}
 }
 
+// TestLooksForLostWebhooksWhenTheClockIsSet: a process looks every ten minutes, and the next one after some time.
+func TestLooksForLostWebhooksWhenTheClockIsSet(t *testing.T) {
+	last := time.Date(2026, 11, 3, 12, 0, 0, 0, time.UTC)
+	for name, tt := range map[string]struct {
+		first bool          // of this process
+		set   time.Duration // by which the clock was set after the last look
+		want  time.Duration // from the last look to what this one stands for
+	}{
+		"right":                  {false, 0, 10 * time.Minute},
+		"set forwards":           {false, time.Hour, 10 * time.Minute},
+		"set back":               {false, -time.Hour, -50 * time.Minute},
+		"right, after a restart": {true, 0, 10 * time.Minute},
+	} {
+		a := &account{swept: last, looked: last}
+		if tt.first {
+			a.looked = time.Time{}
+		}
+		if got := a.passed(last.Add(10*time.Minute+tt.set), 10*time.Minute).Sub(last); got != tt.want {
+			t.Errorf("%s: %s after the last look, want %s", name, got, tt.want)
+		}
+	}
+}
+
+// TestClockSetBackLooksAtAllDeliveries: a process ended while the clock was ahead, and begins again when it is right.
+func TestClockSetBackLooksAtAllDeliveries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &gitHub{}
+		r := open(t, t.TempDir(), &host{}, acme(g))
+		r.accounts[0].swept = time.Now().Add(time.Hour)
+		defer run(t, r)()
+		after(15 * time.Minute)
+		g.with(func() {
+			if len(g.since) < 2 {
+				t.Fatalf("looked %d times", len(g.since))
+			}
+			if first := time.Since(g.since[0]); first < deliveryTime {
+				t.Errorf("looked at the last %s", first)
+			}
+			if last := time.Since(g.since[len(g.since)-1]); last > time.Hour {
+				t.Errorf("then at the last %s", last)
+			}
+		})
+	})
+}
+
 func TestLostWebhooksAreSentAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := &gitHub{}
