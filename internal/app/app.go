@@ -277,12 +277,12 @@ func (a *App) newHost(github host.Registrar) *host.Host {
 			Job: time.Duration(a.cfg.VM.JobTimeout), Finish: finishTime,
 		},
 		Driver: a.driver, Attach: a.attach, Reattach: a.reattach, Supply: a.supplyOf, Scratch: a.store.Scratch, GitHub: github, Lost: a.lost, Log: a.log,
-		Pressure: a.refuses, VMMs: programs(a.cfg.VM.QEMU, a.cfg.Firecracker.Binary, a.cfg.Firecracker.Jailer),
+		Pressure: a.refuses, VMMs: namesOf(a.cfg.VM.QEMU, a.cfg.Firecracker.Binary, a.cfg.Firecracker.Jailer),
 	})
 }
 
-// programs are the file names of programs, those behind links included. An empty path is none.
-func programs(paths ...string) []string {
+// namesOf returns the file names of programs, those behind links included. An empty path is none.
+func namesOf(paths ...string) []string {
 	var names []string
 	for _, path := range paths {
 		if path == "" {
