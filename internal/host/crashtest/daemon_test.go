@@ -169,7 +169,20 @@ func (p *process) done(res flint.Result, err error) error {
 	if err != nil {
 		return err
 	}
-	return p.around("note result", func() error { return os.WriteFile(filepath.Join(p.results(), res.Runner.ID), b, 0o600) })
+	return p.around("note result", func() error { return p.put(filepath.Join(p.results(), res.Runner.ID), b) })
+}
+
+// put writes a file of GitHub's or of the test's own: the death of a process leaves the new one or the old one, whole.
+func (w world) put(path string, content []byte) error {
+	f, err := os.CreateTemp(w.Dir, "put")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
 }
 
 func (p *process) lost(r flint.Runner, _ flint.Job) {
@@ -349,7 +362,7 @@ func readJob(w world, runner string) (string, error) {
 	}
 	log, lerr := os.ReadFile(filepath.Join(w.runners(), runner, "output.log"))
 	if string(b) == "started" && lerr == nil && bytes.Contains(log, []byte("over\n")) {
-		return "over", os.WriteFile(path, []byte("over"), 0o600)
+		return "over", w.put(path, []byte("over"))
 	}
 	return string(b), err
 }
@@ -393,7 +406,7 @@ func (p *process) events(ctx context.Context, h *host.Host) {
 			}
 			told[r.ID+state] = true
 			if job == "" || state == "over" { // a job that is over does not start again
-				err = os.WriteFile(filepath.Join(p.jobs(), r.ID), []byte(state), 0o600)
+				err = p.put(filepath.Join(p.jobs(), r.ID), []byte(state))
 			}
 			if err = errors.Join(err, p.around("note job "+state, func() error { return h.Note(ctx, ev) })); err != nil {
 				fmt.Fprintln(os.Stderr, strings.TrimSpace(err.Error()))
