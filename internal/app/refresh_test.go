@@ -36,7 +36,11 @@ func TestImageOfAChangedDockerfile(t *testing.T) {
 	}
 	cfg := config.Default()
 	cfg.Pools = []config.Pool{config.NewPool("a", dir)}
-	cfg.Runner.Dir = dir // GitHub's runner could not run in these images
+	cfg.Runner.Dir = t.TempDir() // GitHub's runner could not run in these images
+	put(t, cfg.Runner.Dir, "start", "#!/bin/sh\n")
+	if err := os.Chmod(filepath.Join(cfg.Runner.Dir, "start"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	a := &App{cfg: cfg, log: slog.New(slog.DiscardHandler), store: store, supply: map[string]host.Supply{}, github: &github.Client{}}
 	if err := a.preparePool(t.Context(), cfg.Pools[0]); err != nil {
 		t.Fatal(err)
