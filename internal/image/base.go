@@ -138,7 +138,11 @@ func layoutImage(dir, tag string) (v1.Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read layout: %w", err)
 	}
-	return pick(index, dir, tag, 0)
+	img, err := pick(index, dir, tag, 0)
+	if err != nil {
+		return nil, err
+	}
+	return unpacking{img}, nil
 }
 
 // pick chooses from an index: by tag, then by platform, going into indexes within it.

@@ -3,15 +3,15 @@ package image
 import (
 	"archive/tar"
 	"bufio"
+	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
-	"strings"
+	"time"
 
 	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
 
@@ -21,52 +21,56 @@ import (
 // maxFile bounds one file. tar2ext4 writes wrong extents for files above 42 GiB.
 const maxFile = 40 * flint.GiB
 
-// flatVersion goes into every digest and cache key: change it when the same layers would give another image.
-const flatVersion = "flint-flat-1"
+// flatVersion goes into every cache key: change it when the same layers would give another image.
+const flatVersion = "flint-flat-2"
 
 // errTooBig says that an image needs more than it may.
 var errTooBig = errors.New("larger than allowed")
 
-// flatten merges layers, lowest first, into one ext4 file system, written to w. It reads every layer twice: once to
-// decide what is left of it, once to copy that, so nothing but names and metadata is held in memory. The digest returned
-// is of the tar stream the file system was made from, which depends on nothing but the layers.
-func flatten(ctx context.Context, layers []layer, limit flint.Bytes, w io.ReadWriteSeeker) (digest string, err error) {
-	t, err := merge(ctx, layers, limit)
+// flatten merges layers, lowest first, into one ext4 file system, written to the empty file out. What it writes depends on
+// nothing but the layers. Every layer is read once: of its files only names and metadata are held in memory, their contents
+// in a file in dir, until it is known which of them are left.
+func flatten(ctx context.Context, layers []layer, limit flint.Bytes, dir string, out *os.File) error {
+	contents, err := newSpool(dir)
 	if err != nil {
-		return "", err
+		return err
 	}
-	p, err := t.plan(len(layers), limit)
+	defer contents.close()
+	t, err := merge(ctx, layers, limit, contents)
 	if err != nil {
-		return "", err
+		return err
+	}
+	p, err := t.plan(limit)
+	if err != nil {
+		return err
 	}
 	pr, pw := io.Pipe()
-	sum := sha256.New()
-	io.WriteString(sum, flatVersion)
 	emitted := make(chan error, 1)
 	go func() {
-		err := p.emit(ctx, layers, maxStream(limit), io.MultiWriter(sum, pw))
+		err := p.emit(ctx, contents, pw)
 		pw.CloseWithError(err)
 		emitted <- err
 	}()
+	file := &holes{f: out}
 	// tar2ext4 keeps a bufio.Reader it is given; its own would be of 4 KiB.
-	err = tar2ext4.ConvertTarToExt4(bufio.NewReaderSize(pr, 1<<20), w, tar2ext4.MaximumDiskSize(p.room()))
+	err = tar2ext4.ConvertTarToExt4(bufio.NewReaderSize(pr, chunk), file, tar2ext4.MaximumDiskSize(p.room()))
 	// A converter that stops early must not leave the emitter waiting; nil gives it io.ErrClosedPipe.
 	pr.CloseWithError(err)
 	if emitErr := <-emitted; emitErr != nil && (err == nil || !errors.Is(emitErr, io.ErrClosedPipe)) {
 		err = emitErr
 	}
 	if err != nil {
-		return "", err
+		return err
 	}
-	return "sha256:" + hex.EncodeToString(sum.Sum(nil)), nil
+	return file.finish()
 }
 
-// merge is the first pass.
-func merge(ctx context.Context, layers []layer, limit flint.Bytes) (*tree, error) {
-	b := budget{entries: maxEntries, text: maxText, stream: maxStream(limit)}
+// merge reads the layers: what they leave, and where in the spool it is.
+func merge(ctx context.Context, layers []layer, limit flint.Bytes, contents *spool) (*tree, error) {
+	b := budget{entries: maxEntries, text: maxText, stream: maxStream(limit), content: maxStream(limit)}
 	t := newTree()
 	for i, l := range layers {
-		entries, err := l.entries(ctx, i, &b)
+		entries, err := l.entries(ctx, &b, contents)
 		if err != nil {
 			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
@@ -74,54 +78,58 @@ func merge(ctx context.Context, layers []layer, limit flint.Bytes) (*tree, error
 			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
 	}
-	return t, nil
+	return t, contents.flush()
 }
 
-// plan is what the second pass writes, in this order: files without content, contents layer by layer, further names.
+// plan is what is written, in this order: files without content, contents in the order of the layers, further names.
 type plan struct {
-	bare     []named          // directories, links, devices; parents before what is in them
-	contents []map[int]*named // per layer, by the position of the entry
-	links    []named          // hard links: target is a path written before
-	bytes    int64            // estimate of what the file system needs
+	tree     *tree
+	contents []*node       // regular files
+	links    []furtherName // hard links
+	bytes    int64         // estimate of what the file system needs
 }
 
-type named struct {
-	path string
-	*inode
-	target string // of a hard link; empty otherwise
-}
+type furtherName struct{ name, first *node }
 
-// plan decides what is written where, and refuses what would not fit.
-func (t *tree) plan(layers int, limit flint.Bytes) (*plan, error) {
-	p := &plan{contents: make([]map[int]*named, layers), bytes: int64(2 * flint.MiB)}
-	for i := range p.contents {
-		p.contents[i] = map[int]*named{}
-	}
-	p.bare = append(p.bare, named{path: ".", inode: t.root.inode})
-	first := map[*inode]string{}
-	err := t.walk(func(path string, n *node) error {
-		if n.kind != directory {
-			if target, ok := first[n.inode]; ok {
-				p.links = append(p.links, named{path: path, inode: n.inode, target: target})
+// plan decides what is written when, and refuses what would not fit.
+func (t *tree) plan(limit flint.Bytes) (*plan, error) {
+	p := &plan{tree: t, bytes: int64(2 * flint.MiB)}
+	first := map[*inode]*node{}
+	err := t.walk(func(_ string, n *node) error {
+		if n.shared {
+			if f := first[n.inode]; f != nil {
+				p.links = append(p.links, furtherName{n, f})
 				return nil
 			}
-			first[n.inode] = path
-		}
-		if n.size > int64(maxFile) {
-			return fmt.Errorf("%w: file %.256q has %s, at most %s can be stored", errTooBig, path, flint.Bytes(n.size), maxFile)
+			first[n.inode] = n
 		}
 		if p.bytes += footprint(n); p.bytes > int64(limit) {
 			return fmt.Errorf("%w: it needs more than %s", errTooBig, limit)
 		}
-		f := named{path: path, inode: n.inode}
 		if n.kind == regular {
-			p.contents[n.layer][n.index] = &f
-		} else {
-			p.bare = append(p.bare, f)
+			p.contents = append(p.contents, n)
 		}
 		return nil
 	})
+	slices.SortFunc(p.contents, func(a, b *node) int { return cmp.Compare(a.at, b.at) })
 	return p, err
+}
+
+// bare calls visit for the files without content, parents before what is in them.
+func (p *plan) bare(visit func(path string, n *node) error) error {
+	if err := visit(".", p.tree.root); err != nil {
+		return err
+	}
+	further := map[*node]bool{}
+	for _, l := range p.links {
+		further[l.name] = true
+	}
+	return p.tree.walk(func(path string, n *node) error {
+		if n.kind == regular || n.shared && further[n] {
+			return nil
+		}
+		return visit(path, n)
+	})
 }
 
 // footprint estimates, from above, the bytes ext4 needs for a file: content, inode, directory, attributes.
@@ -150,36 +158,31 @@ func (p *plan) room() int64 {
 	return (p.bytes + p.bytes/4 + step) / step * step
 }
 
-// emit is the second pass: the merged tree as one tar stream.
-func (p *plan) emit(ctx context.Context, layers []layer, streamLimit int64, w io.Writer) error {
-	buf := bufio.NewWriterSize(w, 1<<20)
+// emit writes the merged tree as one tar stream.
+func (p *plan) emit(ctx context.Context, contents *spool, w io.Writer) error {
+	buf := bufio.NewWriterSize(w, chunk)
 	t := tar.NewWriter(buf)
-	for i := range p.bare {
-		if err := t.WriteHeader(p.bare[i].header()); err != nil {
-			return fmt.Errorf("write %q: %w", p.bare[i].path, err)
-		}
+	err := p.bare(func(path string, n *node) error { return t.WriteHeader(header(path, n.inode)) })
+	if err != nil {
+		return fmt.Errorf("write stream: %w", err)
 	}
-	b := budget{stream: streamLimit}
-	for i, l := range layers {
-		left := len(p.contents[i])
-		err := l.scan(ctx, &b, func(index int, h *tar.Header, content io.Reader) error {
-			f := p.contents[i][index]
-			if f == nil {
-				return nil
-			}
-			left--
-			return f.copyTo(t, contextReader{ctx, content})
-		})
-		if err == nil && left != 0 {
-			err = errors.New("changed while it was read")
+	copies := make([]byte, chunk)
+	for _, n := range p.contents {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
-		if err != nil {
-			return fmt.Errorf("layer %d: %w", i, err)
+		if err := t.WriteHeader(header(n.path(), n.inode)); err != nil {
+			return fmt.Errorf("write %q: %w", n.path(), err)
 		}
+		if _, err := io.CopyBuffer(t, contextReader{ctx, contents.section(n.at, n.size)}, copies); err != nil {
+			return fmt.Errorf("copy %q: %w", n.path(), err)
+		}
+		contents.drop(n.at + n.size)
 	}
-	for i := range p.links {
-		if err := t.WriteHeader(p.links[i].header()); err != nil {
-			return fmt.Errorf("write %q: %w", p.links[i].path, err)
+	for _, l := range p.links {
+		h := &tar.Header{Typeflag: tar.TypeLink, Name: l.name.path(), Linkname: l.first.path(), Format: tar.FormatPAX}
+		if err := t.WriteHeader(h); err != nil {
+			return fmt.Errorf("write %q: %w", h.Name, err)
 		}
 	}
 	if err := t.Close(); err != nil {
@@ -187,18 +190,6 @@ func (p *plan) emit(ctx context.Context, layers []layer, streamLimit int64, w io
 	}
 	if err := buf.Flush(); err != nil {
 		return fmt.Errorf("end stream: %w", err)
-	}
-	return nil
-}
-
-func (f *named) copyTo(t *tar.Writer, content io.Reader) error {
-	if err := t.WriteHeader(f.header()); err != nil {
-		return fmt.Errorf("write %q: %w", f.path, err)
-	}
-	if n, err := io.Copy(t, content); err != nil {
-		return fmt.Errorf("copy %q: %w", f.path, err)
-	} else if n != f.size {
-		return fmt.Errorf("copy %q: %d bytes instead of %d", f.path, n, f.size)
 	}
 	return nil
 }
@@ -221,31 +212,36 @@ var typeflags = [...]byte{
 	charDevice: tar.TypeChar, blockDevice: tar.TypeBlock, fifo: tar.TypeFifo,
 }
 
-func (f *named) header() *tar.Header {
-	if f.target != "" {
-		return &tar.Header{Typeflag: tar.TypeLink, Name: f.path, Linkname: f.target, Format: tar.FormatPAX}
-	}
+// header describes an inode to tar2ext4.
+func header(path string, n *inode) *tar.Header {
 	h := &tar.Header{
-		Typeflag: typeflags[f.kind],
-		Name:     f.path,
-		Linkname: f.inode.target,
-		Mode:     f.mode,
-		Uid:      f.uid,
-		Gid:      f.gid,
-		ModTime:  f.mtime,
-		Size:     f.size,
-		Devmajor: f.major,
-		Devminor: f.minor,
+		Typeflag: typeflags[n.kind],
+		Name:     path,
+		Linkname: n.target,
+		Mode:     int64(n.mode),
+		Uid:      int(n.uid),
+		Gid:      int(n.gid),
+		ModTime:  time.Unix(ext4Seconds(n.sec), int64(n.nsec)),
+		Size:     n.size,
+		Devmajor: int64(n.major),
+		Devminor: int64(n.minor),
 		Format:   tar.FormatPAX,
 	}
-	if f.kind == directory && !strings.HasSuffix(h.Name, "/") {
+	if n.kind == directory {
 		h.Name += "/"
 	}
-	for _, name := range slices.Sorted(maps.Keys(f.xattrs)) {
+	for _, name := range slices.Sorted(maps.Keys(n.xattrs)) {
 		if h.PAXRecords == nil {
 			h.PAXRecords = map[string]string{}
 		}
-		h.PAXRecords[xattrPrefix+name] = f.xattrs[name]
+		h.PAXRecords[xattrPrefix+name] = n.xattrs[name]
 	}
 	return h
+}
+
+// ext4Seconds is the time that tar2ext4 must be given to store sec. ext4 has the lower 32 bits as a signed number and how
+// often 2^32 is to be added to it; tar2ext4 takes them for unsigned, which moves times before 1970 and after 2038.
+func ext4Seconds(sec int64) int64 {
+	epoch := (sec - int64(int32(sec))) >> 32
+	return epoch<<32 + int64(uint32(sec))
 }

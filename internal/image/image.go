@@ -357,7 +357,7 @@ func (s *Store) writeImage(ctx context.Context, kind string, layers []layer, lim
 		return "", "", 0, fmt.Errorf("write image: %w", err)
 	}
 	defer f.Close()
-	if digest, err = flatten(ctx, layers, limit, f); err != nil {
+	if err := flatten(ctx, layers, limit, tmp, f); err != nil {
 		return "", "", 0, err
 	}
 	end, err := f.Seek(0, io.SeekEnd)
@@ -366,6 +366,10 @@ func (s *Store) writeImage(ctx context.Context, kind string, layers []layer, lim
 	}
 	if err := ext4.PadInodeBitmaps(f); err != nil {
 		return "", "", 0, fmt.Errorf("write image: %w", err)
+	}
+	// Read again rather than summed while it was written: that is what others will find in the file.
+	if digest, err = hashFile(ctx, f.Name()); err != nil {
+		return "", "", 0, fmt.Errorf("read image: %w", err)
 	}
 	path = s.path(kind, fileName(digest))
 	if err := s.publish(f, path); err != nil {

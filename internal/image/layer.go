@@ -2,9 +2,9 @@ package image
 
 import (
 	"archive/tar"
+	"bufio"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
@@ -15,7 +15,7 @@ import (
 	"flint"
 )
 
-// layer is a source of one layer's uncompressed tar stream, which can be read more than once.
+// layer is a source of one layer's uncompressed tar stream.
 type layer struct {
 	open   func() (io.ReadCloser, error)
 	diffID string // "sha256:…" of the uncompressed stream; empty: not known, not checked
@@ -26,6 +26,7 @@ type budget struct {
 	entries int
 	text    int
 	stream  int64 // bytes of uncompressed tar
+	content int64 // bytes of files; a sparse one may have more than the tar
 }
 
 var errBudget = errors.New("more than an image may have")
@@ -34,10 +35,10 @@ var errBudget = errors.New("more than an image may have")
 // files, but a decompression bomb must end.
 func maxStream(limit flint.Bytes) int64 { return 2*int64(limit) + int64(flint.GiB) }
 
-// entries reads the headers of a layer.
-func (l layer) entries(ctx context.Context, number int, b *budget) ([]entry, error) {
+// entries reads a layer: its headers, and the contents of its files into the spool.
+func (l layer) entries(ctx context.Context, b *budget, contents *spool) ([]entry, error) {
 	var list []entry
-	err := l.scan(ctx, b, func(index int, h *tar.Header, _ io.Reader) error {
+	err := l.scan(ctx, b, func(h *tar.Header, content io.Reader) error {
 		if b.entries--; b.entries < 0 {
 			return fmt.Errorf("%w: %d entries", errBudget, maxEntries)
 		}
@@ -51,15 +52,23 @@ func (l layer) entries(ctx context.Context, number int, b *budget) ([]entry, err
 		if e.kind == 0 {
 			return nil
 		}
-		e.layer, e.index = number, index
+		if e.kind == regular {
+			if b.content -= e.size; b.content < 0 {
+				return fmt.Errorf("%w: content of files", errBudget)
+			}
+			if e.at, err = contents.put(contextReader{ctx, content}, e.size); err != nil {
+				return fmt.Errorf("copy %.256q: %w", h.Name, err)
+			}
+		}
 		list = append(list, e)
 		return nil
 	})
 	return list, err
 }
 
-// scan calls visit for every tar entry of the layer, in order, and checks the stream's digest at its end.
-func (l layer) scan(ctx context.Context, b *budget, visit func(index int, h *tar.Header, content io.Reader) error) (err error) {
+// scan calls visit for every tar entry of the layer, in order, and checks the stream's digest at its end. The layer is
+// decompressed and summed while its entries are worked on.
+func (l layer) scan(ctx context.Context, b *budget, visit func(h *tar.Header, content io.Reader) error) (err error) {
 	rc, err := l.open()
 	if err != nil {
 		return fmt.Errorf("open layer: %w", err)
@@ -70,8 +79,11 @@ func (l layer) scan(ctx context.Context, b *budget, visit func(index int, h *tar
 		}
 	}()
 	s := &stream{ctx: ctx, r: rc, left: &b.stream, sum: sha256.New()}
-	t := tar.NewReader(s)
-	for index := 0; ; index++ {
+	ahead := readAhead(s)
+	defer ahead.Close()
+	r := bufio.NewReaderSize(ahead, chunk)
+	t := tar.NewReader(r)
+	for {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
 			break
@@ -79,17 +91,34 @@ func (l layer) scan(ctx context.Context, b *budget, visit func(index int, h *tar
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
 			return fmt.Errorf("read layer: %w", err)
 		}
-		if err := visit(index, h, t); err != nil {
+		if err := visit(h, t); err != nil {
 			return err
 		}
 	}
-	if _, err := io.Copy(io.Discard, s); err != nil {
+	if _, err := io.Copy(io.Discard, r); err != nil {
 		return fmt.Errorf("read layer: %w", err)
 	}
-	if got := "sha256:" + hex.EncodeToString(s.sum.Sum(nil)); l.diffID != "" && got != l.diffID {
+	<-ahead.ended
+	if got := "sha256:" + hexSum(s.sum); l.diffID != "" && got != l.diffID {
 		return fmt.Errorf("content of layer is %s, the image says %s", got, l.diffID)
 	}
 	return nil
+}
+
+// chunk is how much is handed from one stage of the work to the next at once.
+const chunk = 256 << 10
+
+// readAhead reads r in a goroutine of its own, which has ended when Close returns.
+func readAhead(r io.Reader) tarStream {
+	pr, pw := io.Pipe()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		// Nothing but Read and Write: a reader's own WriteTo would hand on smaller pieces.
+		_, err := io.CopyBuffer(struct{ io.Writer }{pw}, struct{ io.Reader }{r}, make([]byte, chunk))
+		pw.CloseWithError(err)
+	}()
+	return tarStream{pr, ended}
 }
 
 // stream reads a layer: it ends with the context, counts against the budget and sums what it reads.
@@ -146,11 +175,11 @@ func parseEntry(h *tar.Header) (e entry, text int, err error) {
 		return whiteoutEntry(dir, base), text, nil
 	}
 	e = entry{name: name, inode: inode{
-		mode:  h.Mode & 0o7777,
-		uid:   h.Uid,
-		gid:   h.Gid,
-		mtime: clampTime(h.ModTime),
+		mode: uint16(h.Mode & 0o7777),
+		uid:  uint32(h.Uid),
+		gid:  uint32(h.Gid),
 	}}
+	e.setTime(h.ModTime)
 	if h.Uid < 0 || h.Gid < 0 || int64(h.Uid) > 1<<32-2 || int64(h.Gid) > 1<<32-2 {
 		return entry{}, text, fmt.Errorf("owner %d:%d is not a Linux user and group", h.Uid, h.Gid)
 	}
@@ -183,6 +212,9 @@ func (e *entry) setKind(h *tar.Header) error {
 		if h.Size < 0 {
 			return fmt.Errorf("size %d", h.Size)
 		}
+		if h.Size > int64(maxFile) {
+			return fmt.Errorf("%w: it has %s, at most %s can be stored", errTooBig, flint.Bytes(h.Size), maxFile)
+		}
 	case tar.TypeDir:
 		e.kind = directory
 	case tar.TypeSymlink:
@@ -197,7 +229,7 @@ func (e *entry) setKind(h *tar.Header) error {
 		}
 		e.kind, e.target = hardLink, target
 	case tar.TypeChar, tar.TypeBlock:
-		e.kind, e.major, e.minor = charDevice, h.Devmajor, h.Devminor
+		e.kind, e.major, e.minor = charDevice, uint16(h.Devmajor), uint32(h.Devminor)
 		if h.Typeflag == tar.TypeBlock {
 			e.kind = blockDevice
 		}
@@ -259,10 +291,20 @@ func cleanName(name string) (string, error) {
 	return strings.Join(parts, "/"), nil
 }
 
-// clampTime cuts a time to whole seconds within what ext4 can hold (34 bits from 1901).
-func clampTime(t time.Time) time.Time {
+// Bounds of the times that the file system is given: ext4 stores 34 bits of seconds from 1901, and the highest of them not
+// through tar2ext4.
+const (
+	minTime = -1 << 31
+	maxTime = 0x27fffffff // in the year 2310
+)
+
+// setTime keeps a modification time within what ext4 can hold.
+func (e *entry) setTime(t time.Time) {
 	if t.IsZero() {
-		return time.Unix(0, 0)
+		return
 	}
-	return time.Unix(min(max(t.Unix(), -1<<31), 1<<34-1<<31-1), 0)
+	e.sec = min(max(t.Unix(), minTime), maxTime)
+	if e.sec == t.Unix() {
+		e.nsec = uint32(t.Nanosecond())
+	}
 }

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 )
 
 // Bounds on what a set of layers may ask of us. Real images stay far below: the largest public CI images have some
@@ -36,26 +35,41 @@ const (
 	opaque   // only in entries: hides all children of the name in the layers below
 )
 
-// inode is what one or more names refer to.
+// inode is what one or more names refer to. An image may have a million: it is kept small.
 type inode struct {
 	kind     kind
-	mode     int64 // permission bits, set-id and sticky included
-	uid, gid int
-	mtime    time.Time // whole seconds
-	size     int64     // of a regular file
-	target   string    // of a symbolic link
-	major    int64
-	minor    int64
+	shared   bool   // had more than one name at some time
+	mode     uint16 // permission bits, set-id and sticky included
+	major    uint16
+	minor    uint32
+	uid, gid uint32
+	nsec     uint32            // of the modification time,
+	sec      int64             // in seconds since 1970
+	size     int64             // of a regular file,
+	at       int64             // and where in the spool its content is
+	target   string            // of a symbolic link
 	xattrs   map[string]string // by full name
-	layer    int               // where a regular file's content is: the layer,
-	index    int               // and the position of its entry in that layer
 }
 
 // node is a name in the merged tree. Only a directory has kids; a directory's inode is never shared.
 type node struct {
 	*inode
+	name   string
 	parent *node
 	kids   map[string]*node
+}
+
+// path is the node's path from the root, which itself is ".".
+func (n *node) path() string {
+	if n.parent == n {
+		return "."
+	}
+	parts := make([]string, 0, 16)
+	for ; n.parent != n; n = n.parent {
+		parts = append(parts, n.name)
+	}
+	slices.Reverse(parts)
+	return strings.Join(parts, "/")
 }
 
 // entry is one tar entry of a layer after its name was cleaned: relative, without "." and "..", "" for the root.
@@ -78,15 +92,16 @@ type tree struct {
 }
 
 func newTree() *tree {
-	root := implicitDir(nil)
+	root := implicitDir("", nil)
 	root.parent = root
 	return &tree{root: root}
 }
 
 // implicitDir is a directory that a layer uses but never describes.
-func implicitDir(parent *node) *node {
+func implicitDir(name string, parent *node) *node {
 	return &node{
-		inode:  &inode{kind: directory, mode: 0o755, mtime: time.Unix(0, 0)},
+		inode:  &inode{kind: directory, mode: 0o755},
+		name:   name,
 		parent: parent,
 		kids:   map[string]*node{},
 	}
@@ -207,18 +222,20 @@ func (t *tree) add(e *entry) (*node, error) {
 	case linked != nil && old != nil && old.inode == linked:
 		return old, nil
 	case linked != nil:
-		n := &node{inode: linked, parent: parent}
-		parent.kids[base] = n
+		linked.shared = true
+		n := &node{inode: linked, name: strings.Clone(base), parent: parent}
+		parent.kids[n.name] = n
 		return n, nil
 	case e.kind == directory && old != nil && old.kind == directory:
 		old.inode = e.clone()
 		return old, nil
 	}
-	n := &node{inode: e.clone(), parent: parent}
+	// A copy of the name, so that the path it is the end of can be freed.
+	n := &node{inode: e.clone(), name: strings.Clone(base), parent: parent}
 	if e.kind == directory {
 		n.kids = map[string]*node{}
 	}
-	parent.kids[base] = n
+	parent.kids[n.name] = n
 	return n, nil
 }
 
@@ -279,8 +296,8 @@ func (t *tree) directory(name string, create bool) (*node, error) {
 			if len(c) > maxName {
 				return nil, fmt.Errorf("name of %d bytes", len(c))
 			}
-			next = implicitDir(n)
-			n.kids[c] = next
+			next = implicitDir(strings.Clone(c), n)
+			n.kids[next.name] = next
 		case next.kind == symlink:
 			if hops++; hops > maxHops {
 				return nil, errLoop
