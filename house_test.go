@@ -29,7 +29,7 @@ var mayImport = map[string][]string{
 	"flint/internal/image":          {"flint", "flint/internal/tool", "flint/internal/ext4", "flint/internal/inuse"},
 	"flint/images/kernel":           {},
 	"flint/internal/kernel":         {"flint", "flint/images/kernel", "flint/internal/tool", "flint/internal/ext4", "flint/internal/inuse"},
-	"flint/test/bench":              {"flint", "flint/internal/app", "flint/internal/config", "flint/internal/githubsim"},
+	"flint/test/bench":              {"flint", "flint/internal/app", "flint/internal/config", "flint/internal/githubsim", "flint/internal/image"},
 	"flint/test/assets":             {"flint", "flint/internal/app", "flint/internal/config"},
 	"flint/internal/network":        {"flint", "flint/internal/undo"},
 	"flint/internal/vm/qemu":        {"flint", "flint/internal/vm", "flint/internal/undo"},

@@ -32,9 +32,25 @@ func main() {
 	state := flag.String("state", "build/state", "state directory")
 	agent := flag.String("agent", "build/flint-agent", "the guest's program")
 	runs := flag.Int("n", 15, "VMs per figure")
+	layout := flag.String("layout", "", "compare making a base image of this OCI layout with other programs, and measure nothing else; synthetic: tell the memory it takes for a large one made up")
+	rounds := flag.Int("rounds", 3, "of -layout")
+	base := flag.String("base", "", "make a base image of this OCI layout in a store at -state, and nothing else")
+	content := 5 * flint.GiB
+	flag.TextVar(&content, "content", content, "of the synthetic image")
 	flag.Parse()
 	b := &bench{state: *state, agent: *agent, runs: *runs, laps: map[string][]time.Duration{}}
-	if err := b.run(ctx); err != nil {
+	var err error
+	switch {
+	case *base != "":
+		err = makeBase(ctx, *state, *base)
+	case *layout == "synthetic":
+		err = b.peak(ctx, content)
+	case *layout != "":
+		err = b.images(ctx, *layout, *rounds)
+	default:
+		err = b.run(ctx)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
