@@ -34,9 +34,9 @@ func (s *Store) Base(ctx context.Context, w Want) (Base, error) {
 	for try := 1; ; try++ {
 		b, err := s.base(ctx, src, w)
 		if err == nil && src.kind != ext4File { // that is not the store's
-			err = s.hold(b.Path)
-			if errors.Is(err, fs.ErrNotExist) && try < maxTries {
-				continue // a GC was quicker
+			err = s.holdWhole(ctx, b.Path)
+			if again(err) && try < maxTries {
+				continue
 			}
 			s.noteSource(b.Path, w.Ref)
 		}
@@ -47,8 +47,11 @@ func (s *Store) Base(ctx context.Context, w Want) (Base, error) {
 	}
 }
 
-// maxTries bounds how often an image is made again that another process removes at once.
+// maxTries bounds how often an image is made again that another process removes at once, or that is damaged at once.
 const maxTries = 3
+
+// again says that an image is not there any more: a GC was quicker, or it was damaged and is set aside.
+func again(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, errDamaged) }
 
 // base finds or makes what src is.
 func (s *Store) base(ctx context.Context, src source, w Want) (b Base, err error) {

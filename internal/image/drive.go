@@ -78,9 +78,9 @@ func (s *Store) driveOf(ctx context.Context, dir string, kind driveKind, p flint
 	for try := 1; ; try++ {
 		d, err := s.drive(ctx, dir, kind, p)
 		if err == nil {
-			err = s.hold(d.Path)
-			if errors.Is(err, fs.ErrNotExist) && try < maxTries {
-				continue // a GC was quicker
+			err = s.holdWhole(ctx, d.Path)
+			if again(err) && try < maxTries {
+				continue
 			}
 			s.noteSource(d.Path, dir)
 		}

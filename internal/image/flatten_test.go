@@ -369,6 +369,10 @@ func kernelLayer(t testing.TB, content, long string) []byte {
 		item{name: "null", h: tar.Header{Typeflag: tar.TypeChar, Mode: 0o666, Devmajor: 1, Devminor: 3}},
 		item{name: "disk", h: tar.Header{Typeflag: tar.TypeBlock, Devmajor: 259, Devminor: 70000}},
 		item{name: "pipe", h: tar.Header{Typeflag: tar.TypeFifo}},
+		item{name: "early", h: tar.Header{ModTime: time.Unix(-86400, 0), Format: tar.FormatPAX}},
+		item{name: "late", h: tar.Header{ModTime: time.Unix(1<<31+5, 0), Format: tar.FormatPAX}},
+		item{name: "latest", h: tar.Header{ModTime: time.Unix(1<<33, 0), Format: tar.FormatPAX}},
+		item{name: "holes", content: strings.Repeat("\x00", 1<<20) + "end" + strings.Repeat("\x00", 1<<20)},
 		sym("short", "big"), sym("far", strings.Repeat("f/", 500)),
 		file(long, "1"), file("bad-utf8-\xff", "1"),
 	)
@@ -405,8 +409,19 @@ func TestImageInTheKernel(t *testing.T) {
 			t.Errorf("%q has mode %o, want %o", name, got, mode)
 		}
 	}
-	if st := stat("su"); st.Uid != 70000 || st.Gid != 80000 || st.Mtim.Sec != 1234567890 {
+	if st := stat("su"); st.Uid != 70000 || st.Gid != 80000 || st.Mtim.Sec != 1234567890 || st.Mtim.Nsec != 987654321 {
 		t.Errorf("su: %+v", st)
+	}
+	for name, sec := range map[string]int64{"early": -86400, "late": 1<<31 + 5, "latest": 1 << 33} {
+		if got := stat(name).Mtim.Sec; got != sec {
+			t.Errorf("%s is of %d, want %d", name, got, sec)
+		}
+	}
+	if b, err := os.ReadFile(filepath.Join(root, "holes")); err != nil || len(b) != 2<<20+3 || strings.Trim(string(b), "\x00") != "end" {
+		t.Errorf("holes: %d bytes, %v", len(b), err)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Blocks*512 > info.Size()-1<<20 {
+		t.Errorf("the image takes %d bytes of the disk for %d with 2 MiB of zeros", st.Blocks*512, info.Size())
 	}
 	if st := stat("disk"); unix.Major(st.Rdev) != 259 || unix.Minor(st.Rdev) != 70000 {
 		t.Errorf("disk is %d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))

@@ -372,20 +372,16 @@ func (s *Store) writeImage(ctx context.Context, kind string, layers []layer, lim
 		return "", "", 0, fmt.Errorf("read image: %w", err)
 	}
 	path = s.path(kind, fileName(digest))
-	if err := s.publish(f, path); err != nil {
+	if err := s.publish(ctx, f, path); err != nil {
 		return "", "", 0, err
 	}
 	return digest, path, flint.Bytes(end), nil
 }
 
-// publish gives a finished file its name. It is on disk before it is seen. A file of that name with that size has the
-// same content and is left alone: VMs may be using it. Either is held before a GC can see that nobody uses it.
-func (s *Store) publish(f *os.File, path string) error {
-	info, err := f.Stat()
-	if err != nil {
-		return fmt.Errorf("publish image: %w", err)
-	}
-	if old, err := os.Stat(path); err == nil && old.Size() == info.Size() && s.hold(path) == nil {
+// publish gives a finished file its name. It is on disk before it is seen. A file of that name is left alone if it has the
+// content that its name says: VMs may be using it. Either is held before a GC can see that nobody uses it.
+func (s *Store) publish(ctx context.Context, f *os.File, path string) error {
+	if s.holdWhole(ctx, path) == nil {
 		return nil
 	}
 	if err := inuse.Lock(f, unix.LOCK_SH); err != nil {
@@ -403,5 +399,6 @@ func (s *Store) publish(f *os.File, path string) error {
 	if err := s.hold(path); err != nil {
 		return fmt.Errorf("publish image: %w", err)
 	}
+	s.nameIsRight(path) // it was named by what was read from it
 	return nil
 }

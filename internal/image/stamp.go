@@ -3,7 +3,6 @@ package image
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -45,11 +44,16 @@ func hashFile(ctx context.Context, path string) (string, error) {
 		return "", err
 	}
 	defer f.Close()
+	return digestOfAll(ctx, f)
+}
+
+// digestOfAll reads to the end and returns the digest of what it read.
+func digestOfAll(ctx context.Context, r io.Reader) (string, error) {
 	sum := sha256.New()
-	if _, err := io.Copy(sum, contextReader{ctx, f}); err != nil {
+	if _, err := io.CopyBuffer(struct{ io.Writer }{sum}, contextReader{ctx, r}, make([]byte, chunk)); err != nil {
 		return "", err
 	}
-	return "sha256:" + hex.EncodeToString(sum.Sum(nil)), nil
+	return "sha256:" + hexSum(sum), nil
 }
 
 // treeStamp fingerprints every file below dir, as fileStamp does for one.
