@@ -518,6 +518,149 @@ func FuzzMerge(f *testing.F) {
 	})
 }
 
+// FuzzOverlay compares the flattener with a model of what layers mean that is too simple to be wrong: a table of paths.
+// Three bytes are an entry, its kind, its name, and its content or target. Symbolic links stand only where nothing is below them.
+func FuzzOverlay(f *testing.F) {
+	f.Add([]byte{1, 0, 0, 0, 1, 1, 2, 3, 2, 9, 0, 0, 3, 1, 0, 4, 0, 0, 0, 3, 7})
+	f.Add([]byte{0, 1, 1, 0, 2, 2, 2, 8, 1, 9, 0, 0, 5, 0, 0, 0, 4, 4, 1, 1, 0})
+	f.Fuzz(func(t *testing.T, program []byte) {
+		var m model
+		var layers [][]byte
+		var items []item
+		for ; len(program) >= 3; program = program[3:] {
+			if program[0]%7 == 6 {
+				layers, items = append(layers, pack(t, items...)), nil
+				m.nextLayer()
+				continue
+			}
+			if i, ok := m.step(program[0]%7, program[1], program[2]); ok {
+				items = append(items, i)
+			}
+		}
+		layers = append(layers, pack(t, items...))
+		m.nextLayer()
+		files, err := emitted(t, layers...)
+		if err != nil {
+			t.Fatalf("%v\nwant %q", err, m.listing())
+		}
+		if got := resolved(files); !slices.Equal(got, m.listing()) {
+			t.Errorf("got  %q\nwant %q", got, m.listing())
+		}
+	})
+}
+
+// model holds what each path is: "directory", or a content with a number for the file it is the content of.
+type model struct {
+	paths  map[string]string
+	hidden []func() // what this layer's whiteouts hide in those below
+	layer  []func() // what this layer brings
+	brings map[string]bool
+	files  int
+}
+
+// step adds an entry to the layer, or nothing where one builder would not write what another would understand: two entries of
+// one name, or a name below what this layer makes a file.
+func (m *model) step(kind, name, value byte) (item, bool) {
+	dirs := []string{"a", "b", "a/b", "b/a", "a/b/a"}
+	d := dirs[int(name)%len(dirs)]
+	leaf := d + "/" + string("fgh"[value%3])
+	if m.brings == nil {
+		m.brings = map[string]bool{}
+	}
+	once := func(path string) bool {
+		if m.brings[path] {
+			return false
+		}
+		m.brings[path] = true
+		return true
+	}
+	switch kind {
+	case 0, 1:
+		if !once(leaf) {
+			return item{}, false
+		}
+		m.files++
+		content := fmt.Sprintf("= %d", m.files)
+		m.layer = append(m.layer, func() { m.put(leaf, content) })
+		return file(leaf, fmt.Sprint(m.files)), true
+	case 2:
+		if !once(leaf) {
+			return item{}, false
+		}
+		m.layer = append(m.layer, func() { m.put(leaf, "-> "+d) })
+		return sym(leaf, d), true
+	case 3:
+		m.layer = append(m.layer, func() { m.put(d, "directory") })
+		return dir(d), true
+	case 4:
+		m.hidden = append(m.hidden, func() { m.remove(leaf, true) })
+		return file(d+"/.wh."+leaf[len(leaf)-1:], ""), true
+	}
+	if value%2 == 0 {
+		m.hidden = append(m.hidden, func() { m.remove(d, false) })
+		return file(d+"/.wh..wh..opq", ""), true
+	}
+	m.hidden = append(m.hidden, func() { m.remove(d, true) })
+	dir, base := splitPath(d)
+	return file(strings.TrimPrefix(dir+"/.wh."+base, "/"), ""), true
+}
+
+func (m *model) put(path, what string) {
+	for dir, _ := splitPath(path); dir != ""; dir, _ = splitPath(dir) {
+		m.paths[dir] = "directory"
+	}
+	m.paths[path] = what
+}
+
+// remove removes what is below a path, and the path with it or not.
+func (m *model) remove(path string, itself bool) {
+	for p := range m.paths {
+		if strings.HasPrefix(p, path+"/") || itself && p == path {
+			delete(m.paths, p)
+		}
+	}
+}
+
+func (m *model) nextLayer() {
+	if m.paths == nil {
+		m.paths = map[string]string{}
+	}
+	for _, do := range append(m.hidden, m.layer...) {
+		do()
+	}
+	m.hidden, m.layer, m.brings = nil, nil, nil
+}
+
+func (m *model) listing() []string {
+	var list []string
+	for path, what := range m.paths {
+		list = append(list, path+" "+what)
+	}
+	slices.Sort(list)
+	return list
+}
+
+// resolved lists the files of a stream as the model does.
+func resolved(files []packed) []string {
+	var list []string
+	for _, f := range files {
+		name := strings.TrimSuffix(f.Name, "/")
+		switch f.Typeflag {
+		case tar.TypeDir:
+			name += " directory"
+		case tar.TypeSymlink:
+			name += " -> " + f.Linkname
+		default:
+			name += " = " + f.content
+		}
+		if !strings.HasPrefix(name, ". ") {
+			list = append(list, name)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
 // checkFlatten flattens layers if they are acceptable, and fails the test unless fsck agrees with the result, every name
 // is inside, said once, and comes after its directory and its link's target.
 func checkFlatten(t *testing.T, layers ...[]byte) {
