@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prints medians; judges nothing. BENCHTIME=1s for the Go benchmarks, VMS=15 for the figures of real VMs.
+# Prints medians; judges nothing. BENCHTIME=1s for the Go benchmarks, VMS=15 for the figures of real VMs,
+# ROUNDS=3 for the comparison of base images with umoci, mkfs.ext4 and mksquashfs, CONTENT=5GiB for the memory a large one takes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 sudo=()
@@ -13,3 +14,7 @@ run=(go test -run '^$' -bench . -benchtime "${BENCHTIME:-1s}")
 [ ${#sudo[@]} = 0 ] || run+=(-exec "${sudo[*]}")
 "${run[@]}" ./internal/... | grep -E '^(Benchmark|pkg:|FAIL)'
 "${sudo[@]}" build/bench -state "$PWD/build/state" -n "${VMS:-15}"
+for layout in build/state/images/debian/*; do
+	"${sudo[@]}" build/bench -state "$PWD/build/state" -layout "$layout" -rounds "${ROUNDS:-3}"
+done
+"${sudo[@]}" build/bench -state "$PWD/build/state" -layout synthetic -content "${CONTENT:-5GiB}"

@@ -64,7 +64,7 @@ func TestSameAsTheBuilderShows(t *testing.T) {
 	base := builderBase(t)
 	for name, dir := range compared {
 		if dir != "" && os.Getenv("FLINT_TEST_IMAGES") == "" {
-			t.Logf("%s is left out without FLINT_TEST_IMAGES=1, which make test-images sets", name)
+			t.Logf("%s is left out without FLINT_TEST_IMAGES=1: it needs a mirror and minutes", name)
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
