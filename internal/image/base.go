@@ -27,6 +27,9 @@ func (s *Store) Base(ctx context.Context, w Want) (Base, error) {
 	if w.Limit <= 0 {
 		w.Limit = DefaultLimit
 	}
+	if w.Format == "" {
+		w.Format = Ext4
+	}
 	src, err := locate(w.Ref)
 	if err != nil {
 		return Base{}, err
@@ -112,7 +115,7 @@ func summary(b Base) string {
 // flattenStep makes the base image of an OCI image, as a step of its own.
 func (s *Store) flattenStep(ctx context.Context, img v1.Image, w Want) (Base, error) {
 	done := w.Progress.Step("write file system of " + w.Ref)
-	b, err := s.fromImage(ctx, img, w.Limit)
+	b, err := s.fromImage(ctx, img, w)
 	if err != nil {
 		done("", err)
 		return Base{}, err
@@ -214,7 +217,7 @@ func (s *Store) fromArchive(ctx context.Context, src source, w Want) (Base, erro
 	if err != nil {
 		return Base{}, err
 	}
-	key := keyOf(flatVersion, "archive", print, src.tag)
+	key := keyOf(w.version(), "archive", print, src.tag)
 	if b, ok := s.recallBase(key); ok {
 		w.Progress.Step("prepare image "+w.Ref)("cached", nil)
 		return b, nil

@@ -25,11 +25,11 @@ const ociPrefix = "oci:"
 
 // fromDockerfile builds an ordinary Dockerfile, or finds it built from the same files with the same build arguments.
 func (s *Store) fromDockerfile(ctx context.Context, src source, w Want) (Base, error) {
-	key, err := s.buildKey(ctx, src.path, w.BuildArgs)
+	key, err := s.buildKey(ctx, src.path, w)
 	if err != nil {
 		return Base{}, err
 	}
-	q := question{step: "build image " + w.Ref, key: key, last: keyOf(flatVersion, "dockerfile", src.path)}
+	q := question{step: "build image " + w.Ref, key: key, last: keyOf(w.version(), "dockerfile", src.path)}
 	asked := time.Now()
 	return s.answer(ctx, q, w, func() (Base, error) {
 		unlock, err := s.lock(ctx, key)
@@ -56,14 +56,14 @@ func (s *Store) fromDockerfile(ctx context.Context, src source, w Want) (Base, e
 }
 
 // buildKey names what a build depends on. A local base image counts by its content, not its path.
-func (s *Store) buildKey(ctx context.Context, file string, args map[string]string) (string, error) {
+func (s *Store) buildKey(ctx context.Context, file string, w Want) (string, error) {
 	dir := filepath.Dir(file)
 	digest, err := s.contextDigest(ctx, dir)
 	if err != nil {
 		return "", err
 	}
-	parts := []string{flatVersion, "dockerfile", digest, filepath.Base(file)}
-	for _, a := range sortedArgs(args) {
+	parts := []string{w.version(), "dockerfile", digest, filepath.Base(file)}
+	for _, a := range sortedArgs(w.BuildArgs) {
 		if ref, ok := strings.CutPrefix(a, ociPrefix); ok {
 			src, err := locate(ociPrefix + ref)
 			if err != nil {

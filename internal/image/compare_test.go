@@ -72,10 +72,12 @@ func TestSameAsTheBuilderShows(t *testing.T) {
 				dir = hostileDir(t)
 			}
 			layout, shown := buildAndMount(t, dir, base)
-			b := wantBase(t, testStore(t), Want{Ref: "oci:" + layout + ":compared"})
-			fsck(t, b.Path)
-			ours, _ := mount(t, b.Path, "ro")
-			compareTrees(t, ours, shown)
+			for _, format := range []Format{Ext4, Erofs} {
+				b := wantBase(t, testStore(t), Want{Ref: "oci:" + layout + ":compared", Format: format})
+				fsck(t, b.Path)
+				ours, _ := mount(t, b.Path, "ro")
+				compareTrees(t, ours, shown)
+			}
 		})
 	}
 }

@@ -22,7 +22,7 @@ func (s *Store) fromDaemon(ctx context.Context, src source, w Want) (Base, error
 	if _, err := name.ParseReference(src.name); err != nil {
 		return Base{}, missing(src.ref, "that is no name of an image", err)
 	}
-	q := question{step: "take image " + w.Ref, key: keyOf(flatVersion, "daemon", src.ref)}
+	q := question{step: "take image " + w.Ref, key: keyOf(w.version(), "daemon", src.ref)}
 	return s.answer(ctx, q, w, func() (Base, error) {
 		dir, release, err := s.work()
 		if err != nil {
@@ -36,7 +36,7 @@ func (s *Store) fromDaemon(ctx context.Context, src source, w Want) (Base, error
 			return Base{}, err
 		}
 		done(fmt.Sprintf("%.19s", id), nil)
-		key := keyOf(flatVersion, "daemon", id)
+		key := keyOf(w.version(), "daemon", id)
 		if b, ok := s.recallBase(key); img == nil && ok {
 			return b, nil
 		}
@@ -66,7 +66,7 @@ func (s *Store) export(ctx context.Context, src source, dir string, w Want) (img
 	if id == "" {
 		return nil, "", missing(src.ref, filepath.Base(path)+" has no image of that name", nil)
 	}
-	if _, ok := s.recallBase(keyOf(flatVersion, "daemon", id)); ok {
+	if _, ok := s.recallBase(keyOf(w.version(), "daemon", id)); ok {
 		return nil, id, nil
 	}
 	if src.kind == dockerDaemon {

@@ -129,7 +129,7 @@ func (s *Store) drive(ctx context.Context, dir string, kind driveKind, p flint.P
 	}
 	done := p.Step(step)
 	d := Drive{Version: readVersion(filepath.Join(dir, versionFile))}
-	d.Digest, d.Path, d.Size, err = s.writeImage(ctx, driveDir, []layer{{open: func() (io.ReadCloser, error) { return tarOf(ctx, dir, kind.dirs), nil }}}, kind.limit)
+	d.Digest, d.Path, d.Size, err = s.writeImage(ctx, driveDir, []layer{{open: func() (io.ReadCloser, error) { return tarOf(ctx, dir, kind.dirs), nil }}}, kind.limit, Ext4)
 	if err != nil {
 		done("", err)
 		return Drive{}, err
@@ -144,7 +144,7 @@ func (s *Store) recallDrive(key string) (Drive, bool) {
 	if !s.recall(key, &d) {
 		return Drive{}, false
 	}
-	d.Path = s.path(driveDir, fileName(d.Digest))
+	d.Path = s.path(driveDir, fileName(d.Digest, Ext4))
 	info, err := os.Stat(d.Path)
 	return d, err == nil && info.Mode().IsRegular() && info.Size() == int64(d.Size)
 }

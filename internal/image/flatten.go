@@ -16,6 +16,7 @@ import (
 	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
 
 	"flint"
+	"flint/internal/ext4"
 )
 
 // maxFile bounds one file. tar2ext4 writes wrong extents for files above 42 GiB.
@@ -27,10 +28,10 @@ const flatVersion = "flint-flat-2"
 // errTooBig says that an image needs more than it may.
 var errTooBig = errors.New("larger than allowed")
 
-// flatten merges layers, lowest first, into one ext4 file system, written to the empty file out. What it writes depends on
+// flatten merges layers, lowest first, into one file system, written to the empty file out. What it writes depends on
 // nothing but the layers. Every layer is read once: of its files only names and metadata are held in memory, their contents
 // in a file in dir, until it is known which of them are left.
-func flatten(ctx context.Context, layers []layer, limit flint.Bytes, dir string, out *os.File) error {
+func flatten(ctx context.Context, layers []layer, limit flint.Bytes, format Format, dir string, out *os.File) error {
 	contents, err := newSpool(dir)
 	if err != nil {
 		return err
@@ -44,6 +45,20 @@ func flatten(ctx context.Context, layers []layer, limit flint.Bytes, dir string,
 	if err != nil {
 		return err
 	}
+	if format == Erofs {
+		return p.writeErofs(ctx, contents, out)
+	}
+	if err := p.writeExt4(ctx, contents, out); err != nil {
+		return err
+	}
+	if err := ext4.PadInodeBitmaps(out); err != nil {
+		return fmt.Errorf("write image: %w", err)
+	}
+	return nil
+}
+
+// writeExt4 writes the tree as an ext4 into the empty file out.
+func (p *plan) writeExt4(ctx context.Context, contents *spool, out *os.File) error {
 	pr, pw := io.Pipe()
 	emitted := make(chan error, 1)
 	go func() {
@@ -53,7 +68,7 @@ func flatten(ctx context.Context, layers []layer, limit flint.Bytes, dir string,
 	}()
 	file := &holes{f: out}
 	// tar2ext4 keeps a bufio.Reader it is given; its own would be of 4 KiB.
-	err = tar2ext4.ConvertTarToExt4(bufio.NewReaderSize(pr, chunk), file, tar2ext4.MaximumDiskSize(p.room()))
+	err := tar2ext4.ConvertTarToExt4(bufio.NewReaderSize(pr, chunk), file, tar2ext4.MaximumDiskSize(p.room()))
 	// A converter that stops early must not leave the emitter waiting; nil gives it io.ErrClosedPipe.
 	pr.CloseWithError(err)
 	if emitErr := <-emitted; emitErr != nil && (err == nil || !errors.Is(emitErr, io.ErrClosedPipe)) {

@@ -89,7 +89,7 @@ func digestOf(kind Kind, file string) string {
 	if kind == KindDebian || kind == KindPull {
 		return file
 	}
-	return "sha256:" + strings.TrimSuffix(file, ".ext4")
+	return "sha256:" + strings.TrimSuffix(strings.TrimSuffix(file, "."+string(Ext4)), "."+string(Erofs))
 }
 
 // inspect fills what looking at an image tells.
@@ -162,7 +162,7 @@ func (s *Store) GC(ctx context.Context, keep []string, room flint.Bytes) (freed 
 	freed = s.sweep()
 	kept := func(path string) bool {
 		return slices.ContainsFunc(keep, func(k string) bool {
-			return k != "" && (k == path || fileName(k) == filepath.Base(path))
+			return k != "" && (k == path || isNamed(path, k))
 		})
 	}
 	s.letGo(kept)

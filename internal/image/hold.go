@@ -7,7 +7,6 @@ import (
 	"io"
 	"math"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -70,7 +69,7 @@ func (s *Store) check(ctx context.Context, path string) error {
 	if err != nil {
 		return fmt.Errorf("check %s: %w", path, err)
 	}
-	if fileName(digest) == filepath.Base(path) {
+	if isNamed(path, digest) {
 		h.whole = true
 		return nil
 	}

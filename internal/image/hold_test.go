@@ -59,7 +59,7 @@ func TestDamagedImagesAreMadeAgain(t *testing.T) {
 		t.Errorf("made again: %+v, %v, want %+v", again, err, drive)
 	}
 	for _, path := range []string{base.Path, drive.Path} {
-		if digest, err := hashFile(t.Context(), path); err != nil || fileName(digest) != filepath.Base(path) {
+		if digest, err := hashFile(t.Context(), path); err != nil || !isNamed(path, digest) {
 			t.Errorf("%s has the digest %s, %v", path, digest, err)
 		}
 		if _, err := os.Stat(path + damagedSuffix); err != nil {

@@ -29,7 +29,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flint"
-	"flint/internal/ext4"
 	"flint/internal/inuse"
 )
 
@@ -73,6 +72,7 @@ type Want struct {
 	Ref       string
 	BuildArgs map[string]string // for a Dockerfile; the value "oci:/absolute/path:tag" names a local image
 	Limit     flint.Bytes       // of the flattened image; 0: DefaultLimit
+	Format    Format            // of the base image; empty: Ext4. A file that is used as it is has its own
 	Progress  flint.Progress
 
 	Pull Pull // when it is had anew, though it gave something before
@@ -80,9 +80,26 @@ type Want struct {
 	OrLast bool
 }
 
+// version goes into every cache key of w.
+func (w Want) version() string {
+	if w.Format == Erofs {
+		return flatVersion + "-erofs"
+	}
+	return flatVersion
+}
+
+// Format is a file system that a base image can be.
+type Format string
+
+// The formats of base images.
+const (
+	Ext4  Format = "ext4"
+	Erofs Format = "erofs"
+)
+
 // The directories of a store.
 const (
-	baseDir    = "base"       // <digest>.ext4, readable by all
+	baseDir    = "base"       // <digest>.ext4 or .erofs, readable by all
 	driveDir   = "drive"      // <digest>.ext4, readable by all
 	recordDir  = "record"     // <key>.json: what an input gave
 	lockDir    = "lock"       // <key>: held while it is made; workLock, builderLock
@@ -335,7 +352,7 @@ func (s *Store) recallBase(key string) (Base, bool) {
 	if !s.recall(key, &b) {
 		return Base{}, false
 	}
-	b.Path = s.path(baseDir, fileName(b.Digest))
+	b.Path = s.path(baseDir, filepath.Base(b.Path))
 	info, err := os.Stat(b.Path)
 	if err != nil || !info.Mode().IsRegular() || info.Size() != int64(b.Size) {
 		return Base{}, false
@@ -343,10 +360,19 @@ func (s *Store) recallBase(key string) (Base, bool) {
 	return b, true
 }
 
-func fileName(digest string) string { return strings.TrimPrefix(digest, "sha256:") + ".ext4" }
+// fileName is what the file of that digest is called.
+func fileName(digest string, format Format) string {
+	return strings.TrimPrefix(digest, "sha256:") + "." + string(format)
+}
+
+// isNamed reports whether the file at path has the name of one with that digest.
+func isNamed(path, digest string) bool {
+	stem, suffix, _ := strings.Cut(filepath.Base(path), ".")
+	return stem == strings.TrimPrefix(digest, "sha256:") && (suffix == string(Ext4) || suffix == string(Erofs))
+}
 
 // writeImage flattens layers into a file of the store's directory kind and returns its digest, path and size.
-func (s *Store) writeImage(ctx context.Context, kind string, layers []layer, limit flint.Bytes) (digest, path string, size flint.Bytes, err error) {
+func (s *Store) writeImage(ctx context.Context, kind string, layers []layer, limit flint.Bytes, format Format) (digest, path string, size flint.Bytes, err error) {
 	tmp, release, err := s.work()
 	if err != nil {
 		return "", "", 0, err
@@ -357,21 +383,18 @@ func (s *Store) writeImage(ctx context.Context, kind string, layers []layer, lim
 		return "", "", 0, fmt.Errorf("write image: %w", err)
 	}
 	defer f.Close()
-	if err := flatten(ctx, layers, limit, tmp, f); err != nil {
+	if err := flatten(ctx, layers, limit, format, tmp, f); err != nil {
 		return "", "", 0, err
 	}
 	end, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return "", "", 0, fmt.Errorf("write image: %w", err)
 	}
-	if err := ext4.PadInodeBitmaps(f); err != nil {
-		return "", "", 0, fmt.Errorf("write image: %w", err)
-	}
 	// Read again rather than summed while it was written: that is what others will find in the file.
 	if digest, err = hashFile(ctx, f.Name()); err != nil {
 		return "", "", 0, fmt.Errorf("read image: %w", err)
 	}
-	path = s.path(kind, fileName(digest))
+	path = s.path(kind, fileName(digest, format))
 	if err := s.publish(ctx, f, path); err != nil {
 		return "", "", 0, err
 	}

@@ -218,8 +218,12 @@ type Contents struct {
 
 // BasePath returns where a base image is that the store keeps.
 func (s *Store) BasePath(digest string) (string, bool) {
-	file := s.path(baseDir, fileName(digest))
-	return file, isRegular(file)
+	for _, format := range []Format{Ext4, Erofs} {
+		if file := s.path(baseDir, fileName(digest, format)); isRegular(file) {
+			return file, true
+		}
+	}
+	return "", false
 }
 
 // Look looks into a base image. Its error is not nil where the file system is none it can read.

@@ -28,7 +28,7 @@ func (s *Store) fromRegistry(ctx context.Context, src source, w Want) (Base, err
 	if _, pinned := ref.(name.Digest); pinned {
 		w.Pull = Missing
 	}
-	q := question{step: "pull image " + w.Ref, key: keyOf(flatVersion, "registry", ref.Name(), runtime.GOARCH)}
+	q := question{step: "pull image " + w.Ref, key: keyOf(w.version(), "registry", ref.Name(), runtime.GOARCH)}
 	return s.answer(ctx, q, w, func() (Base, error) {
 		done := w.Progress.Step(q.step)
 		b, err := s.pull(ctx, ref, w)
@@ -37,7 +37,7 @@ func (s *Store) fromRegistry(ctx context.Context, src source, w Want) (Base, err
 	})
 }
 
-// pull fetches what an image is made of to the store, because layers are read twice, then flattens it. What was fetched
+// pull fetches what an image is made of to the store, then flattens it. What was fetched
 // before a pull was interrupted is not fetched again.
 func (s *Store) pull(ctx context.Context, ref name.Reference, w Want) (Base, error) {
 	options := []remote.Option{
@@ -56,7 +56,7 @@ func (s *Store) pull(ctx context.Context, ref name.Reference, w Want) (Base, err
 	if err != nil {
 		return Base{}, pullFault(ctx, w.Ref, err)
 	}
-	if b, ok := s.recallBase(keyOf(flatVersion, "image", m.Config.Digest.String())); ok {
+	if b, ok := s.recallBase(keyOf(w.version(), "image", m.Config.Digest.String())); ok {
 		return b, nil
 	}
 	digest, err := img.Digest()
@@ -84,7 +84,7 @@ func (s *Store) pull(ctx context.Context, ref name.Reference, w Want) (Base, err
 	if err != nil {
 		return Base{}, err
 	}
-	b, err := s.fromImage(ctx, local, w.Limit)
+	b, err := s.fromImage(ctx, local, w)
 	if ctx.Err() == nil {
 		s.dropDownload(dir)
 	}

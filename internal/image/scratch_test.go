@@ -29,6 +29,14 @@ func testStore(t testing.TB) *Store {
 // fsck fails the test unless e2fsck finds nothing at all to say against the file system.
 func fsck(t testing.TB, path string) {
 	t.Helper()
+	if filepath.Ext(path) == "."+string(Erofs) {
+		if tool, err := exec.LookPath("fsck.erofs"); err != nil {
+			t.Log("not checked: fsck.erofs is missing (sudo apt-get install erofs-utils)")
+		} else if out, err := exec.Command(tool, path).CombinedOutput(); err != nil {
+			t.Fatalf("fsck.erofs: %v\n%s", err, out)
+		}
+		return
+	}
 	tool, err := exec.LookPath("e2fsck")
 	if err != nil { // also where a test has put a PATH of its own
 		tool, err = exec.LookPath("/usr/sbin/e2fsck")
@@ -71,7 +79,14 @@ func mount(t testing.TB, path, options string) (dir string, unmount func()) {
 		t.Skip("needs root: mounts a file system")
 	}
 	dir = t.TempDir()
-	if out, err := exec.Command("mount", "-t", "ext4", "-o", "loop,"+options, path, dir).CombinedOutput(); err != nil {
+	format := "ext4"
+	if filepath.Ext(path) == ".erofs" {
+		format = "erofs"
+		if b, err := os.ReadFile("/proc/filesystems"); err == nil && !strings.Contains(string(b), "erofs") && exec.Command("modprobe", "erofs").Run() != nil {
+			t.Skip("needs a kernel with erofs")
+		}
+	}
+	if out, err := exec.Command("mount", "-t", format, "-o", "loop,"+options, path, dir).CombinedOutput(); err != nil {
 		if _, err := os.Stat("/dev/loop-control"); err != nil {
 			t.Skip("needs loop devices: /dev/loop-control is missing")
 		}

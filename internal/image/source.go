@@ -229,8 +229,8 @@ func layersOf(img v1.Image, config *v1.ConfigFile) ([]layer, error) {
 }
 
 // fromImage makes the base image of an OCI image, or finds it made.
-func (s *Store) fromImage(ctx context.Context, img v1.Image, limit flint.Bytes) (Base, error) {
-	if err := checkImage(img, limit); err != nil {
+func (s *Store) fromImage(ctx context.Context, img v1.Image, w Want) (Base, error) {
+	if err := checkImage(img, w.Limit); err != nil {
 		return Base{}, err
 	}
 	id, err := img.ConfigName()
@@ -245,7 +245,7 @@ func (s *Store) fromImage(ctx context.Context, img v1.Image, limit flint.Bytes) 
 		return Base{}, wrongPlatform(id.String(), config.OS+"/"+config.Architecture)
 	}
 	// The configuration names every layer by the digest of its content, so its own digest stands for the image.
-	key := keyOf(flatVersion, "image", id.String())
+	key := keyOf(w.version(), "image", id.String())
 	if b, ok := s.recallBase(key); ok {
 		return b, nil
 	}
@@ -267,7 +267,7 @@ func (s *Store) fromImage(ctx context.Context, img v1.Image, limit flint.Bytes) 
 		Dir:  config.Config.WorkingDir,
 		Cmd:  append(append([]string(nil), config.Config.Entrypoint...), config.Config.Cmd...),
 	}
-	if b.Digest, b.Path, b.Size, err = s.writeImage(ctx, baseDir, layers, limit); err != nil {
+	if b.Digest, b.Path, b.Size, err = s.writeImage(ctx, baseDir, layers, w.Limit, w.Format); err != nil {
 		return Base{}, err
 	}
 	s.note(key, b)
