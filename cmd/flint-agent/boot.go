@@ -103,6 +103,7 @@ func (j *journey) prepare(ctx context.Context) (systemd string, err error) {
 	}); err != nil {
 		return "", err
 	}
+	j.fault(loadFormats("/modules", modules, drives)) // the mount that misses one fails
 	if err := j.step("mount root", func() error {
 		faults, err := mountRoot(drives, j.Hello.Kernel, args.Memory)
 		j.Hello.Faults = append(j.Hello.Faults, faults...)

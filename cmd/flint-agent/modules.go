@@ -72,6 +72,23 @@ func loadBootModules(dir, channel string) ([]module, error) {
 	return ms, errors.Join(errs...)
 }
 
+// loadFormats loads the modules of the file systems that only some drives have: the groups that are named like them.
+func loadFormats(dir string, ms []module, drives map[string]string) error {
+	needed := map[string]bool{}
+	for _, device := range drives {
+		if format, err := fileSystem(device); err == nil { // its mount says what is wrong with it
+			needed[format] = true
+		}
+	}
+	var errs []error
+	for _, m := range ms {
+		if m.Group != "" && needed[m.Group] {
+			errs = append(errs, insertModule(filepath.Join(dir, m.File)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // insertModule loads a module file. One that is loaded already is fine.
 func insertModule(file string) error {
 	f, err := os.Open(file)

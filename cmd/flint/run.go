@@ -32,7 +32,7 @@ const maxInstances = 16
 type runFlags struct {
 	image, kernel, file, user, dir, stateDir, ipv4 string
 	env                                            []string
-	memory, disk, root, tools                      string
+	memory, disk, root, tools, format              string
 	cpus                                           int
 	timeout                                        time.Duration
 	interactive, tty, verbose                      bool
@@ -66,6 +66,7 @@ func newRun() *cobra.Command {
 	fl.StringVar(&f.disk, "disk", "4GiB", "scratch disk")
 	fl.StringVar(&f.root, "root", config.DiskRoot, "where what is written to the root goes: disk, or memory (at most half of it)")
 	fl.StringVar(&f.tools, "tool-cache", "", "a directory that the VM finds as actions' tool cache, /opt/hostedtoolcache")
+	fl.StringVar(&f.format, "filesystem", config.Ext4, "of the image that is made: ext4 or erofs")
 	fl.IntVar(&f.cpus, "cpus", 1, "virtual CPUs")
 	fl.DurationVar(&f.timeout, "timeout", 0, "end the command after so long (default vm.job_timeout): by SIGTERM, and by force 10 s later")
 	fl.StringVar(&f.ipv4, "ipv4", "", "subnet of the VM's network (default the first free of 10.213.32.0/24, 10.213.33.0/24, …)")
@@ -118,7 +119,7 @@ func (f *runFlags) config() (config.Config, error) {
 	if f.kernel != "" {
 		cfg.Kernel = config.Kernel{Vmlinuz: f.kernel}
 	}
-	pool := config.Pool{Name: "run", Image: f.image, Max: 1, VM: config.Shape{CPUs: f.cpus}, Root: f.root, Tools: f.tools}
+	pool := config.Pool{Name: "run", Image: f.image, Max: 1, VM: config.Shape{CPUs: f.cpus}, Root: f.root, Format: f.format, Tools: f.tools}
 	if pool.VM.Memory, err = flint.ParseBytes(f.memory); err != nil {
 		return cfg, fmt.Errorf("--memory: %w", err)
 	}

@@ -152,7 +152,7 @@ func (a *App) prepareImage(ctx context.Context, p config.Pool, progress flint.Pr
 		}
 	}
 	base, err := a.store.Base(ctx, image.Want{
-		Ref: p.Image, BuildArgs: args, Progress: progress, Pull: image.Pull(p.Pull), OrLast: a.github != nil,
+		Ref: p.Image, BuildArgs: args, Format: image.Format(p.Format), Progress: progress, Pull: image.Pull(p.Pull), OrLast: a.github != nil,
 	})
 	if err != nil {
 		done("", err)

@@ -126,7 +126,7 @@ func note(c config.Change, levelFixed bool) string {
 	switch {
 	case c.Key == "log_level" && levelFixed:
 		return "--log-level goes before it"
-	case whole && slices.Contains([]string{".image", ".build_args", ".tool_cache", ".runner_version"}, field):
+	case whole && slices.Contains([]string{".image", ".build_args", ".filesystem", ".tool_cache", ".runner_version"}, field):
 		return "the old one is used until the new one is ready"
 	case whole && field == "" && c.From == "":
 		return "starts when its image is ready"

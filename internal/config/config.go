@@ -61,6 +61,7 @@ type Pool struct {
 	Group  string            `yaml:"group"`
 	Root   string            `yaml:"root"`       // where what is written to the root goes: DiskRoot or MemoryRoot
 	Tools  string            `yaml:"tool_cache"` // a directory, or a file system in a file, that its jobs find as actions' tool cache
+	Format string            `yaml:"filesystem"` // of its base image: Ext4 or Erofs
 	Limits Limits            `yaml:"limits"`
 	Public bool              `yaml:"public"` // the pool serves public repositories, so strangers can start jobs in it
 
@@ -82,6 +83,12 @@ const (
 const (
 	DiskRoot   = "disk"   // also when it is empty
 	MemoryRoot = "memory" // but for the work directory, /tmp and docker's
+)
+
+// What Pool.Format may be.
+const (
+	Ext4  = "ext4" // also when it is empty
+	Erofs = "erofs"
 )
 
 // Webhook says where GitHub's webhooks arrive. Nothing listens unless an account's mode is webhooks.
@@ -209,7 +216,7 @@ func Default() Config {
 
 // NewPool returns a pool with the defaults of whatever a file does not say.
 func NewPool(name, image string) Pool {
-	return Pool{Name: name, Image: image, Max: 1, Root: DiskRoot, Pull: PullDaily, VM: Shape{CPUs: 2, Memory: 4 * flint.GiB, Disk: 20 * flint.GiB}}
+	return Pool{Name: name, Image: image, Max: 1, Root: DiskRoot, Format: Ext4, Pull: PullDaily, VM: Shape{CPUs: 2, Memory: 4 * flint.GiB, Disk: 20 * flint.GiB}}
 }
 
 // UnmarshalYAML implements yaml.Unmarshaler: it decodes above the defaults.
@@ -350,6 +357,11 @@ func (c *Config) validatePools() (errs []error) {
 		case "", DiskRoot, MemoryRoot:
 		default:
 			bad("root", "%q is none of disk, memory", p.Root)
+		}
+		switch p.Format {
+		case "", Ext4, Erofs:
+		default:
+			bad("filesystem", "%q is none of ext4, erofs", p.Format)
 		}
 		switch p.Pull {
 		case "", PullMissing, PullDaily, PullAlways:

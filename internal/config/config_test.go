@@ -51,6 +51,7 @@ func TestBadFilesSayWhereAndWhat(t *testing.T) {
 		"pool twice":          {"pools: [{name: a, image: b}, {name: A, image: c}]\n", `pools[1].name: "A" is used twice`},
 		"no image":            {"pools: [{name: a}]\n", "pools[0].image: is missing"},
 		"bad name":            {"pools: [{name: a b, image: c}]\n", "pools[0].name"},
+		"bad filesystem":      {"pools: [{name: a, image: c, filesystem: fat}]\n", `pools[0].filesystem: "fat" is none of ext4, erofs`},
 		"bad root":            {"pools: [{name: a, image: c, root: tape}]\n", `pools[0].root: "tape" is none of disk, memory`},
 		"bad pull":            {"pools: [{name: a, image: c, pull: weekly}]\n", `pools[0].pull: "weekly" is none of missing, daily, always`},
 		"max below one":       {"pools: [{name: a, image: c, max: -1}]\n", "pools[0].max: -1 is less than 1"},

@@ -148,9 +148,10 @@ func (s source) fromFile(info fs.FileInfo, isOCI bool) (source, error) {
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		return source{}, missing(s.ref, "it cannot be read", err)
 	}
-	const superblock, magicAt = 1024, 0x38 // ext4's superblock and s_magic in it
+	const superblock, magicAt = 1024, 0x38 // the superblock of both, and ext4's s_magic in it
 	switch {
-	case n == len(head) && binary.LittleEndian.Uint16(head[superblock+magicAt:]) == 0xEF53:
+	case n == len(head) && binary.LittleEndian.Uint16(head[superblock+magicAt:]) == 0xEF53,
+		n == len(head) && binary.LittleEndian.Uint32(head[superblock:]) == erofsMagic:
 		s.kind = ext4File
 	case n >= 512 && string(head[257:262]) == "ustar":
 		s.kind = archive
@@ -173,7 +174,7 @@ func missing(ref, why string, err error) error {
 	f := &flint.Fault{
 		Code: "image.missing",
 		What: fmt.Sprintf("find image %q: %s", ref, why),
-		Fix:  "name a directory with a Dockerfile, an OCI layout directory, a docker or OCI archive (.tar), an ext4 file, an image in a registry such as docker.io/library/debian:12, or one that is here: docker-daemon:name:tag, containers-storage:name",
+		Fix:  "name a directory with a Dockerfile, an OCI layout directory, a docker or OCI archive (.tar), an ext4 or erofs file, an image in a registry such as docker.io/library/debian:12, or one that is here: docker-daemon:name:tag, containers-storage:name",
 		Kind: flint.ErrNotFound,
 		Err:  err,
 	}

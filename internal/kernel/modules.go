@@ -18,6 +18,7 @@ import (
 const (
 	groupSerial = "serial" // needed where the agent's channel is a virtio-serial port (flint.channel=serial)
 	groupVsock  = "vsock"  // needed where it is a vsock (flint.channel=vsock)
+	groupErofs  = "erofs"  // for drives with that file system
 	groupLate   = "late"   // not needed to boot: loaded once the agent has answered
 )
 
@@ -38,6 +39,7 @@ func bootSet() []want {
 		{name: "overlay"},
 		{name: "ext4"},
 		{name: "crc32c_generic", optional: true, with: "ext4"}, // ext4 asks for it by name at mount: no dependency says so
+		{name: "erofs", group: groupErofs, optional: true},
 		{name: "virtio_console", group: groupSerial},
 		{name: "vmw_vsock_virtio_transport", group: groupVsock},
 		{name: "virtio_rng", group: groupLate, optional: true},

@@ -162,7 +162,7 @@ func checkRealOrder(t *testing.T, files map[string]string) {
 		if !strings.HasPrefix(files["modules/"+file], "\x7fELF") {
 			t.Errorf("%s is not in the initramfs", file)
 		}
-		if group != "" && group != groupSerial && group != groupVsock && group != groupLate {
+		if group != "" && group != groupSerial && group != groupVsock && group != groupErofs && group != groupLate {
 			t.Errorf("%s has group %q", file, group)
 		}
 	}

@@ -34,3 +34,25 @@ func TestRootInMemoryAndTools(t *testing.T) {
 	}
 	r.nothingLeft("run0")
 }
+
+// TestErofsBase boots the plainest image on a base image of erofs.
+func TestErofsBase(t *testing.T) {
+	r := newRig(t)
+	layouts, err := filepath.Glob(filepath.Join(r.state, "images/debian/*"))
+	if err != nil || len(layouts) == 0 {
+		t.Skipf("needs a Debian base in %s, which the assets of the tests make", r.state)
+	}
+	out, err := r.flint(t.Context(), nil, "run", "--image", "oci:"+layouts[0], "--filesystem", "erofs", "--", "sh", "-ec", `
+		grep -qw erofs /proc/filesystems && echo base is erofs
+		[ -u /bin/su ] && echo modes are there
+		[ $(stat -c %h /usr/bin/perl) = 2 ] && echo hard links are there
+		echo written > /etc/motd && rm /etc/issue && mv /usr/bin/perl /usr/bin/pearl && pearl -e 'print "it is written over\n"'`).Output()
+	const want = "base is erofs\nmodes are there\nhard links are there\nit is written over\n"
+	if code := exitCode(t, err); code != 0 || string(out) != want {
+		t.Errorf("exit %d, output %q, want %q", code, out, want)
+	}
+	if bases, err := filepath.Glob(filepath.Join(r.state, "images/base/*.erofs")); err != nil || len(bases) == 0 {
+		t.Errorf("base images of erofs: %q, %v", bases, err)
+	}
+	r.nothingLeft("run0")
+}
