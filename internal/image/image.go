@@ -1,7 +1,7 @@
 // Package image makes the disks a VM starts with: base images from Dockerfiles, OCI images and Debian suites, the
 // read-only drive with the runner software, and the empty scratch disk.
 //
-// A base image is one ext4 file named by the digest of its content, made without root and without mounting anything,
+// A base image is one ext4 or erofs file named by the digest of its content, made without root and without mounting anything,
 // shared read-only by all VMs. Layers are hostile input: they are bounded, strictly parsed, and nothing in them can name
 // a file outside the image being made. The package must not know VMs, GitHub or the network, must not keep anything
 // outside its own directory, and must not let a type of the container libraries out.
@@ -53,7 +53,7 @@ const DefaultLimit = 64 * flint.GiB
 // Base is a base image: a read-only root file system.
 type Base struct {
 	Digest string      `json:"digest"`         // "sha256:…" of the content; names the file, unless an .ext4 file is used as it is
-	Path   string      `json:"path"`           // the ext4 file, readable by all
+	Path   string      `json:"path"`           // the ext4 or erofs file, readable by all
 	Size   flint.Bytes `json:"size"`           // of the file
 	Env    []string    `json:"env,omitempty"`  // KEY=value, as the image says
 	User   string      `json:"user,omitempty"` // user[:group], names or numbers
@@ -68,7 +68,7 @@ type Base struct {
 type Want struct {
 	// Ref is, in the order tried: what begins with one of skopeo's transports (docker://, docker-daemon:, containers-storage:,
 	// docker-archive:, oci-archive:, oci:); a directory with a Dockerfile (or Containerfile) or such a file itself; an OCI layout
-	// directory, with an optional :tag; a docker or OCI archive; an ext4 file, used as it is; a reference to an image in a registry.
+	// directory, with an optional :tag; a docker or OCI archive; an ext4 or erofs file, used as it is; a reference to an image in a registry.
 	Ref       string
 	BuildArgs map[string]string // for a Dockerfile; the value "oci:/absolute/path:tag" names a local image
 	Limit     flint.Bytes       // of the flattened image; 0: DefaultLimit
