@@ -352,11 +352,15 @@ func (s *Store) recallBase(key string) (Base, bool) {
 	if !s.recall(key, &b) {
 		return Base{}, false
 	}
-	b.Path = s.path(baseDir, filepath.Base(b.Path))
-	info, err := os.Stat(b.Path)
-	if err != nil || !info.Mode().IsRegular() || info.Size() != int64(b.Size) {
+	path, ok := s.BasePath(b.Digest)
+	if !ok {
 		return Base{}, false
 	}
+	info, err := os.Stat(path)
+	if err != nil || info.Size() != int64(b.Size) {
+		return Base{}, false
+	}
+	b.Path = path
 	return b, true
 }
 
