@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -22,6 +24,7 @@ const (
 type docker struct {
 	shell  string // the program that says LISTEN_PID, which is known to nobody before
 	daemon string
+	groups string // where cgroup v2 is mounted
 	socket *os.File
 	log    *os.File
 	pause  time.Duration
@@ -50,7 +53,7 @@ func (s *system) findDocker() (*docker, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen for docker: %w", err), log.Close())
 	}
-	return &docker{shell: shell, daemon: daemon, socket: socket, log: log, pause: dockerPause}, nil
+	return &docker{shell: shell, daemon: daemon, groups: "/sys/fs/cgroup", socket: socket, log: log, pause: dockerPause}, nil
 }
 
 // openKernelLog opens the kernel's log, which is bounded, and makes it keep all that is written to it, as systemd does.
@@ -120,20 +123,51 @@ func (s *system) keepDocker(d *docker, stop <-chan struct{}) {
 	}
 }
 
-// startDocker starts dockerd as systemd would, by sd_listen_fds(3).
+// startDocker starts dockerd as systemd would: by sd_listen_fds(3), and in a control group of its own. The directory with what
+// stands in for kmod comes last in its PATH, because it calls modprobe.
 func (s *system) startDocker(d *docker) (<-chan syscall.WaitStatus, error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return nil, err
 	}
 	defer null.Close()
-	_, ended, err := s.fork(d.shell, []string{"sh", "-c", `LISTEN_PID=$$ exec "$0" -H fd://`, d.daemon}, &syscall.ProcAttr{
+	attr := &syscall.ProcAttr{
 		Dir:   "/",
-		Env:   []string{"PATH=" + defaultPath, "HOME=/root", "LISTEN_FDS=1"},
+		Env:   []string{"PATH=" + defaultPath + ":" + runDir, "HOME=/root", "LISTEN_FDS=1"},
 		Files: []uintptr{null.Fd(), d.log.Fd(), d.log.Fd(), d.socket.Fd()}, // the last is SD_LISTEN_FDS_START
 		Sys:   &syscall.SysProcAttr{Setsid: true},
-	})
+	}
+	if group, err := makeGroup(d.groups, "dockerd"); err != nil {
+		complain(err) // it works without, but for limits of swap
+	} else {
+		defer group.Close()
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(group.Fd())
+	}
+	_, ended, err := s.fork(d.shell, []string{"sh", "-c", `LISTEN_PID=$$ exec "$0" -H fd://`, d.daemon}, attr)
 	return ended, err
+}
+
+// makeGroup makes a control group below root, the mount of cgroup v2, with every controller there is. dockerd takes what its own
+// group lacks for what the kernel lacks, and the root group has no limits.
+func makeGroup(root, name string) (*os.File, error) {
+	controllers, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
+	if err != nil {
+		return nil, fmt.Errorf("make control group: %w", err)
+	}
+	for _, c := range strings.Fields(string(controllers)) {
+		if err := os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), []byte("+"+c), 0); err != nil {
+			return nil, fmt.Errorf("hand down controller %s: %w", c, err)
+		}
+	}
+	dir := filepath.Join(root, name)
+	if err := except(os.Mkdir(dir, 0o755), os.ErrExist); err != nil {
+		return nil, fmt.Errorf("make control group: %w", err)
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("make control group: %w", err)
+	}
+	return f, nil
 }
 
 // group returns the id of a group, 0 if there is none of that name.

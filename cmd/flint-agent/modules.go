@@ -110,27 +110,45 @@ func insertModule(file string) error {
 	return nil
 }
 
-// modprobe is the kernel's helper for images without kmod: `modprobe -q -- <name>`. It returns the exit code.
+// modprobe stands in for kmod's in images without it: the kernel's helper is called as `modprobe -q -- <name>`, and dockerd
+// calls `modprobe -va <name>…`. It returns the exit code.
 func modprobe(args []string) int {
-	var name string
-	for _, a := range args {
-		if !strings.HasPrefix(a, "-") {
-			name = a
-		}
-	}
+	names := modulesToProbe(args)
 	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil || name == "" {
+	if err := unix.Uname(&u); err != nil || len(names) == 0 {
 		return 1
 	}
 	dir := filepath.Join("/lib/modules", unix.ByteSliceToString(u.Release[:]))
 	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
 		return 1 // the kernel asks all the same, and often
 	}
-	if err := probeModule(dir, name, insertModule); err != nil {
-		complain(err)
-		return 1
+	code := 0
+	for _, name := range names {
+		if err := probeModule(dir, name, insertModule); err != nil {
+			complain(err)
+			code = 1
+		}
 	}
-	return 0
+	return code
+}
+
+// modulesToProbe returns the modules that modprobe's arguments name: the first, or all with -a. What else comes after the
+// first is parameters of it, which are not passed on.
+func modulesToProbe(args []string) []string {
+	var names []string
+	all := false
+	for _, a := range args {
+		switch {
+		case !strings.HasPrefix(a, "-"):
+			names = append(names, a)
+		case a == "--all", !strings.HasPrefix(a, "--") && strings.Contains(a, "a"):
+			all = true
+		}
+	}
+	if !all {
+		names = names[:min(1, len(names))]
+	}
+	return names
 }
 
 // probeModule loads, by insert, the modules a name or alias stands for, each after those it depends on.
