@@ -11,7 +11,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 STATE := $(CURDIR)/build/state
 
-.PHONY: build chaos demo test test-kvm test-arm64 lint bench soak fuzz clean setup kernel
+.PHONY: build chaos demo test test-kvm test-arm64 test-images filesystem lint bench soak fuzz clean setup kernel
 
 build: setup ## both programs, static, into build/
 	$(GOBUILD) -o build/flint ./cmd/flint
@@ -32,6 +32,9 @@ test-kvm: build ## what needs a real /dev/kvm, in an emulated host; FLINT_FIRECR
 test-arm64: setup ## boots arm64 guests by emulation
 	@scripts/test-arm64.sh
 
+test-images: build ## the images that flint ships and those of every source, in real VMs, with jobs that use docker
+	@scripts/test-images.sh
+
 lint: setup
 	@scripts/lint.sh
 
@@ -47,6 +50,10 @@ chaos: setup ## 1000 runners whose coordinators are killed at random: what is lo
 
 fuzz: setup ## every fuzz target, 20 s each
 	@scripts/fuzz.sh
+
+filesystem: build ## images/runner as a file to boot from, build/rootfs/rootfs.ext4; BASE=docker.io/library/debian:13
+	@$(SUDO) build/flint image build --state-dir '$(STATE)' --local-base $(if $(BASE),--build-arg 'BASE=$(BASE)') \
+		--output build/rootfs/rootfs.ext4 images/runner
 
 # VERSION is flint's own unless it is said to make.
 kernel: setup ## a kernel without modules from the distribution's source, build/kernel/vmlinux; VERSION=6.1 ARCH=arm64 JOBS=2

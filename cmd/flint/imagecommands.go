@@ -34,6 +34,8 @@ func newImageBuild(open openState) *cobra.Command {
 			"next look, within the hour, or at once with flint config reload.",
 	}
 	given := c.Flags().StringArray("build-arg", nil, "KEY=value; may be given again")
+	output := c.Flags().StringP("output", "o", "", "also write the file system, ext4, to this file")
+	local := c.Flags().Bool("local-base", false, "where the registry of the Dockerfile's ARG BASE cannot be reached, build on a Debian root made here")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		build := map[string]string{}
 		for _, kv := range *given {
@@ -48,7 +50,7 @@ func newImageBuild(open openState) *cobra.Command {
 		if err != nil {
 			return fmt.Errorf("find %s: %w", args[0], err)
 		}
-		return makeImage(c, open, at, build)
+		return makeImage(c, open, at, build, *local, *output)
 	}
 	return c
 }
@@ -66,20 +68,28 @@ func newImagePull(open openState) *cobra.Command {
 				return fmt.Errorf("find %s: %w", args[0], err)
 			}
 		}
-		return makeImage(c, open, ref, nil)
+		return makeImage(c, open, ref, nil, false, "")
 	}
 	return c
 }
 
-func makeImage(c *cobra.Command, open openState, ref string, args map[string]string) error {
+func makeImage(c *cobra.Command, open openState, ref string, args map[string]string, localBase bool, output string) error {
 	cfg, opt, err := open(c)
 	if err != nil {
 		return err
 	}
-	opt.Progress = newSteps(c.ErrOrStderr()).report
+	opt.Progress, opt.LocalBase = newSteps(c.ErrOrStderr()).report, localBase
 	base, err := app.MakeImage(c.Context(), cfg, opt, ref, args)
 	if err != nil {
 		return err
+	}
+	if output != "" {
+		done := opt.Progress.Step("write " + output)
+		err := app.CopyImage(base, output)
+		done(base.Size.String(), err)
+		if err != nil {
+			return err
+		}
 	}
 	fmt.Fprintln(c.OutOrStdout(), base.Digest)
 	return nil

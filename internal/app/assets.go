@@ -33,3 +33,12 @@ func Scratch(cfg config.Config, opt Options, path string, size flint.Bytes) erro
 	}
 	return store.Scratch(path, size)
 }
+
+// DebianBase makes the root of a Debian release, as a build argument BASE takes it.
+func DebianBase(ctx context.Context, cfg config.Config, opt Options, suite string) (string, error) {
+	store, err := image.Open(filepath.Join(cfg.StateDir, "images"), opt.Log)
+	if err != nil {
+		return "", err
+	}
+	return store.DebianBase(ctx, suite, opt.Progress)
+}

@@ -2,7 +2,10 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,7 +22,38 @@ func MakeImage(ctx context.Context, cfg config.Config, opt Options, ref string, 
 	if err != nil {
 		return image.Base{}, stateDenied(cfg, err)
 	}
+	if opt.LocalBase {
+		a := &App{cfg: cfg, opt: opt, log: opt.Log, store: store}
+		if args, err = a.localBase(ctx, config.Pool{Image: ref, Args: args}); err != nil {
+			return image.Base{}, err
+		}
+	}
 	return store.Base(ctx, image.Want{Ref: ref, BuildArgs: args, Progress: opt.Progress, Pull: image.Always})
+}
+
+// CopyImage copies a base image to a file of its owner's, which is whole or as it was before. It is no link: the owner may write
+// to it.
+func CopyImage(b image.Base, to string) (err error) {
+	in, err := os.Open(b.Path)
+	if err != nil {
+		return fmt.Errorf("open image: %w", err)
+	}
+	defer in.Close()
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return fmt.Errorf("make image's directory: %w", err)
+	}
+	out, err := os.CreateTemp(filepath.Dir(to), filepath.Base(to)+".*.new")
+	if err != nil {
+		return fmt.Errorf("write image: %w", err)
+	}
+	_, err = io.Copy(out, in)
+	if err = errors.Join(err, out.Chmod(0o644), out.Sync(), out.Close()); err == nil {
+		err = os.Rename(out.Name(), to)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write image: %w", err), os.Remove(out.Name()))
+	}
+	return nil
 }
 
 // ImageContents is what flint looks for in an image.

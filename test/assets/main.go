@@ -16,6 +16,8 @@ import (
 	"os/signal"
 	"path/filepath"
 
+	"golang.org/x/sync/errgroup"
+
 	"flint"
 	"flint/internal/app"
 	"flint/internal/config"
@@ -31,8 +33,13 @@ func main() {
 	flag.StringVar(&given.kernel, "kernel", "", "a kernel for guests of another architecture; then -modules and -image are needed, and no runner is made")
 	flag.StringVar(&given.modules, "modules", "", "its modules, …/lib/modules/<version>")
 	flag.StringVar(&given.image, "image", "", "their base image")
+	shipped := flag.Bool("shipped", false, "make the images that flint ships instead, on a Debian base")
 	flag.Parse()
-	if err := run(ctx, *state, *out, *agent, given); err != nil {
+	make := func() error { return run(ctx, *state, *out, *agent, given) }
+	if *shipped {
+		make = func() error { return shippedImages(ctx, *state, *out, *agent) }
+	}
+	if err := make(); err != nil {
 		fmt.Fprintln(os.Stderr, "assets:", err)
 		var fault *flint.Fault
 		if errors.As(err, &fault) {
@@ -45,8 +52,8 @@ func main() {
 // foreign is what guests of another architecture boot, which cannot be fetched and built as this machine's own.
 type foreign struct{ kernel, modules, image string }
 
-func run(ctx context.Context, state, out, agent string, given foreign) error {
-	opt := app.Options{
+func options() app.Options {
+	return app.Options{
 		Log:       slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 		LocalBase: true,
 		Progress: func(m flint.Milestone) {
@@ -55,6 +62,52 @@ func run(ctx context.Context, state, out, agent string, given foreign) error {
 			}
 		},
 	}
+}
+
+// suite is the Debian release of the shipped images' base in tests: the oldest that has buildx, and compose 2.
+const suite = "trixie"
+
+// shippedImages builds what is in images/ for jobs.
+func shippedImages(ctx context.Context, state, out, agent string) error {
+	opt := options()
+	cfg := config.Default()
+	cfg.StateDir, cfg.VM.Agent = state, agent
+	if err := cfg.Complete(); err != nil {
+		return err
+	}
+	base, err := app.DebianBase(ctx, cfg, opt, suite)
+	if err != nil {
+		return err
+	}
+	both, ctx := errgroup.WithContext(ctx) // one is built while the other is flattened
+	for _, name := range []string{"minimal", "runner"} {
+		p := config.NewPool(name, "./images/"+name)
+		p.Args = map[string]string{"BASE": base}
+		cfg := cfg
+		cfg.Pools = []config.Pool{p}
+		both.Go(func() error {
+			if err := cfg.Complete(); err != nil {
+				return err
+			}
+			supplies, err := app.Assets(ctx, cfg, opt)
+			if err != nil {
+				return err
+			}
+			return link(supplies[name].Base, filepath.Join(out, "image-"+name+".ext4"))
+		})
+	}
+	return both.Wait()
+}
+
+func link(target, link string) error {
+	if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Symlink(target, link)
+}
+
+func run(ctx context.Context, state, out, agent string, given foreign) error {
+	opt := options()
 	cfg := config.Default()
 	cfg.StateDir, cfg.VM.Agent = state, agent
 	cfg.Pools = []config.Pool{config.NewPool("demo", "./images/demo")}
@@ -92,11 +145,7 @@ func run(ctx context.Context, state, out, agent string, given foreign) error {
 		links["base-systemd.ext4"] = base
 	}
 	for name, target := range links {
-		link := filepath.Join(out, name)
-		if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		if err := os.Symlink(target, link); err != nil {
+		if err := link(target, filepath.Join(out, name)); err != nil {
 			return err
 		}
 	}

@@ -26,7 +26,7 @@ D
 docker build -q -t try . >/dev/null
 docker buildx version >/dev/null
 is "docker build and run" "$(docker run --rm --memory 64m --cpus 1 --pids-limit 100 -v "$PWD:/data" try \
-	sh -c "cat /www/index.html; cd /data; ls Dockerfile; nc -w 5 -z ${outside%:*} ${outside##*:} && echo outside" 2>&1)" "hello
+	sh -c "cat /www/index.html; cd /data; ls Dockerfile; nc -w 5 ${outside%:*} ${outside##*:} -e true && echo outside" 2>&1)" "hello
 Dockerfile
 outside"
 
