@@ -152,6 +152,43 @@ func (i *internet) until(out *watched, line string) {
 	}
 }
 
+// software copies the demo's runner to dir, with another start, which finds the old one as start.real, and the certificate of the
+// simulated GitHub beside it.
+func (i *internet) software(dir, start string) string {
+	i.r.t.Helper()
+	software := filepath.Join(dir, "software")
+	i.r.command("cp", "-r", filepath.Join(i.r.state, "demo-runner")+"/.", software)
+	if err := os.Rename(filepath.Join(software, "start"), filepath.Join(software, "start.real")); err != nil {
+		i.r.t.Fatal(err)
+	}
+	for name, content := range map[string]string{"start": start, "cert.pem": string(i.cert)} {
+		if err := os.WriteFile(filepath.Join(software, name), []byte(content), 0o755); err != nil {
+			i.r.t.Fatal(err)
+		}
+	}
+	return software
+}
+
+// configure writes a configuration that ends with pools for this GitHub, and returns its path.
+func (i *internet) configure(dir, software, pools string) string {
+	i.r.t.Helper()
+	file := filepath.Join(dir, "flint.yaml")
+	for path, content := range map[string]string{
+		filepath.Join(dir, "app.pem"): string(i.sim.App().PrivateKeyPEM),
+		file: fmt.Sprintf(`schema_version: 1
+log_level: debug
+github: {url: %q, app_id: %d, installation_id: %d, repository: acme/hello, private_key_file: app.pem}
+runner: {dir: %s}
+network: {ipv4: 10.97.0.0/24}
+%s`, i.addr, i.sim.App().ID, i.sim.App().InstallationID, software, pools),
+	} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			i.r.t.Fatal(err)
+		}
+	}
+	return file
+}
+
 // counting is runner software that counts on both its outputs while its job runs, and ends with code 3.
 const counting = `#!/bin/sh
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
@@ -183,32 +220,9 @@ func TestJobsOutliveTheCoordinator(t *testing.T) {
 	r := newRig(t)
 	i := r.internet()
 	dir := t.TempDir()
-	software := filepath.Join(dir, "software")
-	if out, err := exec.Command("cp", "-r", filepath.Join(r.state, "demo-runner")+"/.", software).CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	if err := os.Rename(filepath.Join(software, "start"), filepath.Join(software, "start.real")); err != nil {
-		t.Fatal(err)
-	}
-	for path, content := range map[string]string{
-		filepath.Join(software, "start"): counting, filepath.Join(software, "cert.pem"): string(i.cert), filepath.Join(dir, "app.pem"): string(i.sim.App().PrivateKeyPEM),
-		filepath.Join(dir, "flint.yaml"): fmt.Sprintf(`schema_version: 1
-log_level: debug
-github: {url: %q, app_id: %d, installation_id: %d, repository: acme/hello, private_key_file: app.pem}
-runner: {dir: %s}
-network: {ipv4: 10.97.0.0/24}
-pools:
-  - {name: flint, image: %s, vm: {cpus: 1, memory: 512MiB, disk: 1GiB}, max: 1}
-`, i.addr, i.sim.App().ID, i.sim.App().InstallationID, software, filepath.Join(r.assets, "base.ext4")),
-	} {
-		mode := os.FileMode(0o600)
-		if filepath.Dir(path) == software {
-			mode = 0o755
-		}
-		if err := os.WriteFile(path, []byte(content), mode); err != nil {
-			t.Fatal(err)
-		}
-	}
+	software := i.software(dir, counting)
+	file := i.configure(dir, software, fmt.Sprintf("pools:\n  - {name: flint, image: %s, vm: {cpus: 1, memory: 512MiB, disk: 1GiB}, max: 1}\n",
+		filepath.Join(r.assets, "base.ext4")))
 	wf, err := githubsim.ParseWorkflow("ci.yml", []byte("on: push\njobs:\n  count:\n    runs-on: flint\n    steps:\n"+
 		"      - run: for n in $(seq 1 260); do echo \"line $n\"; sleep 0.1; done\n"))
 	if err != nil {
@@ -219,7 +233,7 @@ pools:
 		t.Fatal(err)
 	}
 	start := func() (*exec.Cmd, *watched) {
-		cmd, out := r.flint(context.Background(), []string{"SSL_CERT_FILE=" + filepath.Join(software, "cert.pem")}, "serve", "--config", filepath.Join(dir, "flint.yaml")), newWatched()
+		cmd, out := r.flint(context.Background(), []string{"SSL_CERT_FILE=" + filepath.Join(software, "cert.pem")}, "serve", "--config", file), newWatched()
 		cmd.Stdout, cmd.Stderr = out, out
 		cmd.Cancel = nil
 		if err := cmd.Start(); err != nil {
