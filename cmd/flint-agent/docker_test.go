@@ -90,3 +90,25 @@ func TestDockerEndsWithTheGuest(t *testing.T) {
 		t.Errorf("it was started again: %s", b)
 	}
 }
+
+// A group of one's own has every controller the root has, and may be there already.
+func TestMakeGroup(t *testing.T) {
+	root := t.TempDir()
+	write(t, root, "cgroup.controllers", "cpu memory pids\n")
+	for range 2 {
+		f, err := makeGroup(root, "dockerd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.Name() != filepath.Join(root, "dockerd") {
+			t.Errorf("the group is %s", f.Name())
+		}
+		f.Close()
+	}
+	if b, err := os.ReadFile(filepath.Join(root, "cgroup.subtree_control")); err != nil || string(b) != "+pids" { // the last one asked for
+		t.Errorf("the root hands down %q, %v", b, err)
+	}
+	if _, err := makeGroup(filepath.Join(root, "nowhere"), "dockerd"); err == nil {
+		t.Error("there is a group where no control groups are")
+	}
+}

@@ -278,3 +278,18 @@ func TestDNSAnswers(t *testing.T) {
 		}
 	}
 }
+
+func TestModulesToProbe(t *testing.T) {
+	for args, want := range map[string]string{
+		"-q -- fs-erofs":              "fs-erofs",
+		"-va bridge br_netfilter":     "bridge br_netfilter",
+		"--all nf_tables ip6_tables":  "nf_tables ip6_tables",
+		"-b loop max_loop=8 dry":      "loop",
+		"--use-blacklist overlay arg": "overlay",
+		"-q":                          "",
+	} {
+		if got := strings.Join(modulesToProbe(strings.Fields(args)), " "); got != want {
+			t.Errorf("modprobe %s: %q, want %q", args, got, want)
+		}
+	}
+}

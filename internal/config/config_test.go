@@ -20,11 +20,11 @@ func TestExampleIsValid(t *testing.T) {
 	if err := c.ValidateServe(); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.CheckFiles(); err == nil || !strings.Contains(err.Error(), "images/demo") || !strings.Contains(err.Error(), "app.pem") {
+	if err := c.CheckFiles(); err == nil || !strings.Contains(err.Error(), "images/runner") || !strings.Contains(err.Error(), "app.pem") {
 		t.Fatalf("files that are not there: %v", err)
 	}
 	want := flint.Pool{
-		Name: "flint", Image: "/etc/flint/images/demo", Max: 4, Labels: []string{"flint"}, Scope: "https://github.com/acme",
+		Name: "flint", Image: "/etc/flint/images/runner", Max: 4, Labels: []string{"flint"}, Scope: "https://github.com/acme",
 		Shape: flint.Shape{CPUs: 4, Memory: 8 * flint.GiB, Disk: 40 * flint.GiB},
 	}
 	if got := c.FlintPools(); len(got) != 1 || !reflect.DeepEqual(got[0], want) {
