@@ -79,7 +79,7 @@ func TestImagesRunDockerInJobs(t *testing.T) {
 		pools += fmt.Sprintf("  - {name: %s, image: %s, vm: {cpus: 1, memory: 1GiB, disk: 6GiB}, max: 1}\n", name, image)
 		jobs += strings.NewReplacer("NAME", name, "ADDR", strings.TrimPrefix(i.addr, "https://")).Replace(dockerJob)
 	}
-	file := i.configure(dir, software, "vm: {boot_timeout: 10m}\npools:\n"+pools)
+	file := i.configure(dir, software, "vm: {boot_timeout: 10m}\nhost: {on_stop: end}\npools:\n"+pools)
 	wf, err := githubsim.ParseWorkflow("ci.yml", []byte("on: push\njobs:\n"+jobs))
 	if err != nil {
 		t.Fatal(err)
@@ -94,7 +94,7 @@ func TestImagesRunDockerInJobs(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 25*time.Minute)
 	defer cancel()
 	if conclusion, err := run.Wait(ctx); err != nil || conclusion != githubsim.Success {
 		t.Errorf("the run ended as %q, %v\n%s", conclusion, err, out)
