@@ -53,7 +53,7 @@ func (s *system) findDocker() (*docker, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen for docker: %w", err), log.Close())
 	}
-	return &docker{shell: shell, daemon: daemon, groups: "/sys/fs/cgroup", socket: socket, log: log, pause: dockerPause}, nil
+	return &docker{shell: shell, daemon: daemon, groups: atCgroups, socket: socket, log: log, pause: dockerPause}, nil
 }
 
 // openKernelLog opens the kernel's log, which is bounded, and makes it keep all that is written to it, as systemd does.
@@ -155,7 +155,7 @@ func makeGroup(root, name string) (*os.File, error) {
 		return nil, fmt.Errorf("make control group: %w", err)
 	}
 	for _, c := range strings.Fields(string(controllers)) {
-		if err := os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), []byte("+"+c), 0); err != nil {
+		if err := setCgroup(root, "cgroup.subtree_control", "+"+c); err != nil {
 			return nil, fmt.Errorf("hand down controller %s: %w", c, err)
 		}
 	}
