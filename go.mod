@@ -65,3 +65,6 @@ require (
 	google.golang.org/protobuf v1.36.12 // indirect
 	gopkg.in/check.v1 v1.0.0-20201130134442-10cb98267c6c // indirect
 )
+
+// Caches, and the roots of images: whatever Go is in there is not ours.
+ignore ./build

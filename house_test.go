@@ -63,7 +63,7 @@ var testsMayAlsoImport = map[string][]string{
 // thirdPartyStopsAt says which rooms may import a third-party module; its types go no further.
 var thirdPartyStopsAt = map[string][]string{
 	"github.com/actions/scaleset":            {"flint/internal/github", "flint/internal/githubsim"}, // the simulator only in tests
-	"github.com/google/go-containerregistry": {"flint/internal/image", "flint/test/e2e"}, // there its registry
+	"github.com/google/go-containerregistry": {"flint/internal/image", "flint/test/e2e"},            // there its registry
 	"github.com/google/go-github":            {"flint/internal/github", "flint/internal/githubsim"}, // the simulator only in tests
 	"go.etcd.io/bbolt":                       {"flint/internal/github/webhook"},
 	"golang.org/x/time":                      {"flint/internal/github/webhook"},
