@@ -1,6 +1,8 @@
 package network
 
 import (
+	"errors"
+
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -26,6 +28,20 @@ func try[T any](f faults, name string, call func() (T, error)) (T, error) {
 	return call()
 }
 
+// dumps bounds how often a list is asked for: the kernel interrupts it when something of that kind changes meanwhile, which
+// other programs may do all the time.
+const dumps = 20
+
+// whole asks for a list until the kernel gives all of it.
+func whole[T any](f faults, name string, call func() ([]T, error)) ([]T, error) {
+	for n := 1; ; n++ {
+		list, err := try(f, name, call)
+		if n == dumps || !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return list, err
+		}
+	}
+}
+
 // links is route netlink in one network namespace.
 type links struct {
 	h    *netlink.Handle
@@ -46,7 +62,7 @@ func (l links) close() {
 }
 
 func (l links) list() ([]netlink.Link, error) {
-	return try(l.fail, "list links", l.h.LinkList)
+	return whole(l.fail, "list links", l.h.LinkList)
 }
 
 func (l links) byName(name string) (netlink.Link, error) {
@@ -86,7 +102,7 @@ func (l links) setUp(d netlink.Link) error {
 }
 
 func (l links) addrs(d netlink.Link) ([]netlink.Addr, error) {
-	return try(l.fail, "list addresses of "+d.Attrs().Name, func() ([]netlink.Addr, error) { return l.h.AddrList(d, netlink.FAMILY_ALL) })
+	return whole(l.fail, "list addresses of "+d.Attrs().Name, func() ([]netlink.Addr, error) { return l.h.AddrList(d, netlink.FAMILY_ALL) })
 }
 
 func (l links) addAddr(d netlink.Link, a *netlink.Addr) error {
@@ -96,14 +112,14 @@ func (l links) addAddr(d netlink.Link, a *netlink.Addr) error {
 // routes lists the routes of a family in all tables.
 func (l links) routes(family int) ([]netlink.Route, error) {
 	all := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}
-	return try(l.fail, "list routes", func() ([]netlink.Route, error) {
+	return whole(l.fail, "list routes", func() ([]netlink.Route, error) {
 		return l.h.RouteListFiltered(family, all, netlink.RT_FILTER_TABLE)
 	})
 }
 
 // mainRoutes lists the routes of all families in the main table.
 func (l links) mainRoutes() ([]netlink.Route, error) {
-	return try(l.fail, "list routes of the main table", func() ([]netlink.Route, error) { return l.h.RouteList(nil, netlink.FAMILY_ALL) })
+	return whole(l.fail, "list routes of the main table", func() ([]netlink.Route, error) { return l.h.RouteList(nil, netlink.FAMILY_ALL) })
 }
 
 // namespaceID is the number by which this namespace knows another; negative for one it does not know.

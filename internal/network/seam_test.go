@@ -7,6 +7,8 @@ import (
 	"os"
 	"slices"
 	"testing"
+
+	"github.com/vishvananda/netlink"
 )
 
 var errInjected = errors.New("injected")
@@ -261,4 +263,20 @@ func TestCheckSurvivesEveryFault(t *testing.T) {
 		leaked(t, fds)
 		talk.goesOn(t)
 	})
+}
+
+// Lists that other programs' changes interrupt are asked for again, but not for ever.
+func TestInterruptedListsAreAskedForAgain(t *testing.T) {
+	for interrupted, want := range map[int]error{0: nil, 3: nil, dumps: netlink.ErrDumpInterrupted} {
+		asked := 0
+		list, err := whole(nil, "list", func() ([]int, error) {
+			if asked++; asked <= interrupted {
+				return []int{1}, netlink.ErrDumpInterrupted
+			}
+			return []int{1, 2}, nil
+		})
+		if !errors.Is(err, want) || err == nil && len(list) != 2 || asked != min(interrupted+1, dumps) {
+			t.Errorf("interrupted %d times: %v, %v after %d", interrupted, list, err, asked)
+		}
+	}
 }
