@@ -1,6 +1,12 @@
 package host
 
-import "flint"
+import (
+	"errors"
+	"io/fs"
+	"path/filepath"
+
+	"flint"
+)
 
 // abandoned is a runner that is over and whose record stays, because GitHub keeps its registration.
 type abandoned struct {
@@ -67,6 +73,25 @@ func (h *Host) forget(id string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.left, id)
+}
+
+// noteGone notes that a job began on a runner whose VM is gone and whose record stays, so that its loss can be told: flint, or the
+// machine, may have died before it heard of the job.
+func (h *Host) noteGone(ev flint.JobEvent) error {
+	if !h.Claims(ev.Runner) {
+		return nil
+	}
+	dir := filepath.Join(h.c.Dir, ev.Runner)
+	rec, err := readRecord(dir)
+	if err != nil || rec.Runner.Job != nil {
+		return nil // what cannot be read, Sweep sets aside
+	}
+	rec.Runner.Job = &ev.Job
+	if err := h.save(rec, dir, true); err != nil && !errors.Is(err, fs.ErrNotExist) { // Sweep may have undone it just now
+		return spaceOr(err)
+	}
+	h.leave(rec)
+	return nil
 }
 
 // conclude notes that GitHub has said how a job of a runner ended that is over.

@@ -310,8 +310,9 @@ func (h *Host) Note(_ context.Context, ev flint.JobEvent) error {
 		h.c.Log.Debug("job event for a runner that is gone", "runner", ev.Runner, "job", ev.Job.Name)
 		if ev.Kind == flint.JobCompleted {
 			h.conclude(ev.Runner)
+			return nil
 		}
-		return nil
+		return h.noteGone(ev)
 	}
 	err := l.note(ev)
 	if ev.Kind == flint.JobCompleted {

@@ -216,3 +216,35 @@ func TestDamagedRecordsAreFew(t *testing.T) {
 		t.Errorf("the newest are not kept: %s … %s", entries[0].Name(), last)
 	}
 }
+
+// TestLossOfAJobThatIsHeardOfLate: the machine lost power before flint heard that the runner had a job.
+func TestLossOfAJobThatIsHeardOfLate(t *testing.T) {
+	w := newWorld(t, &vmtest.Fake{})
+	w.github.registered["flint-a"], w.github.busy = 5, true
+	told := 0
+	w.config.Lost = func(_ flint.Runner, job flint.Job) {
+		if told++; job.Name != "build" {
+			t.Errorf("lost is %+v", job)
+		}
+	}
+	dir := filepath.Join(w.dir, "flint-a")
+	content := `{"version":1,"runner":{"id":"flint-a","pool":"pool","phase":"registered"},"boot":"another","github_id":5,"register":true}`
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "runner.json"), []byte(content), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	h := host.New(w.config)
+	if err := h.Sweep(t.Context()); err == nil || told != 0 {
+		t.Fatalf("first sweep: %v, told %d times", err, told)
+	}
+	note(t, h, flint.JobStarted, "flint-a")
+	note(t, h, flint.JobStarted, "flint-b") // which nobody knows
+	if n := h.Abandoned()["pool"]; n != 1 {
+		t.Errorf("%d jobs are abandoned", n)
+	}
+	note(t, h, flint.JobCompleted, "flint-a")
+	w.github.busy = false
+	if err := h.Sweep(t.Context()); err != nil || told != 1 {
+		t.Errorf("second sweep: %v, told %d times", err, told)
+	}
+	w.nothingLeft()
+}
