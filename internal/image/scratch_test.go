@@ -86,7 +86,14 @@ func mount(t testing.TB, path, options string) (dir string, unmount func()) {
 			t.Skip("needs a kernel with erofs")
 		}
 	}
-	if out, err := exec.Command("mount", "-t", format, "-o", "loop,"+options, path, dir).CombinedOutput(); err != nil {
+	out, err := exec.Command("mount", "-t", format, "-o", "loop,"+options, path, dir).CombinedOutput()
+	for range 10 { // whoever else takes the same free loop device was quicker
+		if err == nil || !strings.Contains(string(out), "already mounted or mount point busy") {
+			break
+		}
+		out, err = exec.Command("mount", "-t", format, "-o", "loop,"+options, path, dir).CombinedOutput()
+	}
+	if err != nil {
 		if _, err := os.Stat("/dev/loop-control"); err != nil {
 			t.Skip("needs loop devices: /dev/loop-control is missing")
 		}

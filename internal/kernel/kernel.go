@@ -116,9 +116,9 @@ func (p *preparer) prepare(ctx context.Context, s Source) (Pack, error) {
 		pack, err := p.obtain(ctx, s)
 		if err == nil {
 			err = pack.hold()
-			if errors.Is(err, fs.ErrNotExist) && try < maxTries {
-				continue // a Prune was quicker
-			}
+		}
+		if errors.Is(err, errPruned) && try < maxTries {
+			continue
 		}
 		if f := spaceFault(err); f != nil {
 			return Pack{}, f
@@ -126,6 +126,9 @@ func (p *preparer) prepare(ctx context.Context, s Source) (Pack, error) {
 		return pack, err
 	}
 }
+
+// errPruned says that a Prune was quicker than who wants the pack.
+var errPruned = fmt.Errorf("another process removes it as soon as it is made: %w", fs.ErrNotExist)
 
 // maxTries bounds how often a pack is made again that another process removes at once.
 const maxTries = 3

@@ -46,6 +46,9 @@ func (p *Pack) hold() error {
 	dir := filepath.Dir(p.Kernel)
 	for _, path := range []string{dir, p.Initrd} {
 		f, err := inuse.Hold(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = errPruned
+		}
 		if err != nil {
 			_ = p.Close()
 			return fmt.Errorf("hold kernel pack: %w", err)

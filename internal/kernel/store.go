@@ -447,6 +447,9 @@ func (p *preparer) initrd(ctx context.Context, e entry, a agentBinary) (string, 
 	if isWholeInitramfs(path) {
 		return path, nil // another was quicker
 	}
+	if _, there := load(e.dir); !there {
+		return "", storeFault(errPruned)
+	}
 	part := path + newSuffix
 	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
