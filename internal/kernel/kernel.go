@@ -131,7 +131,7 @@ func (p *preparer) prepare(ctx context.Context, s Source) (Pack, error) {
 var errPruned = fmt.Errorf("another process removes it as soon as it is made: %w", fs.ErrNotExist)
 
 // maxTries bounds how often a pack is made again that another process removes at once.
-const maxTries = 3
+const maxTries = 10
 
 // obtain finds or makes the pack of a source.
 func (p *preparer) obtain(ctx context.Context, s Source) (Pack, error) {
