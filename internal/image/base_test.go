@@ -507,3 +507,21 @@ func BenchmarkBaseCached(b *testing.B) {
 		wantBase(b, s, Want{Ref: dir})
 	}
 }
+
+// TestLastGoodImageIsOfTheSameArguments: two pools may build one Dockerfile with other arguments.
+func TestLastGoodImageIsOfTheSameArguments(t *testing.T) {
+	s, made := testStore(t), filepath.Join(t.TempDir(), "made")
+	writeLayout(t, made, "", testImage(t, pack(t, file("f", "1"))))
+	fakeTool(t, "buildah", strings.ReplaceAll(fakeBuildah, "$FAKE_LAYOUT", made))
+	dir := dockerfileDir(t, "FROM scratch")
+	good := Want{Ref: dir, BuildArgs: map[string]string{"KIND": "a"}, OrLast: true}
+	wantBase(t, s, good)
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("BROKEN"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if b := wantBase(t, s, good); b.Stale == nil {
+		t.Error("nothing is said of the failure")
+	}
+	_, err := s.Base(t.Context(), Want{Ref: dir, BuildArgs: map[string]string{"KIND": "b"}, OrLast: true})
+	wantFault(t, err, "image.build", "BROKEN")
+}

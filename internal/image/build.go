@@ -29,7 +29,7 @@ func (s *Store) fromDockerfile(ctx context.Context, src source, w Want) (Base, e
 	if err != nil {
 		return Base{}, err
 	}
-	q := question{step: "build image " + w.Ref, key: key, last: keyOf(w.version(), "dockerfile", src.path)}
+	q := question{step: "build image " + w.Ref, key: key, last: keyOf(append([]string{w.version(), "dockerfile", src.path}, sortedArgs(w.BuildArgs)...)...)}
 	asked := time.Now()
 	return s.answer(ctx, q, w, func() (Base, error) {
 		unlock, err := s.lock(ctx, key)

@@ -204,6 +204,9 @@ func (d *downloader) more(ctx context.Context, b v1.Descriptor, f *os.File, sum 
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", have, b.Size-1))
 	}
 	resp, err := d.client.Do(req)
+	if u := (*url.Error)(nil); errors.As(err, &u) {
+		err = u.Err // without its address, which a registry may have signed
+	}
 	if err != nil {
 		return 0, have, causeOf(ctx, err)
 	}

@@ -56,7 +56,8 @@ func (s *Store) pull(ctx context.Context, ref name.Reference, w Want) (Base, err
 	if err != nil {
 		return Base{}, pullFault(ctx, w.Ref, err)
 	}
-	if b, ok := s.recallBase(keyOf(w.version(), "image", m.Config.Digest.String())); ok {
+	made := keyOf(w.version(), "image", m.Config.Digest.String())
+	if b, ok := s.recallBase(made); ok {
 		return b, nil
 	}
 	digest, err := img.Digest()
@@ -69,6 +70,9 @@ func (s *Store) pull(ctx context.Context, ref name.Reference, w Want) (Base, err
 		return Base{}, err
 	}
 	defer unlock()
+	if b, ok := s.recallBase(made); ok {
+		return b, nil // another was quicker
+	}
 	release, err := s.holdDownload(dir)
 	if err != nil {
 		return Base{}, err

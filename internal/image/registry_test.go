@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -410,5 +411,47 @@ func TestLogins(t *testing.T) {
 		if _, err := hastyStore(t).Base(t.Context(), Want{Ref: ref}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestManyPullAtOnce fetches each blob once, whoever asks.
+func TestManyPullAtOnce(t *testing.T) {
+	r, s := newRegistry(t), hastyStore(t)
+	ref := r.push(t, "a/image:1", testImage(t, pack(t, file("f", strings.Repeat("x", 1<<16)))))
+	var blobs atomic.Int64
+	r.misbehave(func(_ http.ResponseWriter, req *http.Request) bool {
+		if isBlob(req) && req.Method == http.MethodGet {
+			blobs.Add(1)
+		}
+		return false
+	})
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			if _, err := s.Base(t.Context(), Want{Ref: ref}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if n := blobs.Load(); n != 2 {
+		t.Errorf("%d blobs were fetched, want the configuration and the layer", n)
+	}
+}
+
+// TestRedirectsAreNotTold: where a registry sends us may hold a signature.
+func TestRedirectsAreNotTold(t *testing.T) {
+	r, s := newRegistry(t), hastyStore(t)
+	ref := r.push(t, "a/image:1", testImage(t, pack(t, file("f", "x"))))
+	r.misbehave(func(w http.ResponseWriter, req *http.Request) bool {
+		if isBlob(req) {
+			http.Redirect(w, req, "http://127.0.0.1:1/blob?signature=hunter2", http.StatusTemporaryRedirect)
+			return true
+		}
+		return false
+	})
+	_, err := s.Base(t.Context(), Want{Ref: ref})
+	if err == nil || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("error %v", err)
 	}
 }
