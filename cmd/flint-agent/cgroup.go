@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"time"
 )
 
@@ -33,39 +34,53 @@ const (
 
 // cgroups are those whose limits keep jobs from taking the whole guest.
 type cgroups struct {
-	dirs []string
-	jobs *os.File // the first of dirs
+	all  []*cgroup
+	jobs *os.File // the first of them
+}
+
+// cgroup is one of them.
+type cgroup struct {
+	dir string
+	// counts says that the kernel counts here, in pids.events, what this one's limit refused. Of processes in cgroups below, it
+	// counts there before Linux 6.11, and since then here, but what the limits below refused, too.
+	counts bool
+	full   atomic.Int64 // how often it was seen with as many processes as it may have
+	bomb   bomb
 }
 
 // confine makes the cgroups of jobs below root, which is a cgroup2 file system, on a machine that has so many bytes of memory
-// available, and whose kernel allows so many processes.
+// available, and whose kernel allows so many processes. It returns them with an error, too, where they lack some of their limits.
 func confine(root string, memory, processes int64) (*cgroups, error) {
-	// Under systemd these are enabled already; writing them again changes nothing.
-	if err := setCgroup(root, "cgroup.subtree_control", "+cpu +memory +pids"); err != nil {
-		return nil, fmt.Errorf("enable cgroup controllers: %w", err)
+	var errs []error
+	for _, controller := range []string{"cpu", "memory", "pids"} { // a kernel may lack one
+		// Under systemd these are enabled already; writing them again changes nothing.
+		if err := setCgroup(root, "cgroup.subtree_control", "+"+controller); err != nil {
+			errs = append(errs, fmt.Errorf("enable cgroup controller %s: %w", controller, err))
+		}
 	}
 	c := &cgroups{}
 	spare := min(max(memory/spareShare, minSpare), maxSpare, memory/4)
 	for _, name := range []string{jobsCgroup, dockerCgroup} {
-		dir := filepath.Join(root, name)
-		c.dirs = append(c.dirs, dir)
-		if err := except(os.Mkdir(dir, 0o755), os.ErrExist); err != nil {
-			return nil, fmt.Errorf("make cgroup: %w", err)
+		g := &cgroup{dir: filepath.Join(root, name), counts: name == jobsCgroup}
+		c.all = append(c.all, g)
+		if err := except(os.Mkdir(g.dir, 0o755), os.ErrExist); err != nil {
+			return nil, errors.Join(append(errs, fmt.Errorf("make cgroup: %w", err))...)
 		}
 		for file, limit := range map[string]int64{
 			"memory.max": memory - spare,
 			"pids.max":   processes / processShare,
 		} {
-			if err := setCgroup(dir, file, strconv.FormatInt(limit, 10)); err != nil {
-				return nil, fmt.Errorf("limit cgroup: %w", err)
+			if err := setCgroup(g.dir, file, strconv.FormatInt(limit, 10)); err != nil {
+				errs = append(errs, fmt.Errorf("limit cgroup: %w", err))
 			}
 		}
 	}
-	var err error
-	if c.jobs, err = os.Open(c.dirs[0]); err != nil {
-		return nil, fmt.Errorf("open cgroup: %w", err)
+	f, err := os.Open(c.all[0].dir)
+	if err != nil {
+		return nil, errors.Join(append(errs, fmt.Errorf("open cgroup: %w", err))...)
 	}
-	return c, nil
+	c.jobs = f
+	return c, errors.Join(errs...)
 }
 
 // bomb watches for processes that do nothing but start others.
@@ -86,18 +101,23 @@ func (b *bomb) goesOff(now time.Time, refused int64) bool {
 	return now.Sub(b.again) <= bombRests && now.Sub(b.since) >= bombAfter
 }
 
-// defuse kills all processes of the cgroups that are full of a fork bomb. It is called again and again, with the same bombs: one for
-// each cgroup.
-func (c *cgroups) defuse(bombs []bomb) {
-	for i, dir := range c.dirs {
-		if !bombs[i].goesOff(time.Now(), refusedIn(dir)) {
+// look notes which cgroups are full, and kills all processes of those that are full of a fork bomb. It is called again and again.
+func (c *cgroups) look(now time.Time) {
+	if c == nil {
+		return
+	}
+	for _, g := range c.all {
+		if g.isFull() {
+			g.full.Add(1)
+		}
+		if !g.bomb.goesOff(now, g.refused()) {
 			continue
 		}
-		complain(fmt.Errorf("%s has been full of processes that start others for %s; all of them are killed", dir, bombAfter))
-		if err := setCgroup(dir, "cgroup.kill", "1"); err != nil {
+		complain(fmt.Errorf("%s has been full of processes that start others for %s; all of them are killed", g.dir, bombAfter))
+		if err := setCgroup(g.dir, "cgroup.kill", "1"); err != nil {
 			complain(fmt.Errorf("end a fork bomb: %w", err))
 		}
-		bombs[i] = bomb{}
+		g.bomb = bomb{refused: g.refused()}
 	}
 }
 
@@ -113,6 +133,9 @@ func (s *system) confineJobs() error {
 	pids, perr := readNumber("/proc/sys/kernel/pid_max")
 	if err := errors.Join(err, perr); err != nil {
 		return fmt.Errorf("learn the kernel's limits: %w", err)
+	}
+	if available <= 0 {
+		return errors.New("learn how much memory there is: the kernel does not say")
 	}
 	s.cgroups, err = confine(atCgroups, available, min(threads, pids))
 	return err
@@ -130,23 +153,31 @@ func readNumber(file string) (int64, error) {
 	return n, nil
 }
 
-// refused returns how many processes the kernel did not start because a cgroup had as many as it may have.
+// refused grows as long as the kernel starts no processes because a cgroup has as many as it may have.
 func (c *cgroups) refused() (n int64) {
 	if c == nil {
 		return 0
 	}
-	for _, dir := range c.dirs {
-		n += refusedIn(dir)
+	for _, g := range c.all {
+		n += g.refused()
 	}
 	return n
 }
 
-func refusedIn(dir string) int64 {
-	b, err := os.ReadFile(filepath.Join(dir, "pids.events"))
-	if err != nil {
-		return 0 // there is none before the first process
+// refused is cgroups.refused of one.
+func (g *cgroup) refused() int64 {
+	n := g.full.Load()
+	if b, err := os.ReadFile(filepath.Join(g.dir, "pids.events")); err == nil && g.counts { // there is none before the first process
+		n += counter(b, "max")
 	}
-	return counter(b, "max")
+	return n
+}
+
+// isFull reports whether the cgroup, with those below it, has as many processes as it may have.
+func (g *cgroup) isFull() bool {
+	now, err := readNumber(filepath.Join(g.dir, "pids.current"))
+	most, merr := readNumber(filepath.Join(g.dir, "pids.max"))
+	return err == nil && merr == nil && now >= most
 }
 
 // counter returns the number behind a name in a file of the kernel's that has one of both in each line; 0 if it is not there.

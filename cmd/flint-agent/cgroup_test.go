@@ -26,7 +26,7 @@ func TestConfine(t *testing.T) {
 		}
 		defer c.jobs.Close()
 		for file, want := range map[string]string{
-			"cgroup.subtree_control": "+cpu +memory +pids",
+			"cgroup.subtree_control": "+pids", // the last one asked for
 			"flint/memory.max":       tt.wantMemory, "flint/pids.max": tt.wantPIDs,
 			"docker/memory.max": tt.wantMemory, "docker/pids.max": tt.wantPIDs,
 		} {
@@ -47,7 +47,7 @@ func TestConfineAgainAndWithout(t *testing.T) {
 		}
 		c.jobs.Close()
 	}
-	if _, err := confine(filepath.Join(root, "nothing"), 1<<30, 1000); err == nil || !strings.Contains(err.Error(), "enable cgroup controllers") {
+	if _, err := confine(filepath.Join(root, "nothing"), 1<<30, 1000); err == nil || !strings.Contains(err.Error(), "enable cgroup controller memory") {
 		t.Errorf("without cgroups: %v", err)
 	}
 }
@@ -66,13 +66,22 @@ func TestRefusedProcessesAreCounted(t *testing.T) {
 	if n := c.refused(); n != 0 {
 		t.Errorf("without files %d", n)
 	}
-	for name, content := range map[string]string{"flint": "max 3\n", "docker": "max 4\nelse 9\n"} {
-		if err := os.WriteFile(filepath.Join(root, name, "pids.events"), []byte(content), 0o600); err != nil {
+	// What a container's own limit refused is nothing of ours.
+	for name, content := range map[string]string{"flint/pids.events": "max 3\nelse 9\n", "docker/pids.events": "max 4\n", "docker/pids.current": "249"} {
+		if err := os.WriteFile(filepath.Join(root, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if n := c.refused(); n != 7 {
-		t.Errorf("%d, want 7", n)
+	c.look(time.Now())
+	if n := c.refused(); n != 3 {
+		t.Errorf("%d, want 3", n)
+	}
+	if err := os.WriteFile(filepath.Join(root, "docker/pids.current"), []byte("250"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.look(time.Now())
+	if n := c.refused(); n != 4 {
+		t.Errorf("%d with docker's full, want 4", n)
 	}
 }
 
@@ -121,13 +130,30 @@ func TestFullCgroupIsKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.jobs.Close()
-	now := time.Now()
-	bombs := []bomb{{since: now.Add(-bombAfter), again: now}, {}}
-	c.defuse(bombs)
-	if b, err := os.ReadFile(filepath.Join(root, "flint/cgroup.kill")); err != nil || string(b) != "1" {
+	// A container that is a fork bomb: its processes are in a cgroup below.
+	if err := os.WriteFile(filepath.Join(root, "docker/pids.current"), []byte("250"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	kill := filepath.Join(root, "docker/cgroup.kill")
+	for now := begin; now.Sub(begin) < bombAfter; now = now.Add(sampleEvery) {
+		c.look(now)
+	}
+	if _, err := os.Stat(kill); err == nil {
+		t.Error("it is killed early")
+	}
+	c.look(begin.Add(bombAfter + sampleEvery))
+	if b, err := os.ReadFile(kill); err != nil || string(b) != "1" {
 		t.Errorf("cgroup.kill is %q, %v", b, err)
 	}
-	if _, err := os.Stat(filepath.Join(root, "docker/cgroup.kill")); err == nil || bombs[0] != (bomb{}) {
-		t.Errorf("the other cgroup is killed, too, or the first again: %v, %+v", err, bombs)
+	if _, err := os.Stat(filepath.Join(root, "flint/cgroup.kill")); err == nil {
+		t.Error("the other cgroup is killed, too")
+	}
+	if err := os.Remove(kill); err != nil {
+		t.Fatal(err)
+	}
+	c.look(begin.Add(bombAfter + 2*sampleEvery))
+	if _, err := os.Stat(kill); err == nil {
+		t.Error("it is killed again at once")
 	}
 }

@@ -55,23 +55,19 @@ func (s *system) watch(stop <-chan struct{}) {
 	tick := time.NewTicker(sampleEvery)
 	defer tick.Stop()
 	configured := s.configured
-	var bombs []bomb
 	for {
 		s.sample()
 		if diskFull() {
 			s.filled.Add(1)
 		}
-		if bombs != nil {
-			s.cgroups.defuse(bombs)
+		if configured == nil { // from then on nobody replaces them
+			s.cgroups.look(time.Now())
 		}
 		select {
 		case <-tick.C:
 		case <-configured:
 			configured = nil
 			loadLate()
-			if s.cgroups != nil {
-				bombs = make([]bomb, len(s.cgroups.dirs))
-			}
 		case <-stop:
 			return
 		}

@@ -546,7 +546,7 @@ func (l *life) why(err error) flint.Reason {
 		return flint.Because("runner.time_limit", "its time was up: %s", err)
 	case err != nil:
 		return flint.Because("runner.failed", "it failed: %s", err)
-	case !l.shortage().IsZero():
+	case !l.shortage().IsZero() && !l.succeeded(): // what it ran out of did no harm otherwise
 		return l.shortage()
 	case r.Lost:
 		return flint.Because("runner.lost", "its program was ended by %s under %s; GitHub will declare it failed in about ten minutes",

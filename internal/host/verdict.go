@@ -21,6 +21,15 @@ func (l *life) shortage() flint.Reason {
 	return flint.Reason{}
 }
 
+// succeeded reports whether its work went well: of a job GitHub says so, for the runner program ends with 0 after a failed one, too.
+// The caller holds l.mu.
+func (l *life) succeeded() bool {
+	if l.rec.Runner.Job != nil {
+		return l.conclusion == "succeeded"
+	}
+	return l.result.ExitCode == 0 && l.result.Signal == "" && l.result.Unstarted == ""
+}
+
 // cutShort is the error of a program that was asked to end, and then killed if it had to be, for this cause.
 func (l *life) cutShort(name string, cause error) error {
 	cause = ended(cause)

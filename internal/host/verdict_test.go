@@ -26,9 +26,10 @@ func TestVerdicts(t *testing.T) {
 	}{
 		"memory":             {exit: guest.Exit{Code: 137, OOM: true}, code: "runner.oom", says: "its VM ran out of memory (256MiB)"},
 		"disk":               {exit: guest.Exit{Code: 1, DiskFull: true}, code: "runner.disk_full", says: "its disk was full (1GiB)"},
-		"processes":          {exit: guest.Exit{PIDs: true}, code: "runner.pids", says: "as many processes as one of 256MiB may have"},
-		"everything":         {exit: guest.Exit{PIDs: true, OOM: true, DiskFull: true}, code: "runner.pids"},
-		"memory, then disk":  {exit: guest.Exit{OOM: true, DiskFull: true}, code: "runner.oom"},
+		"processes":          {exit: guest.Exit{Code: 1, PIDs: true}, code: "runner.pids", says: "as many processes as one of 256MiB may have"},
+		"everything":         {exit: guest.Exit{Code: 1, PIDs: true, OOM: true, DiskFull: true}, code: "runner.pids"},
+		"no harm":            {exit: guest.Exit{PIDs: true, OOM: true, DiskFull: true}, code: "runner.done"},
+		"memory, then disk":  {exit: guest.Exit{Code: 1, OOM: true, DiskFull: true}, code: "runner.oom"},
 		"nothing":            {exit: guest.Exit{Code: 1}, code: "runner.exit"},
 		"time":               {exit: guest.Exit{Code: 143, Signal: "SIGTERM"}, late: true, code: "runner.time_limit", says: "timed out: longer than 1m0s"},
 		"time and processes": {exit: guest.Exit{PIDs: true}, late: true, code: "runner.time_limit", says: "longer than 1m0s; its VM had as many processes"},
