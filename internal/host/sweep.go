@@ -222,8 +222,7 @@ func (h *Host) namedVMMs(names int) map[string][]process {
 		if len(ids) == 0 {
 			continue
 		}
-		program, err := os.Readlink(filepath.Join(filepath.Dir(file), "exe"))
-		if err != nil || !h.runsVMs(program) {
+		if !h.runsVMs(program(filepath.Dir(file))) {
 			continue
 		}
 		for _, id := range ids {
@@ -233,16 +232,28 @@ func (h *Host) namedVMMs(names int) map[string][]process {
 	return found
 }
 
-// runsVMs reports whether a program, as /proc names it, is a VMM or what becomes one: by its name, which a jail, an upgrade or
+// program is the name of what a process runs, by its directory in /proc.
+func program(proc string) string {
+	if exe, err := os.Readlink(filepath.Join(proc, "exe")); err == nil {
+		return strings.TrimSuffix(filepath.Base(exe), " (deleted)")
+	}
+	// Another user's, for who lacks CAP_SYS_PTRACE. This is everybody's to read.
+	comm, _ := os.ReadFile(filepath.Join(proc, "comm"))
+	return strings.TrimSuffix(string(comm), "\n")
+}
+
+// maxComm is how much of a program's name the kernel keeps in a process's comm (TASK_COMM_LEN, less the zero).
+const maxComm = 15
+
+// runsVMs reports whether a program is a VMM or what becomes one: by its name, which a jail, an upgrade or
 // another configuration leaves as it is.
-func (h *Host) runsVMs(program string) bool {
-	name := strings.TrimSuffix(filepath.Base(program), " (deleted)")
+func (h *Host) runsVMs(name string) bool {
 	for _, known := range []string{"qemu-", "firecracker", "jailer"} {
 		if strings.HasPrefix(name, known) {
 			return true
 		}
 	}
-	return slices.Contains(h.c.VMMs, name)
+	return slices.ContainsFunc(h.c.VMMs, func(known string) bool { return name == known || name == known[:min(len(known), maxComm)] })
 }
 
 // named returns what a command line, as /proc shows it, calls a VM.
