@@ -44,7 +44,6 @@ type Failure struct {
 type question struct {
 	step string // as progress has it
 	key  string // of the record of the answer
-	last string // of the record of the last answer to a like question; empty: key
 }
 
 // answered is a record of what a question gave, and when.
@@ -53,40 +52,18 @@ type answered struct {
 	Asked time.Time `json:"asked"`
 }
 
-// answer uses what a question gave last, if that is not too old for w, or asks. Where asking fails, and w allows it, the last
-// answer goes on being used, and its Stale says why.
+// answer uses what a question gave last, if that is not too old for w, or asks.
 func (s *Store) answer(ctx context.Context, q question, w Want, ask func() (Base, error)) (Base, error) {
 	if b, ok := s.fresh(q.key, w.Pull.suffices); ok {
 		w.Progress.Step(q.step)("cached", nil)
 		return b, nil
 	}
 	b, err := ask()
-	if err == nil {
-		now := answered{b, time.Now()}
-		s.note(q.key, now)
-		if q.last != "" {
-			s.note(q.last, now)
-		}
-		s.forgive(w.Ref)
-		return b, nil
-	}
-	if ctx.Err() != nil {
+	if err != nil {
 		return Base{}, err
 	}
-	err = explain(err, w)
-	s.note(failureKey(w.Ref), Failure{Ref: w.Ref, At: time.Now(), Why: err.Error()})
-	if !w.OrLast {
-		return Base{}, err
-	}
-	last, ok := s.recallBase(q.key)
-	if !ok && q.last != "" {
-		last, ok = s.recallBase(q.last)
-	}
-	if !ok {
-		return Base{}, err
-	}
-	last.Stale = err
-	return last, nil
+	s.note(q.key, answered{b, time.Now()})
+	return b, nil
 }
 
 // fresh recalls an answer of a time that will do.

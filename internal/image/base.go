@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"strings"
 	"syscall"
@@ -30,23 +31,51 @@ func (s *Store) Base(ctx context.Context, w Want) (Base, error) {
 	if w.Format == "" {
 		w.Format = Ext4
 	}
+	last := keyOf(append([]string{w.version(), "last", w.Ref}, sortedArgs(w.BuildArgs)...)...)
+	b, err := s.obtain(ctx, w)
+	if err == nil {
+		before, ok := s.recallBase(last)
+		if ours := filepath.Dir(b.Path) == s.path(baseDir); ours && (!ok || !reflect.DeepEqual(before, b)) {
+			s.note(last, b)
+		}
+		s.forgive(w.Ref)
+		return b, nil
+	}
+	if ctx.Err() != nil {
+		return Base{}, err
+	}
+	err = explain(err, w)
+	s.note(failureKey(w.Ref), Failure{Ref: w.Ref, At: time.Now(), Why: err.Error()})
+	if !w.OrLast {
+		return Base{}, err
+	}
+	b, ok := s.recallBase(last)
+	if !ok || s.holdWhole(ctx, b.Path) != nil {
+		return Base{}, err
+	}
+	b.Stale = err
+	return b, nil
+}
+
+// obtain finds or makes what w names, and holds it.
+func (s *Store) obtain(ctx context.Context, w Want) (Base, error) {
 	src, err := locate(w.Ref)
 	if err != nil {
 		return Base{}, err
 	}
 	for try := 1; ; try++ {
 		b, err := s.base(ctx, src, w)
-		if err == nil && src.kind != ext4File { // that is not the store's
-			err = s.holdWhole(ctx, b.Path)
-			if again(err) && try < maxTries {
-				continue
-			}
+		if err != nil || src.kind == ext4File { // that is not the store's
+			return b, err
+		}
+		err = s.holdWhole(ctx, b.Path)
+		if err == nil {
 			s.noteSource(b.Path, w.Ref)
+			return b, nil
 		}
-		if err != nil {
-			return Base{}, explain(err, w)
+		if !again(err) || try == maxTries {
+			return Base{}, err
 		}
-		return b, nil
 	}
 }
 

@@ -525,3 +525,45 @@ func TestLastGoodImageIsOfTheSameArguments(t *testing.T) {
 	_, err := s.Base(t.Context(), Want{Ref: dir, BuildArgs: map[string]string{"KIND": "b"}, OrLast: true})
 	wantFault(t, err, "image.build", "BROKEN")
 }
+
+// TestLastGoodImageWhenItsSourceIsBroken: what is at a path may be missing or half there, as it is after a restart in the middle of a copy.
+func TestLastGoodImageWhenItsSourceIsBroken(t *testing.T) {
+	made := filepath.Join(t.TempDir(), "made")
+	writeLayout(t, made, "", testImage(t, pack(t, file("f", "1"))))
+	fakeTool(t, "buildah", strings.ReplaceAll(fakeBuildah, "$FAKE_LAYOUT", made))
+	layout, tar := filepath.Join(t.TempDir(), "layout"), filepath.Join(t.TempDir(), "image.tar")
+	writeLayout(t, layout, "", testImage(t, pack(t, file("f", "2"))))
+	tag, err := name.NewTag("acme/image:1")
+	if err == nil {
+		err = archives.WriteToFile(tar, tag, testImage(t, pack(t, file("f", "3"))))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	docker := dockerfileDir(t, "FROM scratch")
+	for what, tt := range map[string]struct {
+		ref    string
+		damage func() error
+	}{
+		"Dockerfile is gone": {docker, func() error { return os.Remove(filepath.Join(docker, "Dockerfile")) }},
+		"layout is gone":     {layout, func() error { return os.RemoveAll(layout) }},
+		"archive is cut":     {tar, func() error { return os.Truncate(tar, 700) }},
+	} {
+		t.Run(what, func(t *testing.T) {
+			s := testStore(t)
+			good := wantBase(t, s, Want{Ref: tt.ref})
+			if err := tt.damage(); err != nil {
+				t.Fatal(err)
+			}
+			if b, err := s.Base(t.Context(), Want{Ref: tt.ref}); err == nil {
+				t.Errorf("a person who asks gets %+v", b)
+			}
+			if b := wantBase(t, another(t, s), Want{Ref: tt.ref, OrLast: true}); b.Digest != good.Digest || b.Stale == nil {
+				t.Errorf("the last good one is %s, got %s; stale: %v", good.Digest, b.Digest, b.Stale)
+			}
+			if s.Failed(tt.ref) == nil {
+				t.Error("the failure is not kept")
+			}
+		})
+	}
+}

@@ -29,7 +29,7 @@ func (s *Store) fromDockerfile(ctx context.Context, src source, w Want) (Base, e
 	if err != nil {
 		return Base{}, err
 	}
-	q := question{step: "build image " + w.Ref, key: key, last: keyOf(append([]string{w.version(), "dockerfile", src.path}, sortedArgs(w.BuildArgs)...)...)}
+	q := question{step: "build image " + w.Ref, key: key}
 	asked := time.Now()
 	return s.answer(ctx, q, w, func() (Base, error) {
 		unlock, err := s.lock(ctx, key)
