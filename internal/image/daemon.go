@@ -57,7 +57,7 @@ func (s *Store) export(ctx context.Context, src source, dir string, w Want) (img
 	run := tool.Tool{Path: path, Line: func(line string) {
 		w.Progress.Report(flint.Milestone{Step: "take image " + w.Ref, Line: line})
 	}}
-	run.Args = []string{"images", "--quiet", "--no-trunc", src.name}
+	run.Args = []string{"images", "--quiet", "--no-trunc", tagged(src)}
 	out, err := run.Output(ctx)
 	if err != nil {
 		return nil, "", daemonFault(src, err)
@@ -69,9 +69,10 @@ func (s *Store) export(ctx context.Context, src source, dir string, w Want) (img
 	if _, ok := s.recallBase(keyOf(w.version(), "daemon", id)); ok {
 		return nil, id, nil
 	}
+	// By its id: its name may be another's by now.
 	if src.kind == dockerDaemon {
 		file := filepath.Join(dir, "image.tar")
-		run.Args = []string{"save", "--output", file, src.name}
+		run.Args = []string{"save", "--output", file, id}
 		if err := run.Run(ctx); err != nil {
 			return nil, "", daemonFault(src, err)
 		}
@@ -79,12 +80,21 @@ func (s *Store) export(ctx context.Context, src source, dir string, w Want) (img
 		return img, id, err
 	}
 	layout := filepath.Join(dir, "layout")
-	run.Args = []string{"push", src.name, ociPrefix + layout}
+	run.Args = []string{"push", id, ociPrefix + layout}
 	if err := run.Run(ctx); err != nil {
 		return nil, "", daemonFault(src, err)
 	}
 	img, err = layoutImage(layout, "")
 	return img, id, err
+}
+
+// tagged is the name by which a program lists one image: without a tag docker lists all of a repository's.
+func tagged(src source) string {
+	ref, err := name.NewTag(src.name)
+	if src.kind != dockerDaemon || err != nil || strings.HasSuffix(src.name, ":"+ref.TagStr()) {
+		return src.name
+	}
+	return src.name + ":" + ref.TagStr()
 }
 
 // keeper finds the program that shows what is kept here.

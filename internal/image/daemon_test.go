@@ -35,8 +35,9 @@ func TestImagesThatAreKeptHere(t *testing.T) {
 	wantFault(t, err, "image.layer")
 
 	for ref, script := range map[string]string{
-		"docker-daemon:localhost/team/x:1": `echo "$@" >>"$log"; case "$*" in "images --quiet --no-trunc localhost/team/x:1") echo sha256:abc ;; "save --output "*" localhost/team/x:1") cp ` + saved + ` "$3" ;; *) exit 1 ;; esac`,
-		"containers-storage:team/x":        `echo "$@" >>"$log"; case "$*" in "images --quiet --no-trunc team/x") echo abc ;; "push team/x oci:"*) cp -r ` + made + ` "${3#oci:}" ;; *) exit 1 ;; esac`,
+		"docker-daemon:localhost/team/y":   `echo "$@" >>"$log"; case "$*" in "images --quiet --no-trunc localhost/team/y:latest") echo sha256:def ;; "save --output "*" sha256:def") cp ` + saved + ` "$3" ;; *) exit 1 ;; esac`,
+		"docker-daemon:localhost/team/x:1": `echo "$@" >>"$log"; case "$*" in "images --quiet --no-trunc localhost/team/x:1") echo sha256:abc ;; "save --output "*" sha256:abc") cp ` + saved + ` "$3" ;; *) exit 1 ;; esac`,
+		"containers-storage:team/x":        `echo "$@" >>"$log"; case "$*" in "images --quiet --no-trunc team/x") echo abc ;; "push abc oci:"*) cp -r ` + made + ` "${3#oci:}" ;; *) exit 1 ;; esac`,
 	} {
 		s, program := testStore(t), "docker"
 		if strings.HasPrefix(ref, "containers") {

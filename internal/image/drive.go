@@ -82,15 +82,15 @@ func (s *Store) driveOf(ctx context.Context, dir string, kind driveKind, p flint
 			if again(err) && try < maxTries {
 				continue
 			}
+		}
+		if err == nil {
 			s.noteSource(d.Path, dir)
+			return d, nil
 		}
 		if f := spaceFault(err, what); f != nil {
 			return Drive{}, f
 		}
-		if err != nil {
-			return Drive{}, fmt.Errorf("%s: %w", what, err)
-		}
-		return d, nil
+		return Drive{}, fmt.Errorf("%s: %w", what, err)
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // ext4Reader reads an ext4 file system that somebody else may have made: it trusts no number in it. It knows what it takes to find
@@ -97,7 +99,7 @@ func (e *ext4Reader) content(i fileInode) ([]byte, error) {
 	if i.mode&typeMask == typeLink && i.size < int64(len(i.block)) {
 		return i.block[:i.size], nil
 	}
-	if i.size < 0 || i.size > maxSmall || i.flags&flagExtents == 0 {
+	if i.size < 0 || i.size > maxSmall || i.flags&flagExtents == 0 || i.mode&typeMask == typeLink && i.size > unix.PathMax {
 		return nil, errExt4
 	}
 	out := make([]byte, i.size)
