@@ -235,7 +235,7 @@ func (d *downloader) more(ctx context.Context, b v1.Descriptor, f *os.File, sum 
 		return n, err
 	})
 	// One byte more than there may be tells that there is too much.
-	n, err = io.Copy(io.MultiWriter(f, sum), io.LimitReader(body, b.Size-have+1))
+	n, err = io.Copy(io.MultiWriter(&guard{File: f}, sum), io.LimitReader(body, b.Size-have+1))
 	return n, have, causeOf(ctx, err)
 }
 

@@ -53,7 +53,7 @@ func (p *plan) writeErofs(ctx context.Context, contents *spool, out *os.File) er
 		return err
 	}
 	w.place(p.contents)
-	file := &holes{f: out}
+	file := &holes{f: &guard{File: out}}
 	buf := bufio.NewWriterSize(file, chunk)
 	buf.Write(w.superblock())
 	for _, f := range w.files {

@@ -66,7 +66,7 @@ func (p *plan) writeExt4(ctx context.Context, contents *spool, out *os.File) err
 		pw.CloseWithError(err)
 		emitted <- err
 	}()
-	file := &holes{f: out}
+	file := &holes{f: &guard{File: out}}
 	// tar2ext4 keeps a bufio.Reader it is given; its own would be of 4 KiB.
 	err := tar2ext4.ConvertTarToExt4(bufio.NewReaderSize(pr, chunk), file, tar2ext4.MaximumDiskSize(p.room()))
 	// A converter that stops early must not leave the emitter waiting; nil gives it io.ErrClosedPipe.

@@ -31,7 +31,7 @@ func newSpool(dir string) (*spool, error) {
 		f.Close()
 		return nil, fmt.Errorf("make room for contents: %w", err)
 	}
-	file := &holes{f: f}
+	file := &holes{f: &guard{File: f}}
 	return &spool{f: f, file: file, w: bufio.NewWriterSize(file, chunk), buf: make([]byte, chunk)}, nil
 }
 
@@ -71,7 +71,7 @@ func (s *spool) drop(at int64) {
 
 // holes writes an empty file and leaves a hole wherever a whole block is zero.
 type holes struct {
-	f   *os.File
+	f   *guard
 	pos int64
 	end int64 // nothing was written from here on
 }

@@ -20,7 +20,7 @@ func TestHolesHoldWhatWasWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	h, random, want := &holes{f: f}, rand.New(rand.NewPCG(1, 2)), []byte(nil)
+	h, random, want := &holes{f: &guard{File: f}}, rand.New(rand.NewPCG(1, 2)), []byte(nil)
 	for range 500 {
 		at := random.IntN(len(want) + 3*holeBlock)
 		if random.IntN(3) == 0 {
