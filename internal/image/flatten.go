@@ -147,7 +147,8 @@ func (p *plan) bare(visit func(path string, n *node) error) error {
 	})
 }
 
-// footprint estimates, from above, the bytes ext4 needs for a file: content, inode, directory, attributes.
+// footprint estimates, from above, the bytes a file system needs for a file: content, inode, directory, attributes. Short links have a
+// block only in erofs.
 func footprint(n *node) int64 {
 	const block, inodeSize = 4096, 256
 	size := int64(inodeSize)
@@ -160,7 +161,7 @@ func footprint(n *node) int64 {
 			size += int64(len(name)) + 16 // an entry is 8 bytes and the name, in whole words; blocks end with a gap
 		}
 	}
-	if n.kind == symlink && len(n.target) > 59 || len(n.xattrs) > 0 {
+	if n.kind == symlink || len(n.xattrs) > 0 {
 		size += block
 	}
 	return size
