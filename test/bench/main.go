@@ -1,5 +1,5 @@
 // Command bench measures flint's part of a job's way on this machine and prints medians: preparing a VM, for a small and
-// a large image; the VM's boot; what the coordinator adds around the job; the memory it takes with eight VMs.
+// a large image; the VM's boot, with the agent as its init and with systemd; what the coordinator adds around the job; the memory it takes with eight VMs.
 //
 // It runs the real rooms, needs root, and judges nothing. What it prints depends on what else the machine does. It must not
 // be run as a test.
@@ -70,9 +70,11 @@ func (b *bench) run(ctx context.Context) error {
 	cfg.Network.Bridge = "flintbench"
 	cfg.Host.Memory = 16 * flint.GiB
 	cfg.Host.CPUs = 16
+	cfg.VM.BootTimeout = config.Duration(5 * time.Minute) // systemd takes its time in software
 	shape := config.Shape{CPUs: 1, Memory: 512 * flint.MiB, Disk: 4 * flint.GiB}
 	cfg.Pools = []config.Pool{
 		{Name: "small", Image: "./test/bench/small", Max: 1, VM: shape}, {Name: "large", Image: "./test/bench/large", Max: 1, VM: shape},
+		{Name: "systemd", Image: "./test/bench/systemd", Max: 1, VM: shape},
 	}
 	if err := cfg.Complete(); err != nil {
 		return err
@@ -92,7 +94,7 @@ func (b *bench) run(ctx context.Context) error {
 	if err := a.Prepare(ctx); err != nil {
 		return err
 	}
-	for _, pool := range []string{"small", "large"} {
+	for _, pool := range []string{"small", "large", "systemd"} {
 		info, err := os.Stat(a.Supplies()[pool].Base)
 		if err != nil {
 			return err
@@ -119,7 +121,7 @@ func (b *bench) lives(ctx context.Context, a *app.App, pool string, size flint.B
 		b.lap("command ended → nothing left", res.Timeline[flint.Gone].Sub(res.Timeline[flint.Finishing]))
 		b.lap("decision → agent ready", res.Timeline[flint.Ready].Sub(res.Timeline[flint.Planned]))
 	}
-	fmt.Printf("\nimage of %s, %d VMs one after the other\n", size, b.runs)
+	fmt.Printf("\n%s image of %s, %d VMs one after the other\n", pool, size, b.runs)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	prepare := make([]time.Duration, 0, b.runs)
