@@ -213,7 +213,7 @@ func TestReload(t *testing.T) {
 		c.concluded(t, first)
 		c.concluded(t, second)
 		eventually(t, "the pool is gone", func() bool {
-			c.retire(time.Now().Add(retireAfter))
+			c.retire(t.Context(), time.Now().Add(retireAfter))
 			return len(c.pools()) == 1 && len(c.Supplies()) == 1
 		})
 		eventually(t, "its session is deleted", func() bool {

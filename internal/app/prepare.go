@@ -59,12 +59,13 @@ func (a *App) supplyPool(ctx context.Context, p config.Pool, base image.Base) er
 		return err
 	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	a.supply[p.Name] = host.Supply{
 		Shape: flint.Shape(p.VM), Kernel: a.pack.Kernel, Initrd: a.pack.Initrd, Modules: a.pack.Modules,
 		Base: base.Path, Runner: runner, Start: runnerInImage(a.cfg.Runner.InImage), Env: env, Limits: rates(p.Limits),
 		Tools: tools, InMemory: p.Root == config.MemoryRoot,
 	}
+	a.mu.Unlock()
+	a.letGo(ctx)
 	return nil
 }
 

@@ -256,9 +256,17 @@ func (a *App) kernels() kernel.Config {
 func (a *App) needed() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var paths []string
+	paths := []string{a.runnerDrive} // though all pools may pin another for now
 	for _, s := range a.supply {
-		paths = append(paths, s.Base, s.Runner, s.Kernel, s.Initrd, s.Modules)
+		paths = append(paths, s.Base, s.Runner, s.Tools, s.Kernel, s.Initrd, s.Modules)
 	}
 	return paths
+}
+
+// letGo lets go of the images that the next VMs were made of and are no longer, so that any process may remove them when room
+// is needed.
+func (a *App) letGo(ctx context.Context) {
+	if _, _, err := a.store.GC(ctx, a.needed(), 0); err != nil {
+		a.log.Warn("not all unused images could be let go", "err", err)
+	}
 }

@@ -16,33 +16,62 @@ import (
 	"flint/internal/image"
 )
 
-// TestImageOfAChangedDockerfile has a running flint look again at a Dockerfile that is changed, then broken, then mended.
-func TestImageOfAChangedDockerfile(t *testing.T) {
+// dockerfileRig is an App with one pool, a, whose image is the Dockerfile in dir. Its docker makes images whose only file is
+// what the Dockerfile says in RUN, and whose environment is what it says in ENV.
+func dockerfileRig(t *testing.T) (a *App, dir string) {
+	t.Helper()
 	bin := t.TempDir()
-	// It builds an image whose only file is the Dockerfile: as an archive, as docker saves one.
-	builder := "#!/bin/sh\nPATH=/usr/bin:/bin\ncase \"$1\" in\nbuild) for last; do :; done; grep -q BROKEN \"$last/Dockerfile\" && { echo 'unknown instruction: BROKEN' >&2; exit 1; }; cp \"$last/Dockerfile\" " + bin + "/made ;;\n" +
-		"save) cd " + bin + " && rm -rf i && mkdir i && tar -cf i/layer.tar made && printf '{\"rootfs\":{\"type\":\"layers\",\"diff_ids\":[\"sha256:%s\"]}}' \"$(sha256sum i/layer.tar | cut -d' ' -f1)\" >i/config.json && " +
-		"echo '[{\"Config\":\"config.json\",\"Layers\":[\"layer.tar\"]}]' >i/manifest.json && tar -C i --format=ustar -cf \"$3\" manifest.json config.json layer.tar ;;\nesac\n"
-	dir := t.TempDir()
-	put(t, bin, "docker", builder)
-	if err := os.Chmod(filepath.Join(bin, "docker"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	const builder = `#!/bin/sh
+PATH=/usr/bin:/bin
+cd BIN || exit 1
+case "$1" in
+build)
+	for last; do :; done
+	if [ -e slow ]; then touch building; while [ -e slow ]; do sleep 0.02; done; fi
+	grep -q BROKEN "$last/Dockerfile" && { echo 'unknown instruction: BROKEN' >&2; exit 1; }
+	echo built >>builds
+	sed -n 's/^RUN //p' "$last/Dockerfile" >made
+	sed -n 's/^ENV \(.*\)/"\1"/p' "$last/Dockerfile" >env ;;
+save)
+	rm -rf i && mkdir i && tar --mtime=@0 -cf i/layer.tar made
+	printf '{"config":{"Env":[%s]},"rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' "$(cat env)" "$(sha256sum i/layer.tar | cut -d' ' -f1)" >i/config.json
+	echo '[{"Config":"config.json","Layers":["layer.tar"]}]' >i/manifest.json
+	tar -C i --format=ustar -cf "$3" manifest.json config.json layer.tar ;;
+esac
+`
+	dir = t.TempDir()
+	putProgram(t, bin, "docker", strings.Replace(builder, "BIN", bin, 1))
 	t.Setenv("PATH", bin)
 	put(t, dir, "Dockerfile", "FROM scratch\n")
-	store, err := image.Open(t.TempDir(), slog.New(slog.DiscardHandler))
+	cfg := config.Default()
+	cfg.StateDir = t.TempDir()
+	store, err := image.Open(filepath.Join(cfg.StateDir, "images"), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := config.Default()
 	cfg.Pools = []config.Pool{config.NewPool("a", dir)}
 	cfg.Runner.Dir = t.TempDir() // GitHub's runner could not run in these images
-	put(t, cfg.Runner.Dir, "start", "#!/bin/sh\n")
-	if err := os.Chmod(filepath.Join(cfg.Runner.Dir, "start"), 0o755); err != nil {
+	putProgram(t, cfg.Runner.Dir, "start", "#!/bin/sh\n")
+	a = &App{
+		cfg: cfg, log: slog.New(slog.DiscardHandler), store: store, supply: map[string]host.Supply{}, github: &github.Client{},
+		demand: newSources(), opt: Options{Log: slog.New(slog.DiscardHandler)},
+	}
+	a.reloading.open(cfg)
+	return a, dir
+}
+
+func putProgram(t *testing.T, dir, name, text string) {
+	t.Helper()
+	put(t, dir, name, text)
+	if err := os.Chmod(filepath.Join(dir, name), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	a := &App{cfg: cfg, log: slog.New(slog.DiscardHandler), store: store, supply: map[string]host.Supply{}, github: &github.Client{}}
-	if err := a.preparePool(t.Context(), cfg.Pools[0]); err != nil {
+}
+
+// TestImageOfAChangedDockerfile has a running flint look again at a Dockerfile that is changed, then broken, then mended.
+func TestImageOfAChangedDockerfile(t *testing.T) {
+	a, dir := dockerfileRig(t)
+	if err := a.preparePool(t.Context(), a.cfg.Pools[0]); err != nil {
 		t.Fatal(err)
 	}
 	first := a.Supplies()["a"].Base
@@ -57,15 +86,41 @@ func TestImageOfAChangedDockerfile(t *testing.T) {
 	if why := a.stale["a"]; why.Code != "image.stale" || !strings.Contains(why.Text, "unknown instruction: BROKEN") {
 		t.Errorf("said %+v", why)
 	}
-	if f := store.Failed(dir); f == nil || !strings.Contains(f.Why, "BROKEN") {
+	if f := a.store.Failed(dir); f == nil || !strings.Contains(f.Why, "BROKEN") {
 		t.Errorf("remembered %+v", f)
 	}
-	put(t, dir, "Dockerfile", "FROM scratch\nENV x=1\n")
+	put(t, dir, "Dockerfile", "FROM scratch\nRUN x\n")
 	if look() == first {
 		t.Error("the mended Dockerfile was not built")
 	}
 	if why := a.stale["a"]; !why.IsZero() {
 		t.Errorf("still said: %+v", why)
+	}
+}
+
+// TestSupersededImagesCanGo has pools get ever newer images and runner software; all but the last are free to be removed.
+func TestSupersededImagesCanGo(t *testing.T) {
+	a, dir := dockerfileRig(t)
+	ctx := t.Context()
+	if err := a.preparePool(ctx, a.cfg.Pools[0]); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 3 {
+		put(t, dir, "Dockerfile", fmt.Sprintf("FROM scratch\nRUN %d\n", n))
+		a.refreshImages(ctx, false)
+		putProgram(t, a.cfg.Runner.Dir, "start", fmt.Sprintf("#!/bin/sh\n# %d\n", n))
+		if _, err := a.useRunner(ctx, a.cfg.Runner.Dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, removed, err := a.store.GC(ctx, a.needed(), 1<<50)
+	if err != nil || len(removed) != 6 {
+		t.Errorf("removed %d of 3 images and 3 drives that nothing is made of: %v, %v", len(removed), removed, err)
+	}
+	for _, path := range []string{a.Supplies()["a"].Base, a.Supplies()["a"].Runner} {
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -245,7 +245,7 @@ func (a *App) followReloads(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-look.C:
-			a.retire(time.Now())
+			a.retire(ctx, time.Now())
 			continue
 		case <-a.reloading.todo:
 			if !a.prepareNew(ctx) {
@@ -311,7 +311,7 @@ func (a *App) prepareNew(ctx context.Context) bool {
 }
 
 // retire lets go of the removed pools whose runners are gone.
-func (a *App) retire(now time.Time) {
+func (a *App) retire(ctx context.Context, now time.Time) {
 	r := &a.reloading
 	r.asked.Lock() // no reload brings one back meanwhile
 	defer r.asked.Unlock()
@@ -346,9 +346,10 @@ func (a *App) retire(now time.Time) {
 		a.log.Info("pool is removed", "pool", p.Name)
 	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	for _, p := range gone {
 		delete(a.supply, p.Name)
 		delete(a.stale, p.Name)
 	}
+	a.mu.Unlock()
+	a.letGo(ctx)
 }

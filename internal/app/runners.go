@@ -169,6 +169,7 @@ func (a *App) useRunner(ctx context.Context, dir string) (version string, err er
 	if err != nil {
 		return "", err
 	}
+	defer a.letGo(ctx) // after mu
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.runnerDrive, a.runnerDir = drive.Path, info
