@@ -45,27 +45,35 @@ func (a *App) preparePool(ctx context.Context, p config.Pool) error {
 	return a.supplyPool(ctx, p, base)
 }
 
-// supplyPool gives the next VMs of a pool what they boot.
+// errOutdated says that a pool is configured otherwise since its drives were begun, or not at all. The reload that did that has
+// asked for others.
+var errOutdated = errors.New("the configuration has changed meanwhile")
+
+// supplyPool gives the next VMs of a pool what they boot. Making that may take long, so what counts is the configuration at its end.
 func (a *App) supplyPool(ctx context.Context, p config.Pool, base image.Base) error {
-	if err := a.fits(p, base); err != nil {
-		return err
-	}
 	runner, err := a.poolRunner(ctx, p)
 	if err != nil {
 		return err
 	}
-	tools, env, err := a.prepareTools(ctx, p, base.Env)
+	tools, err := a.prepareTools(ctx, p)
 	if err != nil {
 		return err
 	}
+	defer a.letGo(ctx) // after mu
 	a.mu.Lock()
-	a.supply[p.Name] = host.Supply{
-		Shape: flint.Shape(p.VM), Kernel: a.pack.Kernel, Initrd: a.pack.Initrd, Modules: a.pack.Modules,
-		Base: base.Path, Runner: runner, Start: runnerInImage(a.cfg.Runner.InImage), Env: env, Limits: rates(p.Limits),
-		Tools: tools, InMemory: p.Root == config.MemoryRoot,
+	defer a.mu.Unlock()
+	now, ok := poolNamed(a.current(), p.Name)
+	if !ok || !madeFrom(now).equal(madeFrom(p)) {
+		return errOutdated
 	}
-	a.mu.Unlock()
-	a.letGo(ctx)
+	if !a.pinsRunner(p) {
+		runner = a.runnerDrive // a newer one may have come
+	}
+	a.supply[p.Name] = host.Supply{
+		Shape: flint.Shape(now.VM), Kernel: a.pack.Kernel, Initrd: a.pack.Initrd, Modules: a.pack.Modules,
+		Base: base.Path, Runner: runner, Start: runnerInImage(a.cfg.Runner.InImage), Env: poolEnv(now, base.Env), Limits: rates(now.Limits),
+		Tools: tools, InMemory: now.Root == config.MemoryRoot,
+	}
 	return nil
 }
 
@@ -91,22 +99,27 @@ func (a *App) fits(p config.Pool, base image.Base) error {
 	return f
 }
 
-// prepareTools makes the drive with a pool's tool cache, where it has one, and tells actions of it by the variables that GitHub's
-// own machines have.
-func (a *App) prepareTools(ctx context.Context, p config.Pool, env []string) (drive string, _ []string, err error) {
+// prepareTools makes the drive with a pool's tool cache, where it has one.
+func (a *App) prepareTools(ctx context.Context, p config.Pool) (drive string, err error) {
 	if p.Tools == "" {
-		return "", env, nil
+		return "", nil
 	}
 	real, err := filepath.EvalSymlinks(p.Tools)
 	if err != nil {
 		real = p.Tools // Tools says what is wrong
 	}
 	d, err := a.store.Tools(ctx, real, a.opt.Progress)
-	if err != nil {
-		return "", nil, err
+	return d.Path, err
+}
+
+// poolEnv is the environment of a pool's jobs: its image's, and where it has a tool cache the variables by which GitHub's own
+// machines tell actions of theirs.
+func poolEnv(p config.Pool, image []string) []string {
+	if p.Tools == "" {
+		return image
 	}
 	const at = "/opt/hostedtoolcache"
-	return d.Path, append(slices.Clone(env), "RUNNER_TOOL_CACHE="+at, "AGENT_TOOLSDIRECTORY="+at), nil
+	return append(slices.Clone(image), "RUNNER_TOOL_CACHE="+at, "AGENT_TOOLSDIRECTORY="+at)
 }
 
 // rates are a pool's limits as a driver takes them.
@@ -141,7 +154,7 @@ func (a *App) kernelNeeds() []string {
 	return nil
 }
 
-// prepareImage makes a pool's image. A coordinator would rather go on with the last good one than fail.
+// prepareImage makes a pool's image. A coordinator would rather go on with the last good one than fail, and notes why it does.
 func (a *App) prepareImage(ctx context.Context, p config.Pool, progress flint.Progress) (image.Base, error) {
 	done := progress.Step("image " + p.Image)
 	args := p.Args
@@ -155,8 +168,17 @@ func (a *App) prepareImage(ctx context.Context, p config.Pool, progress flint.Pr
 	base, err := a.store.Base(ctx, image.Want{
 		Ref: p.Image, BuildArgs: args, Format: image.Format(p.Format), Progress: progress, Pull: image.Pull(p.Pull), OrLast: a.github != nil,
 	})
+	if err == nil {
+		err = a.fits(p, base)
+	}
 	if err != nil {
 		done("", err)
+		a.mu.Lock()
+		_, has := a.supply[p.Name]
+		a.mu.Unlock()
+		if has && ctx.Err() == nil {
+			a.noteStale(p, err)
+		}
 		return image.Base{}, err
 	}
 	a.noteStale(p, base.Stale)

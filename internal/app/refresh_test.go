@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,9 +19,10 @@ import (
 
 // dockerfileRig is an App with one pool, a, whose image is the Dockerfile in dir. Its docker makes images whose only file is
 // what the Dockerfile says in RUN, and whose environment is what it says in ENV.
-func dockerfileRig(t *testing.T) (a *App, dir string) {
+// In bin it notes each build as a line of builds, and builds nothing while slow is there.
+func dockerfileRig(t *testing.T) (a *App, dir, bin string) {
 	t.Helper()
-	bin := t.TempDir()
+	bin = t.TempDir()
 	const builder = `#!/bin/sh
 PATH=/usr/bin:/bin
 cd BIN || exit 1
@@ -57,7 +59,7 @@ esac
 		demand: newSources(), opt: Options{Log: slog.New(slog.DiscardHandler)},
 	}
 	a.reloading.open(cfg)
-	return a, dir
+	return a, dir, bin
 }
 
 func putProgram(t *testing.T, dir, name, text string) {
@@ -70,12 +72,12 @@ func putProgram(t *testing.T, dir, name, text string) {
 
 // TestImageOfAChangedDockerfile has a running flint look again at a Dockerfile that is changed, then broken, then mended.
 func TestImageOfAChangedDockerfile(t *testing.T) {
-	a, dir := dockerfileRig(t)
+	a, dir, _ := dockerfileRig(t)
 	if err := a.preparePool(t.Context(), a.cfg.Pools[0]); err != nil {
 		t.Fatal(err)
 	}
 	first := a.Supplies()["a"].Base
-	look := func() string { a.refreshImages(t.Context(), false); return a.Supplies()["a"].Base }
+	look := func() string { a.refreshImages(t.Context(), false, nil); return a.Supplies()["a"].Base }
 	if look() != first {
 		t.Error("the image of an unchanged Dockerfile is another one")
 	}
@@ -100,14 +102,14 @@ func TestImageOfAChangedDockerfile(t *testing.T) {
 
 // TestSupersededImagesCanGo has pools get ever newer images and runner software; all but the last are free to be removed.
 func TestSupersededImagesCanGo(t *testing.T) {
-	a, dir := dockerfileRig(t)
+	a, dir, _ := dockerfileRig(t)
 	ctx := t.Context()
 	if err := a.preparePool(ctx, a.cfg.Pools[0]); err != nil {
 		t.Fatal(err)
 	}
 	for n := range 3 {
 		put(t, dir, "Dockerfile", fmt.Sprintf("FROM scratch\nRUN %d\n", n))
-		a.refreshImages(ctx, false)
+		a.refreshImages(ctx, false, nil)
 		putProgram(t, a.cfg.Runner.Dir, "start", fmt.Sprintf("#!/bin/sh\n# %d\n", n))
 		if _, err := a.useRunner(ctx, a.cfg.Runner.Dir); err != nil {
 			t.Fatal(err)
@@ -121,6 +123,140 @@ func TestSupersededImagesCanGo(t *testing.T) {
 		if _, err := os.Stat(path); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+func TestChangedEnvironmentReachesVMs(t *testing.T) {
+	a, dir, _ := dockerfileRig(t)
+	if err := a.preparePool(t.Context(), a.cfg.Pools[0]); err != nil {
+		t.Fatal(err)
+	}
+	first := a.Supplies()["a"]
+	put(t, dir, "Dockerfile", "FROM scratch\nENV x=1\n")
+	a.refreshImages(t.Context(), false, nil)
+	if now := a.Supplies()["a"]; now.Base != first.Base || !slices.Equal(now.Env, []string{"x=1"}) {
+		t.Errorf("VMs have %+v, and had %+v", now, first)
+	}
+}
+
+// TestWhatChangesDuringABuildStays has a new image built while something else changes what VMs are made of.
+func TestWhatChangesDuringABuildStays(t *testing.T) {
+	reload := func(a *App, change func(*config.Config)) {
+		cfg := a.current()
+		cfg.Pools = slices.Clone(cfg.Pools)
+		change(&cfg)
+		a.reloading.cfg.Store(&cfg)
+		a.reshape(cfg)
+	}
+	for name, tt := range map[string]struct {
+		change func(t *testing.T, a *App)
+		is     func(now, first host.Supply) bool
+	}{
+		"shape": {
+			func(_ *testing.T, a *App) { reload(a, func(c *config.Config) { c.Pools[0].VM.Memory = 3 * flint.GiB }) },
+			func(now, first host.Supply) bool { return now.Base != first.Base && now.Shape.Memory == 3*flint.GiB },
+		},
+		"image": {
+			func(_ *testing.T, a *App) { reload(a, func(c *config.Config) { c.Pools[0].Image = "other" }) },
+			func(now, first host.Supply) bool { return now.Base == first.Base },
+		},
+		"pool is gone": {
+			func(_ *testing.T, a *App) {
+				reload(a, func(c *config.Config) { c.Pools = nil })
+				a.mu.Lock()
+				defer a.mu.Unlock()
+				delete(a.supply, "a")
+			},
+			func(now, _ host.Supply) bool { return now.Base == "" },
+		},
+		"file system": {
+			func(_ *testing.T, a *App) {
+				reload(a, func(c *config.Config) { c.Pools[0].Format = string(image.Erofs) })
+			},
+			func(now, first host.Supply) bool { return now.Base == first.Base },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, dir, bin := dockerfileRig(t)
+			if err := a.preparePool(t.Context(), a.cfg.Pools[0]); err != nil {
+				t.Fatal(err)
+			}
+			first := a.Supplies()["a"]
+			put(t, dir, "Dockerfile", "FROM scratch\nRUN x\n")
+			put(t, bin, "slow", "")
+			done := make(chan struct{})
+			go func() { defer close(done); a.refreshImages(t.Context(), false, nil) }()
+			eventually(t, "it builds", func() bool { _, err := os.Stat(filepath.Join(bin, "building")); return err == nil })
+			tt.change(t, a)
+			if err := os.Remove(filepath.Join(bin, "slow")); err != nil {
+				t.Error(err)
+			}
+			<-done
+			if now := a.Supplies()["a"]; !tt.is(now, first) {
+				t.Errorf("VMs have %+v, and had %+v", now, first)
+			}
+		})
+	}
+}
+
+// TestRunnerThatComesWhileToolsAreMade: VMs get it, though the pool's tools take longer.
+func TestRunnerThatComesWhileToolsAreMade(t *testing.T) {
+	a, _, _ := dockerfileRig(t)
+	a.cfg.Pools[0].Tools = t.TempDir()
+	put(t, a.cfg.Pools[0].Tools, "node", "x")
+	if err := a.prepareRunner(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	old := a.runnerDrive
+	putProgram(t, a.cfg.Runner.Dir, "start", "#!/bin/sh\n# newer\n")
+	a.opt.Progress = func(m flint.Milestone) {
+		if strings.Contains(m.Step, "tool") && !m.Done {
+			a.opt.Progress = nil
+			if _, err := a.useRunner(t.Context(), a.cfg.Runner.Dir); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := a.preparePool(t.Context(), a.cfg.Pools[0]); err != nil {
+		t.Fatal(err)
+	}
+	if s := a.Supplies()["a"]; a.runnerDrive == old || s.Runner != a.runnerDrive || s.Tools == "" {
+		t.Errorf("VMs have %+v; the runner software was %s and is %s", s, old, a.runnerDrive)
+	}
+}
+
+// TestToolsThatCannotBeHadAreNotAStaleImage: the pool's VMs stay as they are, and the image is not blamed.
+func TestToolsThatCannotBeHadAreNotAStaleImage(t *testing.T) {
+	a, dir, _ := dockerfileRig(t)
+	if err := a.preparePool(t.Context(), a.cfg.Pools[0]); err != nil {
+		t.Fatal(err)
+	}
+	first := a.Supplies()["a"]
+	a.cfg.Pools[0].Tools = filepath.Join(t.TempDir(), "none")
+	put(t, dir, "Dockerfile", "FROM scratch\nRUN x\n")
+	a.refreshImages(t.Context(), false, nil)
+	if now, why := a.Supplies()["a"], a.stale["a"]; now.Base != first.Base || !why.IsZero() {
+		t.Errorf("VMs have %+v, said %+v", now, why)
+	}
+}
+
+// TestReloadBuildsOnce: a changed pool that has its image anew at every reload has it once, in the file system it wants now.
+func TestReloadBuildsOnce(t *testing.T) {
+	a, _, bin := dockerfileRig(t)
+	a.cfg.Pools[0].Pull = config.PullAlways
+	if err := a.preparePool(t.Context(), a.cfg.Pools[0]); err != nil {
+		t.Fatal(err)
+	}
+	cfg := a.cfg
+	cfg.Pools = slices.Clone(cfg.Pools)
+	cfg.Pools[0].Format = string(image.Erofs)
+	a.reloading.cfg.Store(&cfg)
+	a.followReload(t.Context())
+	if base := a.Supplies()["a"].Base; filepath.Ext(base) != ".erofs" {
+		t.Errorf("VMs have %s", base)
+	}
+	if b, err := os.ReadFile(filepath.Join(bin, "builds")); err != nil || strings.Count(string(b), "\n") != 2 {
+		t.Errorf("built %q, %v; want once at the start and once for the reload", b, err)
 	}
 }
 

@@ -17,8 +17,6 @@ import (
 )
 
 const (
-	// prepareAgain is the pause before an image that could not be prepared is tried again.
-	prepareAgain = time.Minute
 	// retireLook is how often is looked whether the runners of a removed pool are gone; retireAfter is the least time a pool
 	// is kept, in which the scheduler has surely looked.
 	retireLook  = time.Second
@@ -45,14 +43,18 @@ type retiring struct {
 
 // madeOf is what a pool's drives are made of.
 type madeOf struct {
-	image  string
-	args   map[string]string
-	tools  string
-	runner string // version of the runner software that it pins
+	image, format string
+	args          map[string]string
+	tools         string
+	runner        string // version of the runner software that it pins
+}
+
+func madeFrom(p config.Pool) madeOf {
+	return madeOf{image: p.Image, format: p.Format, args: p.Args, tools: p.Tools, runner: p.RunnerVersion}
 }
 
 func (m madeOf) equal(o madeOf) bool {
-	return m.image == o.image && maps.Equal(m.args, o.args) && m.tools == o.tools && m.runner == o.runner
+	return m.image == o.image && m.format == o.format && maps.Equal(m.args, o.args) && m.tools == o.tools && m.runner == o.runner
 }
 
 // current is the configuration as it is now: that of the start, with what was reloaded.
@@ -179,7 +181,16 @@ func (a *App) servePools(cfg config.Config, retire []retiring) error {
 }
 
 func named(cfg config.Config, pool string) bool {
-	return slices.ContainsFunc(cfg.Pools, func(p config.Pool) bool { return p.Name == pool })
+	_, ok := poolNamed(cfg, pool)
+	return ok
+}
+
+// poolNamed finds a pool of a configuration.
+func poolNamed(cfg config.Config, name string) (p config.Pool, ok bool) {
+	if i := slices.IndexFunc(cfg.Pools, func(p config.Pool) bool { return p.Name == name }); i >= 0 {
+		return cfg.Pools[i], true
+	}
+	return config.Pool{}, false
 }
 
 // reshape gives the next VMs of each pool their new shape and limits.
@@ -229,34 +240,7 @@ func (r *reloading) open(cfg config.Config) {
 	r.todo = make(chan struct{}, 1)
 	r.held, r.made = map[string]flint.Reason{}, map[string]madeOf{}
 	for _, p := range cfg.Pools {
-		r.made[p.Name] = madeOf{p.Image, p.Args, p.Tools, p.RunnerVersion}
-	}
-}
-
-// followReloads prepares the images that reloads ask for and lets go of removed pools, until ctx ends. It also reloads whenever
-// Options.Reloads says so.
-func (a *App) followReloads(ctx context.Context) error {
-	again := time.NewTimer(0)
-	defer again.Stop()
-	look := time.NewTicker(retireLook)
-	defer look.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-look.C:
-			a.retire(ctx, time.Now())
-			continue
-		case <-a.reloading.todo:
-			if !a.prepareNew(ctx) {
-				again.Reset(prepareAgain)
-			}
-			a.refreshImages(ctx, true)
-		case <-again.C:
-			if !a.prepareNew(ctx) {
-				again.Reset(prepareAgain)
-			}
-		}
+		r.made[p.Name] = madeFrom(p)
 	}
 }
 
@@ -270,44 +254,6 @@ func (a *App) hearReloads(ctx context.Context) error {
 			_, _ = a.Reload(ctx)
 		}
 	}
-}
-
-// prepareNew prepares what the pools are made of now and were not before. It reports whether all are.
-func (a *App) prepareNew(ctx context.Context) bool {
-	r, all := &a.reloading, true
-	for _, p := range a.current().Pools {
-		want := madeOf{p.Image, p.Args, p.Tools, p.RunnerVersion}
-		r.mu.Lock()
-		have, made := r.made[p.Name]
-		r.mu.Unlock()
-		if made && have.equal(want) {
-			continue
-		}
-		err := a.preparePool(ctx, p)
-		if ctx.Err() != nil {
-			return true
-		}
-		r.mu.Lock()
-		switch {
-		case err == nil:
-			r.made[p.Name] = want
-			delete(r.held, p.Name)
-		case made:
-			all = false
-		default:
-			all = false
-			r.held[p.Name] = flint.Because("pool.image", "the image of pool %s cannot be prepared: %v; it is tried again every minute", p.Name, err)
-		}
-		r.mu.Unlock()
-		if err != nil {
-			a.log.Error("image of a changed pool cannot be prepared yet", "pool", p.Name, "image", p.Image, "err", err)
-			continue
-		}
-		a.log.Info("image of a changed pool is ready", "pool", p.Name, "image", p.Image)
-		a.demand.signal()
-	}
-	a.reshape(a.current()) // it may have changed meanwhile
-	return all
 }
 
 // retire lets go of the removed pools whose runners are gone.

@@ -40,12 +40,8 @@ func pinnedVersions(cfg config.Config) (list []string) {
 
 // pinOf is the version that a pool pins; empty: it has what all have.
 func pinOf(cfg config.Config, pool string) string {
-	for _, p := range cfg.Pools {
-		if p.Name == pool {
-			return p.RunnerVersion
-		}
-	}
-	return ""
+	p, _ := poolNamed(cfg, pool)
+	return p.RunnerVersion
 }
 
 // KeptRunner is one version of GitHub's runner software that is there.
@@ -206,9 +202,12 @@ func (a *App) followsNewest() bool {
 	return a.keepsSoftware() && a.cfg.Runner.Version == "" && a.runnerDir != nil
 }
 
+// pinsRunner reports whether a pool's VMs have runner software of their own.
+func (a *App) pinsRunner(p config.Pool) bool { return p.RunnerVersion != "" && a.keepsSoftware() }
+
 // poolRunner returns the drive of a pool's runner software: the one of its own version, or that of all.
 func (a *App) poolRunner(ctx context.Context, p config.Pool) (string, error) {
-	if p.RunnerVersion == "" || !a.keepsSoftware() {
+	if !a.pinsRunner(p) {
 		a.mu.Lock()
 		drive := a.runnerDrive
 		a.mu.Unlock()

@@ -72,10 +72,9 @@ func (a *App) Serve(ctx context.Context) error {
 	tasks.Go(func() error { return a.watchNetwork(tctx) })
 	tasks.Go(func() error { return a.watchClock(tctx, timeOfDay) })
 	tasks.Go(func() error { return a.heartbeat(listen, tctx, loop) })
-	tasks.Go(func() error { return a.followReloads(tctx) })
+	tasks.Go(func() error { return a.supplyPools(tctx) })
 	tasks.Go(func() error { return a.hearReloads(tctx) })
 	tasks.Go(func() error { return a.watchSoftware(tctx) })
-	tasks.Go(func() error { return a.watchImages(tctx) })
 	tasks.Go(func() error { return a.reruns.run(tctx, a.github.Rerun, a.reran) })
 	tasks.Go(func() error {
 		tick := time.NewTicker(sweepEvery)
@@ -173,12 +172,8 @@ func (a *App) lost(r flint.Runner, job flint.Job) {
 }
 
 func (a *App) rerunsLost(pool string) bool {
-	for _, p := range a.current().Pools {
-		if p.Name == pool {
-			return p.RerunLost
-		}
-	}
-	return false
+	p, _ := poolNamed(a.current(), pool)
+	return p.RerunLost
 }
 
 // reran is told what became of a lost job.
