@@ -30,11 +30,12 @@ func oneArg(what string) cobra.PositionalArgs {
 func newImageBuild(open openState) *cobra.Command {
 	c := &cobra.Command{
 		Use: "build DIR", Short: "Build a Dockerfile on a fresh base, and print the image's digest", Args: oneArg("a directory with a Dockerfile, or the file"),
-		Long: "Build does what flint serve does for a pool whose image is this directory. A running one takes over the result at its\n" +
-			"next look, within the hour, or at once with flint config reload.",
+		Long: "Build does what flint serve does for the pools whose image is this directory, with their file systems, and with their build\n" +
+			"arguments where none are given. A running one takes over the result at its next look, within the hour, or at once with\n" +
+			"flint config reload.",
 	}
 	given := c.Flags().StringArray("build-arg", nil, "KEY=value; may be given again")
-	output := c.Flags().StringP("output", "o", "", "also write the file system, ext4, to this file")
+	output := c.Flags().StringP("output", "o", "", "also write the file system to this file: ext4, unless the first pool with this image has another")
 	local := c.Flags().Bool("local-base", false, "where the registry of the Dockerfile's ARG BASE cannot be reached, build on a Debian root made here")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		build := map[string]string{}
@@ -79,19 +80,21 @@ func makeImage(c *cobra.Command, open openState, ref string, args map[string]str
 		return err
 	}
 	opt.Progress, opt.LocalBase = newSteps(c.ErrOrStderr()).report, localBase
-	base, err := app.MakeImage(c.Context(), cfg, opt, ref, args)
+	made, err := app.MakeImage(c.Context(), cfg, opt, ref, args)
 	if err != nil {
 		return err
 	}
 	if output != "" {
 		done := opt.Progress.Step("write " + output)
-		err := app.CopyImage(base, output)
-		done(base.Size.String(), err)
+		err := app.CopyImage(made[0], output)
+		done(made[0].Size.String(), err)
 		if err != nil {
 			return err
 		}
 	}
-	fmt.Fprintln(c.OutOrStdout(), base.Digest)
+	for _, base := range made {
+		fmt.Fprintln(c.OutOrStdout(), base.Digest)
+	}
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,20 +16,48 @@ import (
 	"flint/internal/image"
 )
 
-// MakeImage makes the base image of a reference anew, or of a Dockerfile with its build arguments, and returns its digest and
-// size. A pool with that image is served by it from its next look on.
-func MakeImage(ctx context.Context, cfg config.Config, opt Options, ref string, args map[string]string) (image.Base, error) {
+// MakeImage makes the base image of a reference anew, or of a Dockerfile with its build arguments: as the configured pools with
+// that image want it, which is one for each file system and, where no arguments are given, each set of theirs. Their VMs get it
+// from the next look on.
+func MakeImage(ctx context.Context, cfg config.Config, opt Options, ref string, args map[string]string) (made []image.Base, err error) {
 	store, err := image.Open(filepath.Join(cfg.StateDir, "images"), opt.Log)
 	if err != nil {
-		return image.Base{}, stateDenied(cfg, err)
+		return nil, stateDenied(cfg, err)
 	}
-	if opt.LocalBase {
-		a := &App{cfg: cfg, opt: opt, log: opt.Log, store: store}
-		if args, err = a.localBase(ctx, config.Pool{Image: ref, Args: args}); err != nil {
-			return image.Base{}, err
+	a := &App{cfg: cfg, opt: opt, log: opt.Log, store: store}
+	for _, p := range makings(cfg, ref, args) {
+		args := p.Args
+		if opt.LocalBase {
+			if args, err = a.localBase(ctx, p); err != nil {
+				return made, err
+			}
+		}
+		b, err := store.Base(ctx, image.Want{Ref: ref, BuildArgs: args, Format: image.Format(p.Format), Progress: opt.Progress, Pull: image.Always})
+		if err != nil {
+			return made, err
+		}
+		made = append(made, b)
+	}
+	return made, nil
+}
+
+// makings are the different ways in which the pools with an image have it made, each as a pool of that image. Arguments that are
+// given are used instead of theirs. Where no pool has the image there is one.
+func makings(cfg config.Config, ref string, args map[string]string) (all []config.Pool) {
+	for _, p := range cfg.Pools {
+		m := config.Pool{Image: ref, Args: p.Args, Format: cmp.Or(p.Format, string(image.Ext4))}
+		if len(args) > 0 {
+			m.Args = args
+		}
+		same := func(o config.Pool) bool { return madeFrom(o).equal(madeFrom(m)) }
+		if p.Image == ref && !slices.ContainsFunc(all, same) {
+			all = append(all, m)
 		}
 	}
-	return store.Base(ctx, image.Want{Ref: ref, BuildArgs: args, Progress: opt.Progress, Pull: image.Always})
+	if len(all) == 0 {
+		all = []config.Pool{{Image: ref, Args: args}}
+	}
+	return all
 }
 
 // CopyImage copies a base image to a file of its owner's, which is whole or as it was before. It is no link: the owner may write
@@ -113,6 +142,9 @@ func RemoveImage(cfg config.Config, opt Options, name string) (Stored, error) {
 	return s, err
 }
 
+// leastDigits is how much of a digest has to be given.
+const leastDigits = 4
+
 // findStored finds what the image store keeps by the beginning of its digest, at least four digits of it, or by what it was
 // made of last.
 func findStored(cfg config.Config, opt Options, name string) (Stored, error) {
@@ -120,14 +152,13 @@ func findStored(cfg config.Config, opt Options, name string) (Stored, error) {
 	if err != nil {
 		return Stored{}, err
 	}
-	const least = 4
 	prefix := strings.TrimPrefix(name, "sha256:")
 	var found []Stored
+	isKernel := func(s Stored) bool { return s.Kind == "kernel" || s.Kind == "initramfs" }
+	kernels := slices.DeleteFunc(slices.Clone(list), func(s Stored) bool { return !isKernel(s) })
+	list = slices.DeleteFunc(list, isKernel)
 	for _, s := range list {
-		if s.Kind == "kernel" || s.Kind == "initramfs" {
-			continue
-		}
-		if len(prefix) >= least && strings.HasPrefix(strings.TrimPrefix(s.Digest, "sha256:"), prefix) || s.Digest == name {
+		if len(prefix) >= leastDigits && strings.HasPrefix(strings.TrimPrefix(s.Digest, "sha256:"), prefix) || s.Digest == name {
 			found = append(found, s)
 		}
 	}
@@ -146,8 +177,17 @@ func findStored(cfg config.Config, opt Options, name string) (Stored, error) {
 			return s, nil
 		}
 	}
-	return Stored{}, &flint.Fault{
-		Code: "image.unknown", What: fmt.Sprintf("find image %q", name), Kind: flint.ErrNotFound,
-		Err: fmt.Errorf("nothing that is kept has this digest, or was made of this"), Fix: "see flint image ls; flint image pull and flint image build make images",
+	return Stored{}, notAnImage(name, kernels)
+}
+
+// notAnImage is the fault of a name that is no image's.
+func notAnImage(name string, kernels []Stored) error {
+	f := &flint.Fault{Code: "image.unknown", What: fmt.Sprintf("find image %q", name), Kind: flint.ErrNotFound}
+	f.Err, f.Fix = errors.New("nothing that is kept has this digest, or was made of this"), "see flint image ls; flint image pull and flint image build make images"
+	for _, k := range kernels {
+		if strings.HasPrefix(k.Digest, name) && len(name) >= leastDigits || slices.Contains(k.Source, name) {
+			f.Err, f.Fix = errors.New("it is a kernel"), "see flint kernel ls; flint kernel inspect and flint kernel rm are for kernels"
+		}
 	}
+	return f
 }

@@ -65,19 +65,21 @@ func StoredImages(cfg config.Config, opt Options) ([]Stored, error) {
 
 // want says of what each part of the configuration was served by last that it is wanted. list is in the order of last use.
 func want(cfg config.Config, list []Stored) {
-	mark := func(what, kind string, is func(Stored) bool) {
+	markLast := func(n int, what, kind string, is func(Stored) bool) {
 		for i := range slices.Backward(list) {
-			if list[i].Kind == kind && is(list[i]) {
+			if n > 0 && list[i].Kind == kind && is(list[i]) {
 				list[i].Wanted = strings.TrimPrefix(list[i].Wanted+", "+what, ", ")
-				return
+				n--
 			}
 		}
 	}
+	mark := func(what, kind string, is func(Stored) bool) { markLast(1, what, kind, is) }
 	from := func(source string) func(Stored) bool {
 		return func(s Stored) bool { return slices.Contains(s.Source, source) }
 	}
 	for _, p := range cfg.Pools {
-		mark("pool "+p.Name, string(image.KindBase), from(p.Image))
+		// Which of them is whose, where pools have one Dockerfile and other arguments, the list does not tell.
+		markLast(len(makings(cfg, p.Image, nil)), "pool "+p.Name, string(image.KindBase), from(p.Image))
 		if dir, err := filepath.EvalSymlinks(p.Tools); err == nil && p.Tools != "" {
 			mark("pool "+p.Name, string(image.KindDrive), from(dir))
 		}

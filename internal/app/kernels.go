@@ -126,7 +126,7 @@ func FindKernel(cfg config.Config, opt Options, name string) (KeptKernel, error)
 	return KeptKernel{Kept: found}, err
 }
 
-// RemoveKernel removes a pack that nobody uses and the configuration does not choose. It returns which one it was.
+// RemoveKernel removes a pack that nobody uses and kernel.pack of the configuration does not name. It returns which one it was.
 func RemoveKernel(ctx context.Context, cfg config.Config, opt Options, name string) (KeptKernel, error) {
 	k, err := FindKernel(cfg, opt, name)
 	if err != nil {

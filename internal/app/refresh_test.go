@@ -260,6 +260,60 @@ func TestReloadBuildsOnce(t *testing.T) {
 	}
 }
 
+// TestImageBuildServesPools: what flint image build makes is what pools with that image find.
+func TestImageBuildServesPools(t *testing.T) {
+	a, dir, bin := dockerfileRig(t)
+	a.cfg.Pools[0].Format, a.cfg.Pools[0].Args = string(image.Erofs), map[string]string{"K": "v"}
+	other := config.NewPool("b", dir)
+	a.cfg.Pools = append(a.cfg.Pools, other, other, config.NewPool("c", "elsewhere"))
+	made, err := MakeImage(t.Context(), a.cfg, a.opt, dir, nil)
+	if err != nil || len(made) != 2 {
+		t.Fatalf("made %+v, %v", made, err)
+	}
+	for _, p := range a.cfg.Pools[:2] {
+		if err := a.preparePool(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := a.Supplies(); s["a"].Base != made[0].Path || s["b"].Base != made[1].Path {
+		t.Errorf("pools have %+v, made was %+v", s, made)
+	}
+	if b, err := os.ReadFile(filepath.Join(bin, "builds")); err != nil || strings.Count(string(b), "\n") != 2 {
+		t.Errorf("built %q, %v; want twice", b, err)
+	}
+	given := map[string]string{"K": "w"}
+	if got := makings(a.cfg, dir, given); len(got) != 2 || got[0].Args["K"] != "w" || got[1].Args["K"] != "w" {
+		t.Errorf("with arguments: %+v", got)
+	}
+	if got := makings(a.cfg, "nobody's", given); len(got) != 1 || got[0].Args["K"] != "w" || got[0].Format != "" {
+		t.Errorf("of no pool: %+v", got)
+	}
+}
+
+// TestPoolsOnOneDockerfileWantTheirOwn: the images of pools with other arguments are all wanted, and no older one.
+func TestPoolsOnOneDockerfileWantTheirOwn(t *testing.T) {
+	a, dir, _ := dockerfileRig(t)
+	for n, args := range []map[string]string{nil, {"K": "v"}, {"K": "w"}} {
+		put(t, dir, "Dockerfile", fmt.Sprintf("FROM scratch\nRUN %d\n", n))
+		if _, err := a.store.Base(t.Context(), image.Want{Ref: dir, BuildArgs: args}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.cfg.Pools[0].Args = map[string]string{"K": "v"}
+	other := config.NewPool("b", dir)
+	other.Args = map[string]string{"K": "w"}
+	a.cfg.Pools = append(a.cfg.Pools, other)
+	list, err := StoredImages(a.cfg, a.opt)
+	if err != nil || len(list) != 3 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	for i, want := range []bool{false, true, true} {
+		if (list[i].Wanted != "") != want {
+			t.Errorf("image %d of 3 is wanted by %q", i, list[i].Wanted)
+		}
+	}
+}
+
 func TestSecondFlintNamesTheFirst(t *testing.T) {
 	dir := t.TempDir()
 	one, two := &App{dir: dir, log: slog.New(slog.DiscardHandler)}, &App{dir: dir, log: slog.New(slog.DiscardHandler)}
