@@ -360,3 +360,19 @@ func TestImageGitHubsRunnerCannotRunIn(t *testing.T) {
 		t.Errorf("the demo's image: %v", err)
 	}
 }
+
+// TestKernelIsNoImage: flint image rm tells whoever names a kernel which command is for it.
+func TestKernelIsNoImage(t *testing.T) {
+	a, _, _ := dockerfileRig(t)
+	const id = "0123456789abcdef"
+	put(t, a.cfg.StateDir, "kernels/"+id+"/vmlinux", "x")
+	put(t, a.cfg.StateDir, "kernels/"+id+"/pack.json", `{"version": "6.1", "from": "/boot/vmlinuz-6.1", "monolithic": true, "sizes": {"vmlinux": 2, "boot/order": 2}}`)
+	put(t, a.cfg.StateDir, "kernels/"+id+"/boot/order", "x")
+	for _, name := range []string{id, id[:6], "/boot/vmlinuz-6.1"} {
+		_, err := RemoveImage(a.cfg, a.opt, name)
+		var f *flint.Fault
+		if !errors.As(err, &f) || f.Code != "image.unknown" || !strings.Contains(f.Error(), "it is a kernel") || !strings.Contains(f.Fix, "flint kernel rm") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
