@@ -58,7 +58,7 @@ func coordinate(c *cobra.Command, cfg config.Config, opt app.Options) error {
 	}
 	err = a.Connect(ctx)
 	if err == nil {
-		err = a.Prepare(ctx)
+		err = a.PrepareToServe(ctx)
 	}
 	if err == nil {
 		for _, g := range cfg.All() {

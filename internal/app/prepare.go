@@ -33,6 +33,36 @@ func (a *App) Prepare(ctx context.Context) error {
 	return nil
 }
 
+// PrepareToServe is Prepare for a coordinator that one pool shall not stop: a pool whose image cannot be made, or is none that
+// GitHub's runner can run in, is held, and Serve tries again.
+func (a *App) PrepareToServe(ctx context.Context) error {
+	if err := a.prepareKernel(ctx); err != nil {
+		return err
+	}
+	return a.preparePools(ctx)
+}
+
+// preparePools prepares the pools, and holds those without an image.
+func (a *App) preparePools(ctx context.Context) error {
+	for _, p := range a.cfg.Pools {
+		err := a.preparePool(ctx, p)
+		var bad *imageError
+		if err != nil && (ctx.Err() != nil || !errors.As(err, &bad)) {
+			return err
+		}
+		if err != nil {
+			a.log.Error("image of a pool cannot be prepared yet, it starts no VMs until then", "pool", p.Name, "image", p.Image, "err", err)
+			a.reloading.hold(p.Name, err)
+		}
+	}
+	return nil
+}
+
+// imageError says that it is a pool's image that cannot be had, and nothing else its VMs need.
+type imageError struct{ error }
+
+func (e *imageError) Unwrap() error { return e.error }
+
 // preparePool makes what the VMs of one pool boot. The kernel and the runner software are there.
 func (a *App) preparePool(ctx context.Context, p config.Pool) error {
 	if _, ok := a.driver.(*qemu.Driver); ok && p.Limits != (config.Limits{}) {
@@ -40,7 +70,7 @@ func (a *App) preparePool(ctx context.Context, p config.Pool) error {
 	}
 	base, err := a.prepareImage(ctx, p, a.opt.Progress)
 	if err != nil {
-		return err
+		return &imageError{err}
 	}
 	return a.supplyPool(ctx, p, base)
 }

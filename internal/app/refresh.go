@@ -68,20 +68,18 @@ func (a *App) prepareNew(ctx context.Context) (tried []string) {
 		if errors.Is(err, errOutdated) {
 			continue
 		}
-		r.mu.Lock()
-		switch {
-		case err == nil:
-			r.made[p.Name] = want
-			delete(r.held, p.Name)
-		case !made:
-			r.held[p.Name] = flint.Because("pool.image", "the image of pool %s cannot be prepared: %v; it is tried again every minute", p.Name, err)
-		}
-		r.mu.Unlock()
 		if err != nil {
-			a.log.Error("image of a changed pool cannot be prepared yet", "pool", p.Name, "image", p.Image, "err", err)
+			a.log.Error("image of a pool cannot be prepared yet", "pool", p.Name, "image", p.Image, "err", err)
+			if !made {
+				r.hold(p.Name, err)
+			}
 			continue
 		}
-		a.log.Info("image of a changed pool is ready", "pool", p.Name, "image", p.Image)
+		r.mu.Lock()
+		r.made[p.Name] = want
+		delete(r.held, p.Name)
+		r.mu.Unlock()
+		a.log.Info("image of a pool is ready", "pool", p.Name, "image", p.Image)
 		a.demand.signal()
 	}
 	return tried

@@ -361,6 +361,36 @@ func TestImageGitHubsRunnerCannotRunIn(t *testing.T) {
 	}
 }
 
+// TestPoolsWithoutAnImageAreHeldAtTheStart: the others are served, and those without one as soon as it can be made.
+func TestPoolsWithoutAnImageAreHeldAtTheStart(t *testing.T) {
+	a, dir, _ := dockerfileRig(t)
+	bad := config.NewPool("bad", t.TempDir())
+	put(t, bad.Image, "Dockerfile", "FROM scratch\nBROKEN\n")
+	a.cfg.Pools = []config.Pool{bad, config.NewPool("a", dir)}
+	a.reloading.open(a.cfg)
+	if err := a.preparePools(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	held := func() string { return a.reloading.pools(a.cfg)[0].Held.Code + a.reloading.pools(a.cfg)[1].Held.Code }
+	if s := a.Supplies(); len(s) != 1 || s["a"].Base == "" || held() != "pool.image" {
+		t.Errorf("pools have %+v, held: %s", s, held())
+	}
+	a.prepareNew(t.Context())
+	if held() != "pool.image" {
+		t.Errorf("held after one more try: %s", held())
+	}
+	put(t, bad.Image, "Dockerfile", "FROM scratch\n")
+	a.prepareNew(t.Context())
+	if s := a.Supplies(); len(s) != 2 || held() != "" {
+		t.Errorf("pools have %+v, held: %s", s, held())
+	}
+	// It is not for other faults, which no image mends.
+	a.cfg.Pools[0].Tools = filepath.Join(dir, "none")
+	if err := a.preparePools(t.Context()); err == nil {
+		t.Error("a tool cache that is not there is no error")
+	}
+}
+
 // TestKernelIsNoImage: flint image rm tells whoever names a kernel which command is for it.
 func TestKernelIsNoImage(t *testing.T) {
 	a, _, _ := dockerfileRig(t)

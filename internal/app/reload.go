@@ -233,6 +233,14 @@ func (r *reloading) signal() {
 	}
 }
 
+// hold notes that a pool waits for its first image, and why.
+func (r *reloading) hold(pool string, why error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.made, pool)
+	r.held[pool] = flint.Because("pool.image", "the image of pool %s cannot be prepared: %v; it is tried again every minute", pool, why)
+}
+
 // open notes what the supplies of the start are made of.
 func (r *reloading) open(cfg config.Config) {
 	r.mu.Lock()

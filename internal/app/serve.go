@@ -41,7 +41,7 @@ func (a *App) prune(ctx context.Context) {
 }
 
 // Serve is the coordinator: it runs the jobs of the configured pools until ctx ends, and returns when the last runner is
-// gone, or left to the next process. Call Connect and Prepare first.
+// gone, or left to the next process. Call Connect, and Prepare or PrepareToServe, first.
 func (a *App) Serve(ctx context.Context) error {
 	ctx, drained := a.drainFirst(ctx)
 	defer drained()
