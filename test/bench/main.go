@@ -73,7 +73,8 @@ func (b *bench) run(ctx context.Context) error {
 	cfg.VM.BootTimeout = config.Duration(5 * time.Minute) // systemd takes its time in software
 	shape := config.Shape{CPUs: 1, Memory: 512 * flint.MiB, Disk: 4 * flint.GiB}
 	cfg.Pools = []config.Pool{
-		{Name: "small", Image: "./test/bench/small", Max: 1, VM: shape}, {Name: "large", Image: "./test/bench/large", Max: 1, VM: shape},
+		{Name: "small", Image: "./test/bench/small", Max: 1, VM: shape},
+		{Name: "large", Image: "./test/bench/large", Max: 1, VM: shape},
 		{Name: "systemd", Image: "./test/bench/systemd", Max: 1, VM: shape},
 	}
 	if err := cfg.Complete(); err != nil {
