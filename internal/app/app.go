@@ -89,6 +89,9 @@ type App struct {
 	reattach func(ctx context.Context, id string) (host.Port, error)
 
 	pressure pressure // why no VM is started for now
+	// collecting is held from asking what is needed to the end of the GC that is told: what one has kept, a GC that was told
+	// earlier would let go.
+	collecting sync.Mutex
 
 	drain     drain     // why the host takes no new runner although it could
 	reloading reloading // what reloads have changed

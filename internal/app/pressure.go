@@ -231,7 +231,9 @@ func (m machine) read(name string) string {
 
 // makeRoom removes what is not needed until room more bytes are free, and reports whether it found anything.
 func (a *App) makeRoom(ctx context.Context, room flint.Bytes) bool {
+	a.collecting.Lock()
 	freed, removed, err := collect(ctx, a.store, a.kernels(), a.needed(), room)
+	a.collecting.Unlock()
 	if err != nil && ctx.Err() == nil {
 		a.log.Warn("not everything unused could be removed", "err", err)
 	}
@@ -266,6 +268,8 @@ func (a *App) needed() []string {
 // letGo lets go of the images that the next VMs were made of and are no longer, so that any process may remove them when room
 // is needed.
 func (a *App) letGo(ctx context.Context) {
+	a.collecting.Lock()
+	defer a.collecting.Unlock()
 	if _, _, err := a.store.GC(ctx, a.needed(), 0); err != nil {
 		a.log.Warn("not all unused images could be let go", "err", err)
 	}
