@@ -101,8 +101,8 @@ func Remove(ctx context.Context, c Config, pack Kept) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	size, err := newPreparer(c).remove(Cached{Path: pack.Path, Version: pack.Version, Used: pack.Used})
-	if err == nil && size == 0 {
+	_, gone, err := newPreparer(c).remove(Cached{Path: pack.Path, Version: pack.Version, Used: pack.Used})
+	if err == nil && !gone {
 		return &flint.Fault{
 			Code: "kernel.used", What: "remove kernel " + pack.Version, Kind: flint.ErrConflict, Err: errors.New("a flint or a VM uses it"),
 			Fix: "configure another kernel, restart flint, and let the VMs end that have this one",

@@ -189,45 +189,46 @@ func Prune(ctx context.Context, c Config, keep []string, room flint.Bytes) (free
 		if i.InUse || slices.ContainsFunc(keep, func(k string) bool { return k == i.Path || filepath.Dir(k) == i.Path }) {
 			continue
 		}
-		size, err := p.remove(i)
+		size, gone, err := p.remove(i)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("remove %s: %w", i.Path, err))
 			continue
 		}
-		if size > 0 {
+		if gone {
 			freed, removed = freed+size, append(removed, i.Path)
 		}
 	}
 	return freed, removed, errors.Join(errs...)
 }
 
-// remove removes one thing unless somebody has begun to use it, and returns its size.
-func (p *preparer) remove(i Cached) (flint.Bytes, error) {
+// remove removes one thing unless somebody has begun to use it. It says whether it did, and what that freed.
+func (p *preparer) remove(i Cached) (size flint.Bytes, gone bool, err error) {
 	f, err := take(i.Path)
 	if f == nil || err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	defer f.Close()
-	size := onDisk(i.Path) // of a kernel less than it was, when its initramfs went before
+	size = onDisk(i.Path) // of a kernel less than it was, when its initramfs went before
 	p.Log.Info("removing a kernel nobody uses", "path", i.Path, "kernel", i.Version, "size", size, "last_used", i.Used)
 	info, err := f.Stat()
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	if !info.IsDir() {
-		return size, os.Remove(i.Path)
+		err := os.Remove(i.Path)
+		return size, err == nil, err
 	}
 	// Under another name it is no kernel any more; a Prune goes on where this one is killed.
 	away := i.Path + newSuffix
 	unlock, free, err := tryLock(i.Path)
 	if err != nil || !free {
-		return 0, err
+		return 0, false, err
 	}
 	defer unlock()
 	if err := errors.Join(os.RemoveAll(away), os.Rename(i.Path, away)); err != nil {
-		return 0, err
+		return 0, false, err
 	}
-	return size, os.RemoveAll(away)
+	return size, true, os.RemoveAll(away)
 }
 
 // clearAbandoned removes what is half made and has no process that makes it: its lock tells.
