@@ -117,10 +117,12 @@ func (h *host) watch(ctx context.Context, signs <-chan struct{}, exit <-chan int
 			}
 			return code, nil
 		case err := <-ended:
-			select {
+			grace := time.NewTimer(endGrace)
+			defer grace.Stop()
+			select { // for its last word, which may still be on its way
 			case code := <-exit:
 				return code, nil
-			default:
+			case <-grace.C:
 			}
 			return 0, fmt.Errorf("the host ended before the script did: QEMU: %v%s", err, h.complaint())
 		case <-silence.C:
