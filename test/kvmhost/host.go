@@ -27,6 +27,9 @@ const gateway = "10.0.2.2"
 // endGrace is what the host has between the script's exit code and its own end.
 const endGrace = 10 * time.Second
 
+// wordGrace is what its last word has after its end, from a pipe.
+const wordGrace = time.Second
+
 // cmdline boots the host. Without nohz and highres its emulated timers lose an interrupt less often.
 const cmdline = "console=ttyS0 root=/dev/nvme0n1 rw panic=-1 mitigations=off nohz=off highres=off loglevel=4 " +
 	`init=/bin/sh -- -c "mount -t devtmpfs dev /dev && mount /dev/nvme1n1 /job && exec sh /job/.kvmhost/init"`
@@ -117,7 +120,7 @@ func (h *host) watch(ctx context.Context, signs <-chan struct{}, exit <-chan int
 			}
 			return code, nil
 		case err := <-ended:
-			grace := time.NewTimer(endGrace)
+			grace := time.NewTimer(wordGrace)
 			defer grace.Stop()
 			select { // for its last word, which may still be on its way
 			case code := <-exit:
