@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -99,7 +98,7 @@ func (s *Store) inspect(i *Image) error {
 		return err
 	}
 	i.Used = info.ModTime()
-	if i.Size, err = onDisk(i.path); err != nil {
+	if i.Size, err = inuse.OnDisk(i.path); err != nil {
 		return err
 	}
 	s.recall(sourceKey(i.path), &i.Source)
@@ -128,28 +127,6 @@ func (s *Store) take(i Image) (release func(), free bool, err error) {
 		return func() {}, true, nil // no lock: nothing was ever built here
 	}
 	return nil, false, err
-}
-
-// onDisk is what a file, or a directory with all in it, takes of the disk.
-func onDisk(path string) (flint.Bytes, error) {
-	var sum flint.Bytes
-	err := filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) && p != path {
-			return nil // removed while we looked
-		}
-		if err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return nil
-		}
-		if st, ok := info.Sys().(*syscall.Stat_t); ok {
-			sum += flint.Bytes(st.Blocks * 512) // stat(2) counts in these
-		}
-		return nil
-	})
-	return sum, err
 }
 
 // GC makes room. It removes what killed processes left half made, and then, until room more bytes are free, images that

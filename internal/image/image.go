@@ -171,7 +171,7 @@ func (s *Store) sweep() (freed flint.Bytes) {
 		s.log.Warn("look for what interrupted builds left", "err", err)
 	}
 	for _, f := range dead {
-		size, _ := onDisk(f.Name())
+		size, _ := inuse.OnDisk(f.Name())
 		s.log.Info("removing what an interrupted build left", "path", f.Name(), "size", size)
 		// A build's run directory has to be elsewhere; see withStorage.
 		if run, err := os.Readlink(filepath.Join(f.Name(), runLink)); err == nil && strings.HasPrefix(run, runPrefix) {

@@ -2,7 +2,7 @@
 //
 // Who uses a file or directory holds a shared lock on it (flock(2)), which ends with the process; who wants to remove it
 // must get the lock to itself. Nothing is decided by times or by process ids. The package must not remove anything, and
-// must not know what the files are for.
+// must not know what the files are for. It also tells what they take of the disk.
 package inuse
 
 import (

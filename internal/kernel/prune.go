@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -303,18 +302,8 @@ func tryLock(dir string) (unlock func(), free bool, err error) {
 	return func() { _ = f.Close() }, true, nil // closing releases the lock
 }
 
-// onDisk is what a file, or a directory with all in it, takes of the disk; what cannot be looked at counts nothing.
-func onDisk(path string) (sum flint.Bytes) {
-	_ = filepath.WalkDir(path, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return nil
-		}
-		if info, err := d.Info(); err == nil {
-			if st, ok := info.Sys().(*syscall.Stat_t); ok {
-				sum += flint.Bytes(st.Blocks * 512) // stat(2) counts in these
-			}
-		}
-		return nil
-	})
-	return sum
+// onDisk is inuse.OnDisk; what cannot be looked at counts nothing.
+func onDisk(path string) flint.Bytes {
+	size, _ := inuse.OnDisk(path)
+	return size
 }
