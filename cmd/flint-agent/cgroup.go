@@ -51,13 +51,7 @@ type cgroup struct {
 // confine makes the cgroups of jobs below root, which is a cgroup2 file system, on a machine that has so many bytes of memory
 // available, and whose kernel allows so many processes. It returns them with an error, too, where they lack some of their limits.
 func confine(root string, memory, processes int64) (*cgroups, error) {
-	var errs []error
-	for _, controller := range []string{"cpu", "memory", "pids"} { // a kernel may lack one
-		// Under systemd these are enabled already; writing them again changes nothing.
-		if err := setCgroup(root, "cgroup.subtree_control", "+"+controller); err != nil {
-			errs = append(errs, fmt.Errorf("enable cgroup controller %s: %w", controller, err))
-		}
-	}
+	errs := []error{enableControllers(root, "cpu", "memory", "pids")}
 	c := &cgroups{}
 	spare := min(max(memory/spareShare, minSpare), maxSpare, memory/4)
 	for _, name := range []string{jobsCgroup, dockerCgroup} {
@@ -81,6 +75,18 @@ func confine(root string, memory, processes int64) (*cgroups, error) {
 	}
 	c.jobs = f
 	return c, errors.Join(errs...)
+}
+
+// enableControllers has the cgroups below one have these controllers, as far as the kernel has them. Under systemd they have
+// them already; writing that again changes nothing.
+func enableControllers(root string, controllers ...string) error {
+	var errs []error
+	for _, c := range controllers {
+		if err := setCgroup(root, "cgroup.subtree_control", "+"+c); err != nil {
+			errs = append(errs, fmt.Errorf("enable cgroup controller %s: %w", c, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // bomb watches for processes that do nothing but start others.

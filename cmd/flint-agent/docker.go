@@ -154,10 +154,8 @@ func makeGroup(root, name string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make control group: %w", err)
 	}
-	for _, c := range strings.Fields(string(controllers)) {
-		if err := setCgroup(root, "cgroup.subtree_control", "+"+c); err != nil {
-			return nil, fmt.Errorf("hand down controller %s: %w", c, err)
-		}
+	if err := enableControllers(root, strings.Fields(string(controllers))...); err != nil {
+		return nil, err
 	}
 	dir := filepath.Join(root, name)
 	if err := except(os.Mkdir(dir, 0o755), os.ErrExist); err != nil {
