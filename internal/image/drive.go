@@ -60,6 +60,9 @@ func (s *Store) Drive(ctx context.Context, dir string, p flint.Progress) (Drive,
 // write to the directories, once something is laid over them.
 func (s *Store) Tools(ctx context.Context, path string, p flint.Progress) (Drive, error) {
 	info, err := os.Stat(path)
+	if err == nil && !info.IsDir() && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is neither a directory nor a file", path)
+	}
 	if err != nil {
 		return Drive{}, &flint.Fault{
 			Code: "tools.missing", What: "find the tool cache", Kind: flint.ErrNotFound, Err: err,
