@@ -21,19 +21,29 @@ import (
 // forward serves a forwarder on a loopback port, asking the given resolvers, and returns its address.
 func forward(t *testing.T, f *forwarder) netip.AddrPort {
 	t.Helper()
-	var l listeners
-	ok(t, l.bind(t.Context(), netip.MustParseAddrPort("127.0.0.1:0")))
-	// TCP on the port UDP got.
-	at := l.udp[0].LocalAddr().(*net.UDPAddr).AddrPort()
-	ok(t, l.tcp[0].Close())
-	tcp, err := net.Listen("tcp", at.String())
-	ok(t, err)
-	l.tcp[0] = tcp
+	udp, tcp := onePort(t)
+	l := listeners{udp: []net.PacketConn{udp}, tcp: []net.Listener{tcp}}
 	ctx, cancel := context.WithCancel(t.Context())
 	var g errgroup.Group
 	g.Go(func() error { return l.serve(ctx, nil, f) })
 	t.Cleanup(func() { cancel(); ok(t, g.Wait()) })
-	return at
+	return udp.LocalAddr().(*net.UDPAddr).AddrPort()
+}
+
+// onePort listens by UDP and TCP on one loopback port; what one of them gets may be taken in the other.
+func onePort(t *testing.T) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for range 100 {
+		tcp, err := net.Listen("tcp", "127.0.0.1:0")
+		ok(t, err)
+		udp, err := net.ListenPacket("udp", tcp.Addr().String())
+		if err == nil {
+			return udp, tcp
+		}
+		ok(t, tcp.Close())
+	}
+	t.Fatal("no port is free by UDP and TCP")
+	return nil, nil
 }
 
 // asking makes a forwarder with patience for loopback only.
@@ -47,12 +57,9 @@ func asking(t *testing.T, resolvers ...netip.AddrPort) *forwarder {
 // upstream serves a handler by UDP and TCP on one loopback port.
 func upstream(t *testing.T, h dns.HandlerFunc) netip.AddrPort {
 	t.Helper()
-	l, err := net.ListenPacket("udp", "127.0.0.1:0")
-	ok(t, err)
-	at := l.LocalAddr().(*net.UDPAddr).AddrPort()
-	ok(t, l.Close())
-	resolver(t, here(t), at, h)
-	return at
+	udp, tcp := onePort(t)
+	serveDNS(t, udp, tcp, h)
+	return udp.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
 // rawUpstream answers every UDP query with what reply makes of it; nil is silence.

@@ -267,14 +267,22 @@ func greet(t testing.TB, in namespace, at netip.AddrPort) {
 // resolver serves DNS in a namespace.
 func resolver(t testing.TB, in namespace, at netip.AddrPort, h dns.HandlerFunc) {
 	t.Helper()
-	udp, tcp := &dns.Server{Handler: h}, &dns.Server{Handler: h}
+	var u net.PacketConn
+	var l net.Listener
 	ok(t, in.do(func() (err error) {
-		if udp.PacketConn, err = net.ListenPacket("udp", at.String()); err != nil {
+		if u, err = net.ListenPacket("udp", at.String()); err != nil {
 			return err
 		}
-		tcp.Listener, err = net.Listen("tcp", at.String())
+		l, err = net.Listen("tcp", at.String())
 		return err
 	}))
+	serveDNS(t, u, l, h)
+}
+
+// serveDNS answers what comes by UDP and TCP until the test ends.
+func serveDNS(t testing.TB, u net.PacketConn, l net.Listener, h dns.HandlerFunc) {
+	t.Helper()
+	udp, tcp := &dns.Server{Handler: h, PacketConn: u}, &dns.Server{Handler: h, Listener: l}
 	var g errgroup.Group
 	for _, s := range []*dns.Server{udp, tcp} {
 		started := make(chan struct{})
