@@ -68,14 +68,6 @@ func (a *App) adopt(ctx context.Context) error {
 	return err
 }
 
-// undoFirst is undoEarlier before anything else is done. GitHub may be away, and each registration is then asked for in vain:
-// Serve is not to wait for all of them.
-func (a *App) undoFirst(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, sweepFirst)
-	defer cancel()
-	a.undoEarlier(ctx)
-}
-
 // stopAdopted ends the VMs of an earlier process, or lets go of them again.
 func (a *App) stopAdopted() {
 	if a.detaches() {

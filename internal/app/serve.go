@@ -13,32 +13,8 @@ import (
 	"flint/internal/sched"
 )
 
-const (
-	// sweepEvery is how often what could not be released is tried again.
-	sweepEvery = 5 * time.Minute
-	// sweepFirst is how long it is tried before anything else is done.
-	sweepFirst = 20 * time.Second
-	// webhookGrace is what webhooks under way get when the program ends.
-	webhookGrace = 2 * time.Second
-)
-
-// undoEarlier undoes what earlier processes left, here and at GitHub.
-func (a *App) undoEarlier(ctx context.Context) {
-	if err := a.host.Sweep(ctx); err != nil {
-		a.log.Warn("not everything of an earlier process could be undone yet", "err", err)
-	}
-}
-
-// prune removes the registrations that bear our mark and that no runner claims.
-func (a *App) prune(ctx context.Context) {
-	removed, err := a.github.Prune(ctx, a.host.Claims)
-	if len(removed) > 0 {
-		a.log.Warn("removed registrations nobody claims", "runners", removed)
-	}
-	if err != nil && ctx.Err() == nil {
-		a.log.Warn("registrations could not be swept", "err", err)
-	}
-}
+// webhookGrace is what webhooks under way get when the program ends.
+const webhookGrace = 2 * time.Second
 
 // Serve is the coordinator: it runs the jobs of the configured pools until ctx ends, and returns when the last runner is
 // gone, or left to the next process. Call Connect, and Prepare or PrepareToServe, first.
@@ -77,17 +53,13 @@ func (a *App) Serve(ctx context.Context) error {
 	tasks.Go(func() error { return a.watchSoftware(tctx) })
 	tasks.Go(func() error { return a.reruns.run(tctx, a.github.Rerun, a.reran) })
 	tasks.Go(func() error {
-		tick := time.NewTicker(sweepEvery)
-		defer tick.Stop()
-		for {
-			a.prune(tctx)
-			select {
-			case <-tick.C:
-				a.undoEarlier(tctx)
-			case <-tctx.Done():
-				return nil
-			}
-		}
+		a.prune(tctx)
+		regularly(tctx, func(ctx context.Context) bool {
+			clean := a.undoEarlier(ctx)
+			a.prune(ctx)
+			return clean
+		})
+		return nil
 	})
 	tasks.Go(func() error {
 		defer stopListening()
