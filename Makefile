@@ -26,8 +26,9 @@ demo: build ## a real workflow job in a real microVM, from nothing; ARGS=--fail 
 test: build ## everything, with the race detector; boots real VMs
 	@scripts/test.sh
 
-test-kvm: build ## what needs a real /dev/kvm, in an emulated host; FLINT_FIRECRACKER_DIR=DIR tries Firecracker too
-	@scripts/test-kvm.sh
+test-kvm: build ## what needs a real /dev/kvm, and what systemd does, in emulated hosts; HOST=kvm or HOST=systemd takes one;
+	@# FLINT_FIRECRACKER_DIR=DIR tries Firecracker too
+	@scripts/test-kvm.sh $(HOST)
 
 test-arm64: setup ## boots arm64 guests by emulation
 	@scripts/test-arm64.sh

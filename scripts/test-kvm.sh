@@ -41,7 +41,7 @@ fi
 go build -o build/assets ./test/assets
 "${sudo[@]}" build/assets -state "$PWD/build/state" -out "$PWD/build/test-assets"
 
-out=build/test-kvm
+out=build/test-kvm${1:+-$1}
 rm -rf "$out"
 mkdir -p "$out"
 for package in vm vm/qemu vm/firecracker; do

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -99,12 +98,17 @@ func shippedImages(ctx context.Context, state, out, agent string) error {
 	return both.Wait()
 }
 
+// link replaces a link.
 func link(target, link string) error {
-	if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	made := own(link)
+	if err := os.Symlink(target, made); err != nil {
 		return err
 	}
-	return os.Symlink(target, link)
+	return os.Rename(made, link)
 }
+
+// own is the name under which this process makes what is to be found at path, where others may read meanwhile.
+func own(path string) string { return fmt.Sprintf("%s.%d", path, os.Getpid()) }
 
 func run(ctx context.Context, state, out, agent string, given foreign) error {
 	opt := options()
@@ -150,8 +154,10 @@ func run(ctx context.Context, state, out, agent string, given foreign) error {
 		}
 	}
 	scratch := filepath.Join(out, "scratch.ext4")
-	if err := os.Remove(scratch); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	made := own(scratch)
+	defer os.Remove(made)
+	if err := app.Scratch(cfg, opt, made, 4*flint.GiB); err != nil {
 		return err
 	}
-	return app.Scratch(cfg, opt, scratch, 4*flint.GiB)
+	return os.Rename(made, scratch)
 }
