@@ -73,6 +73,7 @@ systemd() {
 	local github port log=$out/github.log status=0
 	for try in 1 2 3 4 5; do # the port may be taken
 		port=$((20000 + RANDOM % 12000))
+		: >"$log"
 		build/flint dev github --listen "127.0.0.1:$port" --url "http://10.0.2.2:$port" --key-file "$out/app.pem" --lease 2m >"$log" 2>&1 &
 		github=$!
 		until grep -q 'private key' "$log" || ! kill -0 $github 2>/dev/null; do sleep 0.1; done
