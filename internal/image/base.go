@@ -13,10 +13,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"flint"
 )
@@ -266,27 +264,6 @@ func (s *Store) fromArchive(ctx context.Context, src source, w Want) (Base, erro
 	}
 	s.note(key, b)
 	return b, nil
-}
-
-// archiveImage opens a docker archive in place, or an OCI archive by unpacking it to dir.
-func archiveImage(ctx context.Context, src source, dir string, limit flint.Bytes) (v1.Image, error) {
-	var tag *name.Tag
-	if src.tag != "" {
-		if t, err := name.NewTag(src.tag); err == nil {
-			tag = &t
-		}
-	}
-	img, dockerErr := tarball.ImageFromPath(src.path, tag)
-	if dockerErr == nil {
-		return img, nil
-	}
-	if err := unpackArchive(ctx, src.path, dir, limit); err != nil {
-		return nil, err
-	}
-	if !isRegular(filepath.Join(dir, "index.json")) {
-		return nil, fmt.Errorf("neither a docker archive (%w) nor an OCI archive (no index.json)", dockerErr)
-	}
-	return layoutImage(dir, src.tag)
 }
 
 // fromExt4 uses a file as it is. Only its digest is computed, once.

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"golang.org/x/sys/unix"
 
 	"flint"
@@ -119,7 +118,7 @@ func (s *Store) buildStep(ctx context.Context, file, dir string, w Want) (v1.Ima
 	}
 	done("with "+b.name, nil)
 	if b.name == "docker" {
-		return tarball.ImageFromPath(b.out(), nil)
+		return dockerImage(b.out(), "", w.Limit)
 	}
 	return layoutImage(b.out(), "")
 }

@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"flint"
 	"flint/internal/tool"
@@ -76,7 +75,7 @@ func (s *Store) export(ctx context.Context, src source, dir string, w Want) (img
 		if err := run.Run(ctx); err != nil {
 			return nil, "", daemonFault(src, err)
 		}
-		img, err = tarball.ImageFromPath(file, nil)
+		img, err = dockerImage(file, "", w.Limit)
 		return img, id, err
 	}
 	layout := filepath.Join(dir, "layout")

@@ -489,6 +489,11 @@ func TestFlattenIsDeterministic(t *testing.T) {
 func FuzzLayer(f *testing.F) {
 	f.Add(pack(f, dir("d"), file("d/f", "1"), link("l", "d/f"), sym("s", "/d"), file("s/g", "2"), file(".wh.l", "")))
 	f.Add(pack(f, item{name: "x", content: "y", h: tar.Header{PAXRecords: map[string]string{xattrPrefix + "user.a": "b"}}}))
+	sparse := f.TempDir()
+	holed(f, filepath.Join(sparse, "s"), 1<<20, 5, 64<<10)
+	for _, how := range sparseTars {
+		f.Add(tarSparse(f, sparse, how, "s"))
+	}
 	f.Fuzz(func(t *testing.T, b []byte) { checkFlatten(t, b) })
 }
 

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"archive/tar"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -273,51 +272,6 @@ func (s *Store) fromImage(ctx context.Context, img v1.Image, w Want) (Base, erro
 	}
 	s.note(key, b)
 	return b, nil
-}
-
-// unpackArchive writes the blobs and the index of an OCI archive to dir, so that it can be read as a layout.
-func unpackArchive(ctx context.Context, path, dir string, limit flint.Bytes) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("open archive: %w", err)
-	}
-	defer f.Close()
-	left := maxStream(limit)
-	t := tar.NewReader(f)
-	for n := 0; ; n++ {
-		h, err := t.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("read archive: %w", err)
-		}
-		name, err := cleanName(h.Name)
-		if err != nil {
-			return fmt.Errorf("entry %.256q: %w", h.Name, err)
-		}
-		if h.Typeflag != tar.TypeReg || !isLayoutFile(name) {
-			continue
-		}
-		if n > 16*maxLayers {
-			return fmt.Errorf("%w: %d files", errBudget, n)
-		}
-		if left -= h.Size; left < 0 {
-			return fmt.Errorf("%w: archive of more than %s", errTooBig, flint.Bytes(maxStream(limit)))
-		}
-		if err := writeFile(filepath.Join(dir, filepath.FromSlash(name)), contextReader{ctx, t}); err != nil {
-			return fmt.Errorf("unpack archive: %w", err)
-		}
-	}
-}
-
-// isLayoutFile reports whether name is one an OCI layout has: index.json, oci-layout, or a blob by its digest.
-func isLayoutFile(name string) bool {
-	if name == "index.json" || name == "oci-layout" {
-		return true
-	}
-	blob, ok := strings.CutPrefix(name, "blobs/sha256/")
-	return ok && len(blob) == 64 && strings.Trim(blob, "0123456789abcdef") == ""
 }
 
 // writeFile makes a file that must not exist yet, and the directories above it. It is on disk when writeFile returns.
