@@ -272,6 +272,9 @@ func (s *Store) fromExt4(ctx context.Context, src source, w Want) (Base, error) 
 	if err != nil {
 		return Base{}, err
 	}
+	if err := wholeFile(src.path); err != nil {
+		return Base{}, err
+	}
 	info, err := os.Stat(src.path)
 	if err != nil {
 		return Base{}, fmt.Errorf("read image: %w", err)

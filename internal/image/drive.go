@@ -60,19 +60,26 @@ func (s *Store) Drive(ctx context.Context, dir string, p flint.Progress) (Drive,
 // write to the directories, once something is laid over them.
 func (s *Store) Tools(ctx context.Context, path string, p flint.Progress) (Drive, error) {
 	info, err := os.Stat(path)
-	if err == nil && !info.IsDir() && !info.Mode().IsRegular() {
+	switch {
+	case err != nil:
+	case info.IsDir():
+		return s.driveOf(ctx, path, toolsKind(), p)
+	case info.Mode().IsRegular():
+		err = wholeFile(path)
+	default:
 		err = fmt.Errorf("%s is neither a directory nor a file", path)
 	}
-	if err != nil {
+	var f *flint.Fault
+	switch {
+	case errors.As(err, &f):
+		return Drive{}, err
+	case err != nil:
 		return Drive{}, &flint.Fault{
 			Code: "tools.missing", What: "find the tool cache", Kind: flint.ErrNotFound, Err: err,
 			Fix: "set the pool's tool_cache to a directory, or to a file that holds an ext4, erofs or squashfs file system",
 		}
 	}
-	if !info.IsDir() {
-		return Drive{Path: path, Size: flint.Bytes(info.Size())}, nil
-	}
-	return s.driveOf(ctx, path, toolsKind(), p)
+	return Drive{Path: path, Size: flint.Bytes(info.Size())}, nil
 }
 
 // driveOf finds or makes a drive and keeps it from being collected.
