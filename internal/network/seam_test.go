@@ -3,9 +3,12 @@ package network
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -75,9 +78,12 @@ func leaked(t *testing.T, before []string) {
 	}
 }
 
+// locks counts the locks of networks in this namespace: others on this machine come and go.
 func locks(t *testing.T) int {
 	t.Helper()
-	all, err := os.ReadDir(lockDir)
+	st, err := os.Stat("/proc/thread-self/ns/net")
+	ok(t, err)
+	all, err := filepath.Glob(fmt.Sprintf("%s/network-*-%d", lockDir, st.Sys().(*syscall.Stat_t).Ino))
 	ok(t, err)
 	return len(all)
 }
