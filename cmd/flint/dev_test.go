@@ -39,7 +39,7 @@ func (s *screen) Write(p []byte) (int, error) {
 func (s *screen) until(t *testing.T, pattern string) []string {
 	t.Helper()
 	re := regexp.MustCompile(pattern)
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(5 * time.Minute)
 	for {
 		s.mu.Lock()
 		found, all, more := re.FindStringSubmatch(s.text.String()), s.text.String(), s.more

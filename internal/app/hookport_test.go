@@ -56,7 +56,7 @@ func TestStrangersAtTheWebhookPort(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
 		name := request[:min(30, len(request))]
 		if _, err := fmt.Fprintf(c, "%sHost: flint\r\nContent-Length: 0\r\n\r\n", request); err != nil {
 			t.Errorf("%q: %v", name, err)

@@ -21,13 +21,13 @@ const aJob = "on: push\njobs:\n  job:\n    runs-on: flint\n    steps:\n      - r
 // eventually waits until is true, which says what is awaited.
 func eventually(t *testing.T, what string, is func() bool) bool {
 	t.Helper()
-	tick, end := time.NewTicker(20*time.Millisecond), time.After(time.Minute)
+	tick, end := time.NewTicker(20*time.Millisecond), time.After(5*time.Minute)
 	defer tick.Stop()
 	for !is() {
 		select {
 		case <-tick.C:
 		case <-end:
-			t.Errorf("not in a minute: %s", what)
+			t.Errorf("not in five minutes: %s", what)
 			return false
 		}
 	}
@@ -36,7 +36,7 @@ func eventually(t *testing.T, what string, is func() bool) bool {
 
 func (c *coordinator) concluded(t *testing.T, run *githubsim.Run) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	if conclusion, err := run.Wait(ctx); err != nil || conclusion != githubsim.Success {
 		t.Errorf("the run ended as %q, %v", conclusion, err)

@@ -139,7 +139,7 @@ func TestJobWithGitHubsRunner(t *testing.T) {
 			}
 			served := make(chan error, 1)
 			go func() { served <- c.Serve(ctx) }()
-			wctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+			wctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 			defer cancel()
 			if conclusion, err := run.Wait(wctx); err != nil || conclusion != githubsim.Success {
 				t.Errorf("the run ended as %q, %v", conclusion, err)

@@ -58,10 +58,10 @@ func newCoordinator(t testing.TB, maxRunners int, change ...func(*config.Config)
 	}
 	c := newRig(t, maxRunners, change...)
 	c.fake.Exec = func(ctx context.Context, _ guest.Command, stdin io.Reader, stdout, _ io.Writer) guest.Exit {
-		if n := c.atOnce.Add(1); n > c.highest.Load() {
-			c.highest.Store(n)
-		}
+		n := c.atOnce.Add(1)
 		defer c.atOnce.Add(-1)
+		for h := c.highest.Load(); n > h && !c.highest.CompareAndSwap(h, n); h = c.highest.Load() {
+		}
 		cmd := exec.CommandContext(ctx, start)
 		cmd.Dir, cmd.Stdin = t.TempDir(), stdin
 		cmd.Stdout, cmd.Stderr = stdout, stdout
@@ -204,25 +204,31 @@ func TestTenJobsTwoAtATime(t *testing.T) {
 	}
 	run := c.submit(t, "on: push\njobs:\n"+jobs.String())
 	c.serve(t, func() {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 		defer cancel()
 		if conclusion, err := run.Wait(ctx); err != nil || conclusion != githubsim.Success {
 			t.Errorf("the run ended as %q, %v", conclusion, err)
 		}
+		// Who stops now ends the last runner before it has heard that.
+		eventually(t, "all ten jobs are in the results of the runners", func() bool { return len(c.succeeded()) == 10 })
 	})
 	c.gone(t)
 	if n := c.highest.Load(); n != 2 {
 		t.Errorf("%d runners at the same time, want 2", n)
 	}
-	succeeded := map[string]bool{}
+}
+
+// succeeded are the jobs of which the results of the runners say so.
+func (c *coordinator) succeeded() map[string]bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	jobs := map[string]bool{}
 	for _, r := range c.results {
 		if r.Runner.Job != nil && r.Conclusion == "succeeded" {
-			succeeded[r.Runner.Job.Name] = true
+			jobs[r.Runner.Job.Name] = true
 		}
 	}
-	if len(succeeded) != 10 {
-		t.Errorf("%d jobs are in the results of the runners: %v", len(succeeded), succeeded)
-	}
+	return jobs
 }
 
 func TestServeStoppedInTheMiddleLeavesNothing(t *testing.T) {
@@ -231,7 +237,7 @@ func TestServeStoppedInTheMiddleLeavesNothing(t *testing.T) {
 	c.serve(t, func() {
 		tick := time.NewTicker(20 * time.Millisecond)
 		defer tick.Stop()
-		deadline := time.After(time.Minute)
+		deadline := time.After(5 * time.Minute)
 		for c.atOnce.Load() < 2 {
 			select {
 			case <-tick.C:
@@ -257,7 +263,7 @@ func TestJobsByWebhooks(t *testing.T) {
 	// This one is queued before anybody listens: no webhook tells of it.
 	before = c.submit(t, "on: push\njobs:\n"+fmt.Sprintf(job, 0, "self-hosted"))
 	c.serve(t, func() {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 		defer cancel()
 		run = c.submit(t, "on: push\njobs:\n"+fmt.Sprintf(job, 1, "self-hosted")+fmt.Sprintf(job, 2, "flint")+fmt.Sprintf(job, 3, "[self-hosted, linux, flint]"))
 		for _, r := range []*githubsim.Run{before, run} {
@@ -276,7 +282,7 @@ func TestRunnersThatRegisterThemselves(t *testing.T) {
 	c := newCoordinator(t, 1, byWebhooks, func(cfg *config.Config) { cfg.GitHub.Registration = "token" })
 	run := c.submit(t, "on: push\njobs:\n  a:\n    runs-on: [self-hosted, flint]\n    steps:\n      - run: echo hello\n")
 	c.serve(t, func() {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 		defer cancel()
 		if conclusion, err := run.Wait(ctx); err != nil || conclusion != githubsim.Success {
 			t.Errorf("the run ended as %q, %v", conclusion, err)
@@ -326,7 +332,7 @@ func wait(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(time.Minute)
+	deadline := time.After(5 * time.Minute)
 	for !cond() {
 		select {
 		case <-tick.C:

@@ -289,7 +289,7 @@ func TestOverTCP(t *testing.T) {
 	stop := d.start(t)
 	wait := func(what string, ok func() bool) {
 		t.Helper()
-		deadline := time.After(20 * time.Second)
+		deadline := time.After(time.Minute)
 		for !ok() {
 			f.mu.Lock()
 			changed := f.changed

@@ -375,7 +375,7 @@ func webhooks(t *testing.T, f Faults, n int) (actions []string, guids map[string
 	r.Misbehave(f)
 	run := submit(t, r, oneJob)
 	run.Cancel()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	for range n {
 		select {

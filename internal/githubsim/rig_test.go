@@ -75,7 +75,7 @@ func (w testWriter) Write(p []byte) (int, error) {
 // until waits for an event that f accepts, those that were included.
 func (r *rig) until(f func(Event) bool) Event {
 	r.t.Helper()
-	deadline := time.After(60 * time.Second)
+	deadline := time.After(5 * time.Minute)
 	for {
 		r.mu.Lock()
 		i := slices.IndexFunc(r.events, f)
@@ -161,7 +161,7 @@ func mustParse(t *testing.T, src string) *Workflow {
 // waitRun waits for a run and checks how it ended.
 func (r *rig) waitRun(run *Run, want Conclusion) {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Minute)
 	defer cancel()
 	got, err := run.Wait(ctx)
 	if err != nil || got != want {
@@ -274,7 +274,7 @@ func actRunner(t *testing.T) func(ctx context.Context, name, jit string) {
 		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "ACTIONS_RUNNER_INPUT_JITCONFIG=" + jit}
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
-		cmd.WaitDelay = 5 * time.Second
+		cmd.WaitDelay = time.Minute
 		if err := cmd.Run(); err != nil && t.Context().Err() == nil {
 			t.Errorf("runner %s: %v\n%s", name, err, out.String())
 		}

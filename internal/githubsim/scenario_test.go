@@ -198,7 +198,7 @@ func TestScenarioStopsWithItsContext(t *testing.T) {
 
 // A whole bad day, seen by the official listener's fleet and runners of the protocol.
 func TestScenarioOfABadDay(t *testing.T) {
-	r := newRig(t, Config{Poll: 300 * time.Millisecond, Keys: 1, Lease: time.Second})
+	r := newRig(t, Config{Poll: 300 * time.Millisecond, Keys: 1, Lease: 5 * time.Second})
 	client := simrunner.NewClient()
 	t.Cleanup(client.CloseIdleConnections)
 	ctx, cancel := context.WithCancel(t.Context())

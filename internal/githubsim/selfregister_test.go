@@ -27,7 +27,7 @@ func TestRealRunnerRegistersItself(t *testing.T) {
 			dir := t.TempDir()
 			command := func(args ...string) *exec.Cmd {
 				cmd := exec.CommandContext(ctx, program, args...)
-				cmd.Dir, cmd.Env, cmd.WaitDelay = dir, []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}, 5*time.Second
+				cmd.Dir, cmd.Env, cmd.WaitDelay = dir, []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}, time.Minute
 				return cmd
 			}
 			configure := func(url, token, name string) (string, error) {

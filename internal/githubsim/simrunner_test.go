@@ -176,22 +176,25 @@ func TestSimrunnerHearsItsJobCancelled(t *testing.T) {
 
 func TestSimrunnerDiesAnywhere(t *testing.T) {
 	for p := simrunner.Decoded; p <= simrunner.Completed; p++ {
-		r := newRig(t, Config{Poll: 5 * time.Second, Lease: 200 * time.Millisecond, Keys: 1})
-		jit, run := jitFor(t, r, oneJob)
-		exit, err := simrunner.Run(t.Context(), jit, simrunner.Options{Die: p})
-		if exit != simrunner.ExitDied || !errors.Is(err, simrunner.ErrDied) {
-			t.Errorf("at %d: exit %d, %v", p, exit, err)
-		}
-		switch {
-		case p == simrunner.Completed:
-			r.waitRun(run, Success)
-		case p >= simrunner.Acquired:
-			r.waitRun(run, Failure)
-		default:
-			if st := run.Jobs()[0].Status; st != "assigned" {
-				t.Errorf("at %d: its job is %s", p, st)
+		t.Run(fmt.Sprint(p), func(t *testing.T) {
+			t.Parallel() // their time is the lease's, which a runner that is slow must not miss
+			r := newRig(t, Config{Poll: 5 * time.Second, Lease: 5 * time.Second, Keys: 1})
+			jit, run := jitFor(t, r, oneJob)
+			exit, err := simrunner.Run(t.Context(), jit, simrunner.Options{Die: p})
+			if exit != simrunner.ExitDied || !errors.Is(err, simrunner.ErrDied) {
+				t.Errorf("exit %d, %v", exit, err)
 			}
-		}
+			switch {
+			case p == simrunner.Completed:
+				r.waitRun(run, Success)
+			case p >= simrunner.Acquired:
+				r.waitRun(run, Failure)
+			default:
+				if st := run.Jobs()[0].Status; st != "assigned" {
+					t.Errorf("its job is %s", st)
+				}
+			}
+		})
 	}
 }
 

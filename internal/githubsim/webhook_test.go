@@ -77,7 +77,7 @@ func (x *receiver) answers(status int) {
 // jobs waits until n workflow_job webhooks have come, and returns them.
 func (x *receiver) jobs(n int) []received {
 	x.t.Helper()
-	deadline := time.After(time.Minute)
+	deadline := time.After(5 * time.Minute)
 	for {
 		x.mu.Lock()
 		got := slices.DeleteFunc(slices.Clone(x.got), func(g received) bool { return g.job == nil })
@@ -222,7 +222,7 @@ func TestDeliveriesFailAreListedAndSentAgain(t *testing.T) {
 // untilDeliveries waits until n deliveries are over: a delivery is listed a moment after it came.
 func untilDeliveries(t *testing.T, n int, list func(*github.ListCursorOptions) ([]*github.HookDelivery, *github.Response, error)) []*github.HookDelivery {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	for {
 		if all := deliveries(t, list); len(all) >= n {

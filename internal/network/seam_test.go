@@ -130,7 +130,9 @@ func TestAttachReleasesOnEveryFault(t *testing.T) {
 		}
 		return s.at(call)
 	}
-	n := open(t, cfg)
+	n, err := Open(t.Context(), cfg) // not served: that would open and close descriptors of its own
+	ok(t, err)
+	t.Cleanup(func() { ok(t, n.Close(context.Background())) })
 	p, err := n.Attach(t.Context(), "one")
 	ok(t, err)
 	ok(t, p.Close(context.Background()))

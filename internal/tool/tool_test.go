@@ -130,7 +130,7 @@ func TestEndsWithItsContext(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	// A signal that was sent takes its time to arrive.
-	for range 100 {
+	for range 1200 {
 		b, err := os.ReadFile("/proc/" + child + "/stat")
 		if err != nil || strings.Contains(string(b), ") Z ") {
 			return

@@ -47,8 +47,8 @@ type rig struct {
 	count  int
 }
 
-// testUIDs are next to the default ones, and few.
-var testUIDs = Range{First: 1_900_002_000, Count: 16}
+// testUIDs are beyond the default ones, few, and this process's: other tests on this machine have theirs.
+var testUIDs = Range{First: 1_910_000_000 + 16*uint32(os.Getpid()), Count: 16}
 
 // newRig makes a host for a jailed driver.
 func newRig(t testing.TB, o fctest.Options) *rig {
