@@ -218,6 +218,11 @@ func TestScenarioOfABadDay(t *testing.T) {
 		at 2s submit 6 jobs runs-on flint taking 1s
 	`)
 	sc.Scale = 0.1
+	sc.Did = func(what string) {
+		if strings.HasPrefix(what, "submit 1 ") { // the runner that is killed has to have the job
+			r.untilKind(JobStarted)
+		}
+	}
 	runs, err := r.Play(t.Context(), sc)
 	if err != nil {
 		t.Fatal(err)
