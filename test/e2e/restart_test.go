@@ -142,7 +142,7 @@ func (i *internet) log() string {
 // until waits for a line of the jobs' logs.
 func (i *internet) until(out *watched, line string) {
 	i.r.t.Helper()
-	deadline := time.After(90 * time.Second)
+	deadline := time.After(5 * time.Minute)
 	for !strings.Contains(i.log()+"\n", line+"\n") {
 		select {
 		case <-i.more:
@@ -263,7 +263,7 @@ func TestJobsOutliveTheCoordinator(t *testing.T) {
 		out.until(t, "goes on with the VM of an earlier flint")
 		t.Logf("adopted after %s", time.Since(began).Round(time.Millisecond))
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	if conclusion, err := run.Wait(ctx); err != nil || conclusion != githubsim.Success {
 		t.Errorf("the run ended as %q, %v\n%s", conclusion, err, out)
