@@ -17,10 +17,21 @@ func sleeper(t *testing.T) (*exec.Cmd, func() error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := cmd.Start(); err != nil {
 		t.Skipf("needs cat: %v", err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	// Some kernels round the memory of a program that has just begun down to nothing.
+	if _, err := in.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
 	return cmd, in.Close
 }
 
@@ -45,7 +56,7 @@ func TestPidfd(t *testing.T) {
 		if p.Ended() {
 			t.Error("it has not ended")
 		}
-		if peak := ResidentPeak(cmd.Process.Pid); peak <= 0 { // it may have just begun
+		if peak := ResidentPeak(cmd.Process.Pid); peak <= 0 {
 			t.Errorf("it needed %s", peak)
 		}
 		if err := end(); err != nil {

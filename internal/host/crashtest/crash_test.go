@@ -147,7 +147,7 @@ func (w world) vmms(t *testing.T) []int {
 // isVMM reports whether a command line is that of a VMM of this world.
 func (w world) isVMM(cmdline string) bool {
 	if w.Assets != "" {
-		return strings.Contains(cmdline, "\x00-name\x00"+qemuID())
+		return strings.Contains(cmdline, "\x00-name\x00"+qemuID()+"\x00")
 	}
 	return strings.HasPrefix(cmdline, w.Firecracker+"\x00--id\x00")
 }
@@ -370,7 +370,7 @@ func (w world) failJob(t *testing.T, id string) {
 func TestDeadlinesCountFromTheBegin(t *testing.T) {
 	w, id := newWorld(t), fmt.Sprintf("flint-old-%d", os.Getpid())
 	w.run(t, id, atCount)
-	w.age(t, id, 2*time.Minute)
+	w.age(t, id, 2*jobTime)
 	w.failJob(t, id)
 	w.run(t, "", 0)
 	if res := w.result(t, id); res.Reason.Code != "runner.time_limit" || res.Lost {
@@ -425,8 +425,9 @@ func TestRandomCuts(t *testing.T) {
 	t.Run("lives", func(t *testing.T) {
 		for n := range count {
 			t.Run(strconv.Itoa(n), func(t *testing.T) {
+				w := newWorld(t) // all of them first: a program cannot be run while a process that another life forks has it open
 				t.Parallel()
-				cutAtRandom(t, rand.New(rand.NewPCG(seed, uint64(n))), fmt.Sprintf("flint-random-%d-%d", os.Getpid(), n), &kills)
+				cutAtRandom(t, w, rand.New(rand.NewPCG(seed, uint64(n))), fmt.Sprintf("flint-random-%d-%d", os.Getpid(), n), &kills)
 			})
 		}
 	})
@@ -434,8 +435,7 @@ func TestRandomCuts(t *testing.T) {
 }
 
 // cutAtRandom has one runner of up to four processes that die, and one that does not.
-func cutAtRandom(t *testing.T, r *rand.Rand, id string, kills *atomic.Int64) {
-	w := newWorld(t)
+func cutAtRandom(t *testing.T, w world, r *rand.Rand, id string, kills *atomic.Int64) {
 	begin := id
 	for range 1 + r.IntN(4) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(r.IntN(250))*time.Millisecond)

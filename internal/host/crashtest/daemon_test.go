@@ -32,6 +32,7 @@ const (
 	lines     = 40 // what the job counts, one each 10 ms
 	exitOfJob = 3
 	atCount   = -1 // dies in the middle of the job
+	jobTime   = 3 * time.Minute
 )
 
 // world is a machine: everything on it but processes is below its directory, and GitHub, too.
@@ -250,12 +251,11 @@ func (p *process) reattach(_ context.Context, id string) (host.Port, error) {
 
 // driver is what runs the world's VMs, and what their lives are bound by.
 func (p *process) driver(ctx context.Context, log *slog.Logger) (adopting, host.Deadlines, error) {
-	deadlines := host.Deadlines{Boot: 20 * time.Second, Job: time.Minute, Finish: 10 * time.Second}
+	deadlines := host.Deadlines{Boot: 2 * time.Minute, Job: jobTime, Finish: time.Minute}
 	if p.Assets == "" {
 		d, err := firecracker.New(ctx, firecracker.Config{Firecracker: p.Firecracker, NoJail: true, Serial: true, Log: log})
 		return d, deadlines, err
 	}
-	deadlines.Boot, deadlines.Job = 2*time.Minute, 3*time.Minute
 	d, err := qemu.New(ctx, qemu.Config{Log: log})
 	return d, deadlines, err
 }
