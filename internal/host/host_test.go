@@ -282,15 +282,17 @@ func TestFailuresLeaveNothing(t *testing.T) {
 		}, code: "runner.time_limit"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, tt.fake)
-			if tt.bend != nil {
-				tt.bend(w)
-			}
-			res, err := w.host().Run(t.Context(), flint.Runner{ID: host.NewID("flint-", "pool"), Pool: "pool"})
-			if err == nil || errors.Is(err, flint.ErrGuest) != tt.guest || res.Reason.Code != tt.code {
-				t.Errorf("error %v (guest's fault: %v), reason %+v; want code %s", err, errors.Is(err, flint.ErrGuest), res.Reason, tt.code)
-			}
-			w.nothingLeft()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, tt.fake)
+				if tt.bend != nil {
+					tt.bend(w)
+				}
+				res, err := w.host().Run(t.Context(), flint.Runner{ID: host.NewID("flint-", "pool"), Pool: "pool"})
+				if err == nil || errors.Is(err, flint.ErrGuest) != tt.guest || res.Reason.Code != tt.code {
+					t.Errorf("error %v (guest's fault: %v), reason %+v; want code %s", err, errors.Is(err, flint.ErrGuest), res.Reason, tt.code)
+				}
+				w.nothingLeft()
+			})
 		})
 	}
 }

@@ -215,13 +215,14 @@ func TestRegistryThatFails(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r, s := newRegistry(t), hastyStore(t)
-			if tc.says == "nothing came for" {
-				s.silence = 100 * time.Millisecond
-			}
 			ref := r.push(t, "a/b:1", testImage(t, pack(t, file("f", "1"))))
 			good := wantBase(t, s, Want{Ref: ref})
 			r.push(t, "a/b:1", img)
 			r.misbehave(tc.answer)
+			patience := s.silence
+			if tc.says == "nothing came for" {
+				s.silence = 100 * time.Millisecond
+			}
 			_, err := s.Base(t.Context(), Want{Ref: ref, Pull: Always})
 			wantFault(t, err, tc.code, tc.says)
 			if tc.kind != nil && !errors.Is(err, tc.kind) {
@@ -235,6 +236,7 @@ func TestRegistryThatFails(t *testing.T) {
 				t.Errorf("instead of the last good one: %+v", b)
 			}
 			r.before.Store(nil)
+			s.silence = patience
 			if b := wantBase(t, s, Want{Ref: ref, Pull: Always, OrLast: true}); b.Digest == good.Digest || b.Stale != nil {
 				t.Errorf("when it is well again: %+v", b)
 			}
