@@ -63,8 +63,9 @@ func newVM(t testing.TB, p *Port) *guest {
 // conversation is a TCP connection whose other end answers every line with the same line.
 type conversation struct {
 	net.Conn
-	r *bufio.Reader
-	n int
+	far net.Conn
+	r   *bufio.Reader
+	n   int
 }
 
 func converse(t testing.TB, from, in namespace, at netip.AddrPort) *conversation {
@@ -72,12 +73,14 @@ func converse(t testing.TB, from, in namespace, at netip.AddrPort) *conversation
 	var l net.Listener
 	ok(t, in.do(func() (err error) { l, err = net.Listen("tcp", at.String()); return err }))
 	var g errgroup.Group
-	over := make(chan struct{})
+	over, far := make(chan struct{}), make(chan net.Conn, 1)
 	g.Go(func() error {
+		defer close(far)
 		c, err := l.Accept()
 		if err != nil {
 			return nil
 		}
+		far <- c
 		g.Go(func() error { <-over; return c.Close() }) // the guest's FIN may have no way any more
 		_, _ = io.Copy(c, c)
 		return nil
@@ -87,11 +90,13 @@ func converse(t testing.TB, from, in namespace, at netip.AddrPort) *conversation
 	c, err := from.dialer()(ctx, "tcp", at.String())
 	ok(t, err)
 	t.Cleanup(func() { close(over); c.Close(); l.Close(); ok(t, g.Wait()) })
-	talk := &conversation{Conn: c, r: bufio.NewReader(c)}
+	talk := &conversation{Conn: c, far: <-far, r: bufio.NewReader(c)}
 	talk.goesOn(t)
 	return talk
 }
 
+// goesOn says one more line and hears it. Nothing is on the way then: what somebody's host sends again while the connection's
+// address is not translated, the host would answer with a reset.
 func (c *conversation) goesOn(t testing.TB) {
 	t.Helper()
 	c.n++
@@ -103,6 +108,29 @@ func (c *conversation) goesOn(t testing.TB) {
 	if got, err := c.r.ReadString('\n'); err != nil || got != line {
 		t.Fatalf("the connection broke: %q, %v", got, err)
 	}
+	tick, patience := time.NewTicker(time.Millisecond), time.After(long)
+	defer tick.Stop()
+	for unacknowledged(t, c.Conn)+unacknowledged(t, c.far) > 0 {
+		select {
+		case <-tick.C:
+		case <-patience:
+			t.Fatal("the last line is not acknowledged")
+		}
+	}
+}
+
+// unacknowledged is how many bytes the other end of a connection has not confirmed. This end confirms now what has come.
+func unacknowledged(t testing.TB, c net.Conn) (n int) {
+	t.Helper()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	ok(t, err)
+	ok(t, raw.Control(func(fd uintptr) {
+		if err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_QUICKACK, 1); err == nil {
+			n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+		}
+	}))
+	ok(t, err)
+	return n
 }
 
 // chatter talks without a pause until stop, which returns how many lines made it.
