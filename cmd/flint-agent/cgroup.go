@@ -13,11 +13,16 @@ import (
 
 const (
 	atCgroups = "/sys/fs/cgroup"
-	// jobsCgroup holds what the host starts. The agent itself is elsewhere, so a job that takes all it can get leaves it memory,
-	// processes and half of the CPU: enough to say what happened, and to end the VM.
-	jobsCgroup = "flint"
-	// dockerCgroup is where a Docker daemon without systemd puts its containers.
-	dockerCgroup = "docker"
+	// confined is the parent of jobsCgroup and dockerCgroup, which together have the memory of its limit. The agent itself is
+	// elsewhere, so a job that takes all it can get leaves it memory, processes and half of the CPU: enough to say what
+	// happened, and to end the VM.
+	confined = "flint"
+	// jobsCgroup holds what the host starts.
+	jobsCgroup = confined + "/job"
+	// dockerCgroup is where the Docker daemon that the agent starts puts its containers.
+	dockerCgroup = confined + "/docker"
+	// strayCgroup is where a Docker daemon without systemd that the agent tells nothing puts its containers: one that a job starts.
+	strayCgroup = "docker"
 
 	// What is available and not the jobs': one part in so many, within these bounds in bytes, but never more than a quarter. Where
 	// less is left, the kernel looks for memory for so long that the agent seems dead.
@@ -54,20 +59,18 @@ func confine(root string, memory, processes int64) (*cgroups, error) {
 	errs := []error{enableControllers(root, "cpu", "memory", "pids")}
 	c := &cgroups{}
 	spare := min(max(memory/spareShare, minSpare), maxSpare, memory/4)
-	for _, name := range []string{jobsCgroup, dockerCgroup} {
-		g := &cgroup{dir: filepath.Join(root, name), counts: name == jobsCgroup}
-		c.all = append(c.all, g)
-		if err := except(os.Mkdir(g.dir, 0o755), os.ErrExist); err != nil {
+	for _, name := range []string{confined, jobsCgroup, dockerCgroup, strayCgroup} {
+		dir := filepath.Join(root, name)
+		if err := except(os.Mkdir(dir, 0o755), os.ErrExist); err != nil {
 			return nil, errors.Join(append(errs, fmt.Errorf("make cgroup: %w", err))...)
 		}
-		for file, limit := range map[string]int64{
-			"memory.max": memory - spare,
-			"pids.max":   processes / processShare,
-		} {
-			if err := setCgroup(g.dir, file, strconv.FormatInt(limit, 10)); err != nil {
-				errs = append(errs, fmt.Errorf("limit cgroup: %w", err))
-			}
+		errs = append(errs, limitCgroup(dir, "memory.max", memory-spare))
+		if name == confined {
+			errs = append(errs, enableControllers(dir, "cpu", "memory", "pids"))
+			continue
 		}
+		errs = append(errs, limitCgroup(dir, "pids.max", processes/processShare))
+		c.all = append(c.all, &cgroup{dir: dir, counts: name == jobsCgroup})
 	}
 	f, err := os.Open(c.all[0].dir)
 	if err != nil {
@@ -75,6 +78,13 @@ func confine(root string, memory, processes int64) (*cgroups, error) {
 	}
 	c.jobs = f
 	return c, errors.Join(errs...)
+}
+
+func limitCgroup(dir, file string, limit int64) error {
+	if err := setCgroup(dir, file, strconv.FormatInt(limit, 10)); err != nil {
+		return fmt.Errorf("limit cgroup: %w", err)
+	}
+	return nil
 }
 
 // enableControllers has the cgroups below one have these controllers, as far as the kernel has them. Under systemd they have

@@ -26,8 +26,10 @@ func TestConfine(t *testing.T) {
 		}
 		defer c.jobs.Close()
 		for file, want := range map[string]string{
-			"cgroup.subtree_control": "+pids", // the last one asked for
-			"flint/memory.max":       tt.wantMemory, "flint/pids.max": tt.wantPIDs,
+			"cgroup.subtree_control": "+pids", "flint/cgroup.subtree_control": "+pids", // the last one asked for
+			"flint/memory.max":     tt.wantMemory, // together
+			"flint/job/memory.max": tt.wantMemory, "flint/job/pids.max": tt.wantPIDs,
+			"flint/docker/memory.max": tt.wantMemory, "flint/docker/pids.max": tt.wantPIDs,
 			"docker/memory.max": tt.wantMemory, "docker/pids.max": tt.wantPIDs,
 		} {
 			b, err := os.ReadFile(filepath.Join(root, file))
@@ -67,7 +69,7 @@ func TestRefusedProcessesAreCounted(t *testing.T) {
 		t.Errorf("without files %d", n)
 	}
 	// What a container's own limit refused is nothing of ours.
-	for name, content := range map[string]string{"flint/pids.events": "max 3\nelse 9\n", "docker/pids.events": "max 4\n", "docker/pids.current": "249"} {
+	for name, content := range map[string]string{"flint/job/pids.events": "max 3\nelse 9\n", "flint/docker/pids.events": "max 4\n", "flint/docker/pids.current": "249"} {
 		if err := os.WriteFile(filepath.Join(root, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -76,7 +78,7 @@ func TestRefusedProcessesAreCounted(t *testing.T) {
 	if n := c.refused(); n != 3 {
 		t.Errorf("%d, want 3", n)
 	}
-	if err := os.WriteFile(filepath.Join(root, "docker/pids.current"), []byte("250"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(root, "flint/docker/pids.current"), []byte("250"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c.look(time.Now())
@@ -131,11 +133,11 @@ func TestFullCgroupIsKilled(t *testing.T) {
 	}
 	defer c.jobs.Close()
 	// A container that is a fork bomb: its processes are in a cgroup below.
-	if err := os.WriteFile(filepath.Join(root, "docker/pids.current"), []byte("250"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(root, "flint/docker/pids.current"), []byte("250"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	begin := time.Now()
-	kill := filepath.Join(root, "docker/cgroup.kill")
+	kill := filepath.Join(root, "flint/docker/cgroup.kill")
 	for now := begin; now.Sub(begin) < bombAfter; now = now.Add(sampleEvery) {
 		c.look(now)
 	}
@@ -146,7 +148,7 @@ func TestFullCgroupIsKilled(t *testing.T) {
 	if b, err := os.ReadFile(kill); err != nil || string(b) != "1" {
 		t.Errorf("cgroup.kill is %q, %v", b, err)
 	}
-	if _, err := os.Stat(filepath.Join(root, "flint/cgroup.kill")); err == nil {
+	if _, err := os.Stat(filepath.Join(root, "flint/job/cgroup.kill")); err == nil {
 		t.Error("the other cgroup is killed, too")
 	}
 	if err := os.Remove(kill); err != nil {

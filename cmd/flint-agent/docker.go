@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -17,6 +18,7 @@ const (
 	dockerSocket = "/var/run/docker.sock"
 	dockerStarts = 4           // how often dockerd is started at most; one that ends ever again would only cost the job time
 	dockerPause  = time.Second // before the second start; doubled before each further one
+	dockerConfig = "/etc/docker/daemon.json"
 )
 
 // docker is the image's Docker daemon where no init would start it. Its socket is there before the host is answered, so
@@ -24,6 +26,7 @@ const (
 type docker struct {
 	shell  string // the program that says LISTEN_PID, which is known to nobody before
 	daemon string
+	config string // the daemon's own configuration, which may not be there
 	groups string // where cgroup v2 is mounted
 	socket *os.File
 	log    *os.File
@@ -53,7 +56,7 @@ func (s *system) findDocker() (*docker, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen for docker: %w", err), log.Close())
 	}
-	return &docker{shell: shell, daemon: daemon, groups: atCgroups, socket: socket, log: log, pause: dockerPause}, nil
+	return &docker{shell: shell, daemon: daemon, config: dockerConfig, groups: atCgroups, socket: socket, log: log, pause: dockerPause}, nil
 }
 
 // openKernelLog opens the kernel's log, which is bounded, and makes it keep all that is written to it, as systemd does.
@@ -143,8 +146,20 @@ func (s *system) startDocker(d *docker) (<-chan syscall.WaitStatus, error) {
 		defer group.Close()
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(group.Fd())
 	}
-	_, ended, err := s.fork(d.shell, []string{"sh", "-c", `LISTEN_PID=$$ exec "$0" -H fd://`, d.daemon}, attr)
+	args := []string{"sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, d.daemon, "-H", "fd://"}
+	if s.cgroups != nil && !d.placesContainers() {
+		args = append(args, "--cgroup-parent", "/"+dockerCgroup)
+	}
+	_, ended, err := s.fork(d.shell, args, attr)
 	return ended, err
+}
+
+// placesContainers reports whether the image says itself in which control group its containers are: dockerd does not start when it
+// is told twice.
+func (d *docker) placesContainers() bool {
+	b, err := os.ReadFile(d.config)
+	var config map[string]json.RawMessage
+	return err == nil && json.Unmarshal(b, &config) == nil && config["cgroup-parent"] != nil
 }
 
 // makeGroup makes a control group below root, the mount of cgroup v2, with every controller there is. dockerd takes what its own

@@ -63,6 +63,26 @@ func TestDockerIsStartedAFewTimes(t *testing.T) {
 	}
 }
 
+// Containers have their limits where the agent has made some, unless the image says itself where they are.
+func TestDockerIsToldWhereContainersAre(t *testing.T) {
+	s := startable(t)
+	s.cgroups = &cgroups{}
+	close(s.configured)
+	for config, want := range map[string]string{
+		"":                           "-H fd:// --cgroup-parent /flint/docker\n",
+		`{"log-level": "warn"}`:      "-H fd:// --cgroup-parent /flint/docker\n",
+		`{"cgroup-parent": "/mine"}`: "-H fd://\n",
+	} {
+		d, log := keeping(t, `echo "$*"; exit 1`)
+		write(t, filepath.Dir(log), "daemon.json", config)
+		d.config = filepath.Join(filepath.Dir(log), "daemon.json")
+		s.keepDocker(d, nil)
+		if b, err := os.ReadFile(log); err != nil || string(b) != strings.Repeat(want, dockerStarts) {
+			t.Errorf("with %q the daemon saw\n%s, %v", config, b, err)
+		}
+	}
+}
+
 // A daemon that ends because the guest reboots is not started again.
 func TestDockerEndsWithTheGuest(t *testing.T) {
 	s := startable(t)

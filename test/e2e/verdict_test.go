@@ -37,11 +37,15 @@ func TestWhatTakesTooMuchEndsInAVerdict(t *testing.T) {
 	for name, u := range map[string]*run{
 		"stuck": stuck,
 		"memory": start(7, []string{"its VM ran out of memory (256MiB) [runner.oom]", "fix:"},
-			"--", "sh", "-c", "echo begun; tail /dev/zero; echo tail ended with $?; exit 7"),
-
+			"--timeout", "4m", "--", "sh", "-c", `echo begun; tail /dev/zero; echo tail ended with $?
+			# What a container and the job have together is more than there is for both.
+			(echo 0 >/sys/fs/cgroup/flint/docker/cgroup.procs; { head -c 110M /dev/zero; sleep 1000; } | tail -c 110M) &
+			{ head -c 110M /dev/zero; sleep 1000; } | tail -c 110M &
+			until grep -q '^oom [1-9]' /sys/fs/cgroup/flint/memory.events.local; do sleep 1; done
+			echo they met their common limit; exit 7`),
 		"processes": start(3, []string{"Resource temporarily unavailable", "its VM had as many processes as one of 256MiB may have [runner.pids]", "fix:"},
 			"--user", "runner", "--", "bash", "-c", `mkfifo f; exec 9<>f; echo begun; b() { b | b & }; b
-			until read -r _ refused </sys/fs/cgroup/flint/pids.events && [ $refused -gt 50 ]; do read -rt 0.2 -u 9; done; exit 3`),
+			until read -r _ refused </sys/fs/cgroup/flint/job/pids.events && [ $refused -gt 50 ]; do read -rt 0.2 -u 9; done; exit 3`),
 		// A full disk and deaf ears in one VM: the limit of time is the verdict, and the disk is said.
 		"disk and time": start(124, []string{"[runner.time_limit]", "asked to end, it went on, and was killed; its disk was full (100MiB)", "fix:"},
 			"--disk", "100MiB", "--timeout", "20s", "--user", "runner", "--", "sh", "-c",
@@ -60,7 +64,7 @@ func TestWhatTakesTooMuchEndsInAVerdict(t *testing.T) {
 		if name == "disk and time" && !strings.Contains(u.out.String(), "asked to end\n") {
 			t.Errorf("%s: what it said when it was asked to end did not arrive", name)
 		}
-		if name == "memory" && !strings.Contains(u.out.String(), "tail ended with 137\n") {
+		if name == "memory" && !strings.Contains(u.out.String(), "tail ended with 137\nthey met their common limit\n") {
 			t.Errorf("%s: more was killed than what took the memory:\n%s", name, u.out)
 		}
 	}

@@ -53,6 +53,10 @@ done
 logged() { docker compose logs --no-log-prefix client | grep -o -m 1 both; }
 is "by name and by IPv6 between containers" "$(soon logged)" both
 
+if [ ! -e /run/systemd/system ]; then # the agent started docker
+	is "containers beside the job" "$(ls -d /sys/fs/cgroup/flint/docker/*/ 2>&1 | wc -l), $(cat /proc/self/cgroup)" "2, 0::/flint/job"
+fi
+
 for t in iptables ip6tables; do
 	case $(/usr/sbin/$t -V) in *nf_tables*) ;; *) echo "$t is not for nftables"; exit 1 ;; esac
 	sudo $t -t nat -A POSTROUTING -m comment --comment try -j RETURN
