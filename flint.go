@@ -184,6 +184,7 @@ type Result struct {
 	OOM         bool     `json:"oom,omitempty"`        // the guest's kernel killed something for memory, or the host's the VMM
 	PIDs        bool     `json:"pids,omitempty"`       // the guest could not start a process, because it had too many
 	DiskFull    bool     `json:"disk_full,omitempty"`  // the scratch disk was full while the program ran
+	RootFull    bool     `json:"root_full,omitempty"`  // its root, kept in memory, was full while the program ran
 	Lost        bool     `json:"lost,omitempty"`       // its VM or program ended under a job that GitHub had not concluded, and nobody had ended it
 	PeakMemory  Bytes    `json:"peak_memory"`          // peak resident memory of the VMM process
 	GuestMemory Bytes    `json:"guest_memory"`         // peak memory in use inside the guest

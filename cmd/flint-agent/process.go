@@ -185,6 +185,7 @@ func (p *process) Wait() (guest.Exit, error) {
 	e := exitOf(<-p.ended)
 	now := p.sys.trouble()
 	e.OOM, e.PIDs, e.DiskFull = now.killed > p.before.killed, now.refused > p.before.refused, now.filled > p.before.filled
+	e.RootFull = now.crammed > p.before.crammed
 	return e, nil
 }
 

@@ -36,7 +36,8 @@ type system struct {
 	shielded bool     // the agent is never killed for memory; what it starts must not inherit that
 	cgroups  *cgroups // nil: jobs have no limits of their own
 	peak     atomic.Int64
-	filled   atomic.Int64 // how often a disk was seen that was full
+	filled   atomic.Int64 // how often the scratch disk was seen full
+	crammed  atomic.Int64 // how often a root in memory was
 
 	configure  sync.Once
 	configured chan struct{} // closed when the guest was configured for the first time
@@ -57,9 +58,9 @@ func (s *system) watch(stop <-chan struct{}) {
 	configured := s.configured
 	for {
 		s.sample()
-		if diskFull() {
-			s.filled.Add(1)
-		}
+		disk, root := fullDisks()
+		s.filled.Add(disk)
+		s.crammed.Add(root)
 		if configured == nil { // from then on nobody replaces them
 			s.cgroups.look(time.Now())
 		}
@@ -274,9 +275,18 @@ func (s *system) Stats() (guest.Stats, error) {
 	return st, nil
 }
 
-// diskFull reports whether the scratch disk, or a root in memory, has no space left: less than 1 MiB or 0.1 %, or no inode.
-func diskFull() bool { return full("/tmp") || full("/") }
+// fullDisks is 1 for what has no space left: the scratch disk, or else a root that is not on it but in memory.
+func fullDisks() (disk, root int64) {
+	switch {
+	case full("/tmp"):
+		return 1, 0
+	case full("/"):
+		return 0, 1
+	}
+	return 0, 0
+}
 
+// full reports whether a file system has less than 1 MiB or 0.1 % left, or no inode.
 func full(at string) bool {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(at, &fs); err != nil || fs.Blocks == 0 {
@@ -287,14 +297,11 @@ func full(at string) bool {
 }
 
 // trouble counts what a guest can run out of. The difference of two says what it ran out of between them.
-type trouble struct{ killed, refused, filled int64 }
+type trouble struct{ killed, refused, filled, crammed int64 }
 
 func (s *system) trouble() trouble {
-	t := trouble{oomKills(), s.cgroups.refused(), s.filled.Load()}
-	if diskFull() { // not seen yet, maybe
-		t.filled++
-	}
-	return t
+	disk, root := fullDisks() // not seen yet, maybe
+	return trouble{oomKills(), s.cgroups.refused(), s.filled.Load() + disk, s.crammed.Load() + root}
 }
 
 // oomKills returns how many processes the kernel has killed for memory.

@@ -188,6 +188,7 @@ func (f *runFlags) explain(w io.Writer, why flint.Reason) {
 		"runner.oom":       "give it more with --memory, or see what uses so much",
 		"runner.pids":      "see what starts so many; a VM with more --memory may have more",
 		"runner.disk_full": "give it more with --disk, or write less",
+		"runner.root_full": "give it more with --memory, write less, or leave its root on the disk",
 	}[why.Code]
 	if ok {
 		s := styleOf(w)

@@ -100,6 +100,7 @@ type Exit struct {
 	OOM      bool   // the guest's kernel killed something for want of memory while it ran
 	PIDs     bool   `json:",omitempty"` // a process could not be started while it ran, because there were too many
 	DiskFull bool   // a file system of the scratch disk had no space left at some time while it ran
+	RootFull bool   `json:",omitempty"` // its root had no space left at some time while it ran, and the scratch disk had: it is kept in memory
 	Err      string // why it could not be started (with Code 126 or 127)
 }
 

@@ -409,6 +409,7 @@ func (l *life) exited(exit guest.Exit) {
 	l.result.Unstarted = exit.Err
 	l.result.ExitCode, l.result.Signal = exit.Code, exit.Signal
 	l.result.OOM, l.result.PIDs, l.result.DiskFull = exit.OOM, exit.PIDs, exit.DiskFull
+	l.result.RootFull = exit.RootFull
 }
 
 // wentLost is the error of a VM whose agent was lost under its work.

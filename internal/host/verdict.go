@@ -17,6 +17,8 @@ func (l *life) shortage() flint.Reason {
 		return flint.Because("runner.oom", "its VM ran out of memory (%s)", l.shape.Memory)
 	case r.DiskFull:
 		return flint.Because("runner.disk_full", "its disk was full (%s)", l.shape.Disk)
+	case r.RootFull:
+		return flint.Because("runner.root_full", "its root was full, which is half of its memory (%s)", l.shape.Memory)
 	}
 	return flint.Reason{}
 }

@@ -27,6 +27,7 @@ func TestVerdicts(t *testing.T) {
 		"memory":             {exit: guest.Exit{Code: 137, OOM: true}, code: "runner.oom", says: "its VM ran out of memory (256MiB)"},
 		"disk":               {exit: guest.Exit{Code: 1, DiskFull: true}, code: "runner.disk_full", says: "its disk was full (1GiB)"},
 		"processes":          {exit: guest.Exit{Code: 1, PIDs: true}, code: "runner.pids", says: "as many processes as one of 256MiB may have"},
+		"root in memory":     {exit: guest.Exit{Code: 1, RootFull: true}, code: "runner.root_full", says: "half of its memory"},
 		"everything":         {exit: guest.Exit{Code: 1, PIDs: true, OOM: true, DiskFull: true}, code: "runner.pids"},
 		"no harm":            {exit: guest.Exit{PIDs: true, OOM: true, DiskFull: true}, code: "runner.done"},
 		"memory, then disk":  {exit: guest.Exit{Code: 1, OOM: true, DiskFull: true}, code: "runner.oom"},
