@@ -14,6 +14,7 @@ import (
 	"flint/internal/host"
 	"flint/internal/image"
 	"flint/internal/kernel"
+	"flint/internal/runnersoft"
 	"flint/internal/vm"
 	"flint/internal/vm/firecracker"
 	"flint/internal/vm/qemu"
@@ -239,15 +240,6 @@ func DemoRunner(ctx context.Context, stateDir, moduleDir string, p flint.Progres
 	return dir, image.BuildDemoRunner(ctx, moduleDir, dir, p)
 }
 
-// startInImage starts GitHub's runner software where an image holds it. Like runner.dir's start it reads the JIT configuration
-// from its standard input and hands it on in an environment variable, which the runner takes out again before a job.
-const startInImage = `IFS= read -r ACTIONS_RUNNER_INPUT_JITCONFIG && export ACTIONS_RUNNER_INPUT_JITCONFIG || exit 1
-for dir do
-	if [ -x "$dir/bin/Runner.Listener" ]; then cd "$dir" && exec ./bin/Runner.Listener run </dev/null; fi
-done
-echo "flint: no runner software (bin/Runner.Listener) in: $*" >&2
-exit 127`
-
 // runnerInImage is the program that starts the runner software of an image that has it in dir; nil: on a drive of its own.
 func runnerInImage(dir string) []string {
 	if dir == "" {
@@ -257,7 +249,7 @@ func runnerInImage(dir string) []string {
 	if dir == "auto" {
 		places = []string{"/home/runner", "/actions-runner", "/opt/actions-runner", "/home/runner/actions-runner", "/runner"}
 	}
-	return append([]string{"/bin/sh", "-c", startInImage, "flint"}, places...)
+	return runnersoft.InImage(places...)
 }
 
 // agentPath finds the guest's program: where the configuration says, or beside this one.

@@ -188,7 +188,7 @@ func (s *Store) addQuietly(ctx context.Context, f *os.File, a incoming) (got Sof
 
 // writeOurs adds what a runner.dir has beside the runner, and lets everybody read the directories, whatever the umask.
 func writeOurs(dir, version string, released time.Time) error {
-	if err := os.WriteFile(filepath.Join(dir, startFile), startScript, 0o755); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, startFile), []byte(placeScript+launchScript), 0o755); err != nil {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(dir, versionFile), versionText(version, released), 0o644); err != nil {

@@ -72,8 +72,21 @@ const (
 	keepVersions = 2 // the current one, and the newest of the others to go back to
 )
 
-//go:embed start.sh
-var startScript []byte
+// What starts the runner in a VM: in a place of its own, or where an image has it, and then the same.
+var (
+	//go:embed place.sh
+	placeScript string
+	//go:embed find.sh
+	findScript string
+	//go:embed launch.sh
+	launchScript string
+)
+
+// InImage is the command that starts GitHub's runner where an image has it itself, in the first of these directories that has one. Like
+// the start of a runner.dir it reads the credential of flint.Registration from its standard input.
+func InImage(dirs ...string) []string {
+	return append([]string{"/bin/sh", "-c", findScript + launchScript, "flint"}, dirs...)
+}
 
 // versionForm is how GitHub numbers its runner.
 var versionForm = regexp.MustCompile(`^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$`)

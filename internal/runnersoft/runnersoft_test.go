@@ -570,6 +570,10 @@ func TestStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := names(t, soft.Dir)
+	baked := filepath.Join(t.TempDir(), "actions-runner")
+	if out, err := exec.Command("cp", "-R", soft.Dir, baked).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
 	for name, tt := range map[string]struct{ line, calls, secrets string }{
 		"JIT": {"c2VjcmV0", "run\n", "c2VjcmV0 \n"},
 		"by itself": {
@@ -580,22 +584,39 @@ func TestStart(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			work := t.TempDir()
-			cmd := exec.CommandContext(t.Context(), filepath.Join(soft.Dir, "start"))
-			cmd.Dir, cmd.Stdin = work, strings.NewReader(tt.line+"\n")
-			out, err := cmd.CombinedOutput()
-			var exit *exec.ExitError
-			if !errors.As(err, &exit) || exit.ExitCode() != 7 {
-				t.Fatalf("%v, want the runner's own exit code 7: %s", err, out)
-			}
-			for file, want := range map[string]string{"calls": tt.calls, "secrets": tt.secrets} {
-				if b, err := os.ReadFile(filepath.Join(work, "runner", "_diag", file)); string(b) != want {
-					t.Errorf("%s: %q, %v; want %q", file, b, err, want)
+			for diag, args := range map[string][]string{
+				filepath.Join(work, "runner", "_diag"): {filepath.Join(soft.Dir, "start")},
+				filepath.Join(baked, "_diag"):          InImage(t.TempDir(), baked), // an image's own
+			} {
+				cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
+				cmd.Dir, cmd.Stdin = work, strings.NewReader(tt.line+"\n")
+				out, err := cmd.CombinedOutput()
+				var exit *exec.ExitError
+				if !errors.As(err, &exit) || exit.ExitCode() != 7 {
+					t.Fatalf("%v, want the runner's own exit code 7: %s", err, out)
+				}
+				for file, want := range map[string]string{"calls": tt.calls, "secrets": tt.secrets} {
+					if b, err := os.ReadFile(filepath.Join(diag, file)); string(b) != want {
+						t.Errorf("%s: %q, %v; want %q", filepath.Join(diag, file), b, err, want)
+					}
+				}
+				if err := os.RemoveAll(diag); err != nil {
+					t.Fatal(err)
 				}
 			}
 			if after := names(t, soft.Dir); !slices.Equal(before, after) {
 				t.Errorf("the software has changed: %v", after)
 			}
 		})
+	}
+}
+
+func TestNoRunnerInImage(t *testing.T) {
+	args := InImage("/nowhere", t.TempDir())
+	out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 127 || !strings.Contains(string(out), "no runner software (bin/Runner.Listener) in: /nowhere ") {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 
