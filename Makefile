@@ -11,7 +11,7 @@ GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$$PATH")
 STATE := $(CURDIR)/build/state
 
-.PHONY: build chaos demo test test-kvm test-arm64 test-images filesystem lint bench soak fuzz clean setup kernel
+.PHONY: build chaos demo test test-kvm test-arm64 test-images filesystem lint bench soak fuzz clean setup kernel help
 
 build: setup ## both programs, static, into build/
 	$(GOBUILD) -o build/flint ./cmd/flint
@@ -23,10 +23,10 @@ setup:
 demo: build ## a real workflow job in a real microVM, from nothing; ARGS=--fail makes a job fail
 	@$(SUDO) build/flint demo --state-dir '$(STATE)' $(ARGS)
 
-test: build ## everything, with the race detector; boots real VMs
+test: build ## the tests, with the race detector; boots real VMs
 	@scripts/test.sh
 
-test-kvm: build ## what needs a real /dev/kvm, and what systemd does, in emulated hosts; HOST=kvm or HOST=systemd takes one;
+test-kvm: build ## what needs a real /dev/kvm, and what systemd does, in emulated hosts; HOST=systemd or HOST=kvm takes one
 	@# FLINT_FIRECRACKER_DIR=DIR tries Firecracker too
 	@scripts/test-kvm.sh $(HOST)
 
@@ -59,6 +59,9 @@ filesystem: build ## images/runner as a file to boot from, build/rootfs/rootfs.e
 # VERSION is flint's own unless it is said to make.
 kernel: setup ## a kernel without modules from the distribution's source, build/kernel/vmlinux; VERSION=6.1 ARCH=arm64 JOBS=2
 	@ARCH='$(ARCH)' JOBS='$(JOBS)' VERSION='$(if $(findstring command,$(origin VERSION)),$(VERSION))' images/kernel/build.sh
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
 
 clean:
 	$(SUDO) rm -rf build

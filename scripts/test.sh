@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every test with the race detector. Those that need root run as root; those that need KVM say so and skip.
+# Runs the tests with the race detector. Those that need root run as root; those that need KVM say so and skip.
 # Arguments go to go test: scripts/test.sh ./internal/host -run Sweep
 set -euo pipefail
 cd "$(dirname "$0")/.."

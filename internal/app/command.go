@@ -15,7 +15,7 @@ type Command struct {
 	Args   []string
 	Env    []string // KEY=value, on top of the image's
 	User   string   // empty: root
-	Dir    string   // empty: /work
+	Dir    string   // empty: the image's working directory, or /work
 	Stdin  io.Reader
 	Stdout io.Writer
 	Stderr io.Writer
@@ -32,10 +32,7 @@ func (a *App) Command(ctx context.Context, c Command) (flint.Result, error) {
 	if err != nil {
 		return flint.Result{}, err
 	}
-	cmd := guest.Command{Args: c.Args, Env: append(supply.Env[:len(supply.Env):len(supply.Env)], c.Env...), User: c.User, Dir: c.Dir}
-	if cmd.Dir == "" {
-		cmd.Dir = "/work"
-	}
+	cmd := guest.Command{Args: c.Args, Env: append(supply.Env[:len(supply.Env):len(supply.Env)], c.Env...), User: c.User, Dir: workDir(c.Dir, supply.Dir)}
 	if c.Cols > 0 {
 		cmd.TTY = &guest.Size{Cols: c.Cols, Rows: c.Rows}
 	}
@@ -64,4 +61,15 @@ func (a *App) Command(ctx context.Context, c Command) (flint.Result, error) {
 		Command: cmd,
 		IO:      guest.IO{Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr, Resize: resize},
 	})
+}
+
+// workDir is where a command starts: where it is asked to, or where the image says; at its root is no place to work.
+func workDir(asked, image string) string {
+	switch {
+	case asked != "":
+		return asked
+	case image != "" && image != "/":
+		return image
+	}
+	return "/work"
 }

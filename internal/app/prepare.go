@@ -102,7 +102,7 @@ func (a *App) supplyPool(ctx context.Context, p config.Pool, base image.Base) er
 	}
 	a.supply[p.Name] = host.Supply{
 		Shape: flint.Shape(now.VM), Kernel: a.pack.Kernel, Initrd: a.pack.Initrd, Modules: a.pack.Modules,
-		Base: base.Path, Runner: runner, Start: runnerInImage(a.cfg.Runner.InImage), Env: poolEnv(now, base.Env), Limits: rates(now.Limits),
+		Base: base.Path, Runner: runner, Start: runnerInImage(a.cfg.Runner.InImage), Env: poolEnv(now, base.Env), Dir: base.Dir, Limits: rates(now.Limits),
 		Tools: tools, InMemory: now.Root == config.MemoryRoot,
 	}
 	return nil

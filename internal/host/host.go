@@ -84,6 +84,7 @@ type Supply struct {
 	// InMemory has the guest keep what is written to its root in memory. Work directory, /tmp and docker's stay on the disk.
 	InMemory bool
 	Env      []string
+	Dir      string // the image's working directory; empty: it names none
 	// Start is the runner program and its arguments, as the guest sees them; nil: /opt/flint/runner/start, which is on the
 	// runner drive. It gets what docs/reference.md says of that one.
 	Start  []string

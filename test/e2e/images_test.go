@@ -140,7 +140,7 @@ func (r *rig) sources(dir string) map[string]string {
 		r.t.Fatal(err)
 	}
 	copyFile(r.t, busybox(r.t), filepath.Join(build, "busybox"))
-	content := "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\nENV MADE_BY=buildah\n"
+	content := "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\nENV MADE_BY=buildah\nWORKDIR /src\n"
 	if err := os.WriteFile(filepath.Join(build, "Dockerfile"), []byte(content), 0o644); err != nil {
 		r.t.Fatal(err)
 	}
@@ -176,24 +176,25 @@ func TestImagesOfEverySource(t *testing.T) {
 	for _, tt := range []struct {
 		name, image string
 		flags       []string
-		disk        int // KiB
-		madeBy      string
+		disk        int    // KiB
+		madeBy      string // the image's ENV
+		dir         string // and WORKDIR
 		vms         int
 	}{
-		{name: "Dockerfile, three at once", image: sources["Dockerfile"], vms: 3, madeBy: "buildah"},
-		{name: "OCI layout, root in memory", image: sources["layout"], flags: []string{"--root", "memory"}, vms: 1, madeBy: "buildah"},
-		{name: "archive, larger disk", image: sources["archive"], flags: []string{"--disk", "7GiB"}, vms: 1, madeBy: "buildah"},
-		{name: "registry", image: sources["reference"], vms: 1, madeBy: "buildah"},
-		{name: "file", image: sources["file"], vms: 1}, // a file has no ENV
+		{name: "Dockerfile, three at once", image: sources["Dockerfile"], vms: 3, madeBy: "buildah", dir: "/src"},
+		{name: "OCI layout, root in memory", image: sources["layout"], flags: []string{"--root", "memory"}, vms: 1, madeBy: "buildah", dir: "/src"},
+		{name: "archive, larger disk", image: sources["archive"], flags: []string{"--disk", "7GiB"}, vms: 1, madeBy: "buildah", dir: "/src"},
+		{name: "registry", image: sources["reference"], vms: 1, madeBy: "buildah", dir: "/src"},
+		{name: "file", image: sources["file"], vms: 1, dir: "/work"}, // a file has neither
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			args := append([]string{"run", "-i", "--image", tt.image}, tt.flags...)
 			args = append(args, "--", "sh", "-c", `set -e; test ! -e /only-one; echo mine >/only-one
 				df -k / /tmp | while read -r a n b; do [ "$n" = 1K-blocks ] || echo "has $n KiB"; done
-				grep -o '^[a-z]* / [a-z0-9]*' /proc/mounts | tail -n1; echo "made by $MADE_BY"; cat`)
+				grep -o '^[a-z]* / [a-z0-9]*' /proc/mounts | tail -n1; echo "made by $MADE_BY in $PWD"; cat`)
 			r.together(t, args, tt.vms, func(out string) {
-				if !strings.Contains(out, "made by "+tt.madeBy+"\n") {
-					t.Errorf("the image's ENV is not there:\n%s", out)
+				if !strings.Contains(out, "made by "+tt.madeBy+" in "+tt.dir+"\n") {
+					t.Errorf("the image's ENV and WORKDIR are not there:\n%s", out)
 				}
 				sizes := regexp.MustCompile(`has (\d+) KiB`).FindAllStringSubmatch(out, -1)
 				switch {
