@@ -21,7 +21,6 @@ type Pool struct {
 	Labels  []string
 	Image   string // a Dockerfile's directory, an OCI layout directory, or an OCI reference
 	Shape   Shape  // what each of its VMs gets
-	MinIdle int    // runners kept above what the jobs need
 	Max     int    // runners at the same time, on all hosts
 	Account string // name of the configured GitHub account it serves; empty: the one that has no name
 	Scope   string // URL of the organisation, repository or enterprise on the GitHub server

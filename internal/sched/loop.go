@@ -399,7 +399,7 @@ func (l *Loop) report(v *view) {
 		more, target := 0, have
 		if p.Held.IsZero() {
 			more = free.fit(p.Shape, max(0, p.Max-have))
-			target = max(0, min(v.pools[i].Max, p.MinIdle+assigned[p.Name]))
+			target = max(0, min(v.pools[i].Max, assigned[p.Name]))
 		}
 		l.cfg.Source.Capacity(p.Name, have+more)
 		now := level{assigned[p.Name], have, target}

@@ -20,7 +20,7 @@ const Grace = 10 * time.Second
 // Plan compares what GitHub wants with what the hosts have and says what to do about it. It is pure, and its order is
 // deterministic: stops, starts, then waits.
 //
-// Each pool gets min(Max, MinIdle+Assigned) runners as far as the hosts have room; Planned up to Running count, Finishing
+// Each pool gets min(Max, Assigned) runners as far as the hosts have room; Planned up to Running count, Finishing
 // and Gone do not. Assigned includes jobs that run, so a runner that got a job nobody told us of yet is accounted for. A
 // Finishing runner is of no use any more, but its VM is still there: until it is gone no other takes its place under Max.
 // Where pools compete for room, the pool whose share of its wish is smallest goes first. A pool GitHub has not spoken of is
@@ -65,7 +65,6 @@ type tally struct {
 	idle    []flint.Runner // those of them without a job, as far as is known
 	blocked flint.Reason   // why no host takes another one
 	jobs    flint.Reason   // why one is started for a job
-	spare   flint.Reason   // why one is started without one
 }
 
 // count makes the tallies of all pools GitHub has spoken of, by name.
@@ -77,7 +76,7 @@ func count(pools []flint.Pool, demand []flint.Demand, hosts []flint.HostState) [
 	for _, d := range demand {
 		if t := byPool[d.Pool]; t != nil {
 			t.demand = d
-			t.want = max(0, min(t.pool.Max, max(0, t.pool.MinIdle)+max(0, d.Assigned)))
+			t.want = max(0, min(t.pool.Max, d.Assigned))
 		}
 	}
 	for _, h := range hosts {
@@ -166,12 +165,6 @@ func mostStarts(tallies []*tally, r *room) int {
 // startReason says why the next one is started. All that are started in one plan for one cause have one reason, which tells
 // what the pool had before the plan: with thousands of jobs their sentences would be most of the work.
 func (t *tally) startReason() flint.Reason {
-	if t.have >= t.demand.Assigned {
-		if t.spare.IsZero() {
-			t.spare = flint.Because("pool.idle", "pool %s keeps %s idle", t.pool.Name, plural(t.pool.MinIdle, "runner"))
-		}
-		return t.spare
-	}
 	if t.jobs.IsZero() {
 		t.jobs = flint.Because("demand.jobs", "GitHub gave pool %s %s, and it has %s",
 			t.pool.Name, plural(t.demand.Assigned, "job"), plural(t.have, "runner"))

@@ -50,8 +50,7 @@ func brief(actions []sched.Action) string {
 }
 
 func TestPlan(t *testing.T) {
-	idle2 := flint.Pool{Name: "a", Max: 5, MinIdle: 2, Shape: small}
-	held := flint.Pool{Name: "a", Max: 5, MinIdle: 1, Shape: small, Held: flint.Because("runner.deprecated", "the runner software is too old")}
+	held := flint.Pool{Name: "a", Max: 5, Shape: small, Held: flint.Because("runner.deprecated", "the runner software is too old")}
 	refuses := host("h1", 8, 8*flint.GiB)
 	refuses.Refuses = flint.Because("host.drain", "it is being drained")
 	for _, tc := range []struct {
@@ -62,7 +61,7 @@ func TestPlan(t *testing.T) {
 		want   string
 	}{
 		{"nothing to do", []flint.Pool{pool("a", 2)}, []flint.Demand{wants("a", 0)}, []flint.HostState{host("h1", 4, 4*flint.GiB)}, ""},
-		{"GitHub has not spoken", []flint.Pool{idle2}, nil, []flint.HostState{host("h1", 4, 4*flint.GiB)}, ""},
+		{"GitHub has not spoken", []flint.Pool{pool("a", 5)}, nil, []flint.HostState{host("h1", 4, 4*flint.GiB)}, ""},
 		{
 			"up to max, then wait",
 			[]flint.Pool{pool("a", 2)},
@@ -105,13 +104,6 @@ func TestPlan(t *testing.T) {
 			[]flint.Demand{wants("a", 3)},
 			[]flint.HostState{host("h2", 8, 3*flint.GiB), host("h1", 8, 2*flint.GiB)},
 			"start a@h2 (demand.jobs), start a@h1 (demand.jobs), start a@h2 (demand.jobs)",
-		},
-		{
-			"idle runners",
-			[]flint.Pool{idle2},
-			[]flint.Demand{wants("a", 1)},
-			[]flint.HostState{host("h1", 9, 9*flint.GiB)},
-			"start a@h1 (demand.jobs), start a@h1 (pool.idle), start a@h1 (pool.idle)",
 		},
 		{
 			"fair between pools, largest unmet share first",
@@ -177,21 +169,21 @@ func TestPlan(t *testing.T) {
 		{
 			"a held pool says it of jobs that GitHub holds back",
 			[]flint.Pool{held},
-			[]flint.Demand{{Pool: "a", Available: 1, At: long}},
+			[]flint.Demand{{Pool: "a", Assigned: 1, Available: 1, At: long}},
 			[]flint.HostState{host("h1", 9, 9*flint.GiB, runner("r1", "a", flint.Registered, time.Hour))},
 			"wait a (runner.deprecated)",
 		},
 		{
 			"a held pool keeps the idle runners there is demand for",
 			[]flint.Pool{held},
-			[]flint.Demand{wants("a", 1)},
+			[]flint.Demand{wants("a", 2)},
 			[]flint.HostState{host("h1", 9, 9*flint.GiB, runner("r1", "a", flint.Registered, time.Hour), runner("r2", "a", flint.Booting, time.Minute))},
 			"",
 		},
 		{
 			"a held pool stops those there is no demand for",
 			[]flint.Pool{held},
-			[]flint.Demand{wants("a", 0)},
+			[]flint.Demand{wants("a", 1)},
 			[]flint.HostState{host("h1", 9, 9*flint.GiB, runner("r1", "a", flint.Registered, time.Hour), runner("r2", "a", flint.Booting, time.Minute))},
 			"stop r2@h1 (demand.fell)",
 		},
@@ -249,7 +241,7 @@ func world(r *rand.Rand) ([]flint.Pool, []flint.Demand, []flint.HostState) {
 	var demand []flint.Demand
 	for i := range 1 + r.IntN(6) {
 		p := flint.Pool{
-			Name: fmt.Sprintf("p%d", i), Max: r.IntN(8), MinIdle: r.IntN(3),
+			Name: fmt.Sprintf("p%d", i), Max: r.IntN(8),
 			Shape: flint.Shape{CPUs: 1 + r.IntN(4), Memory: flint.Bytes(1+r.IntN(8)) * flint.GiB / 2},
 		}
 		pools = append(pools, p)
