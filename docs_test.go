@@ -10,58 +10,89 @@ import (
 	"testing"
 )
 
-// TestEveryCodeIsDocumented collects the codes of faults and reasons from the source.
+// codeForm is what codes of faults and reasons look like.
+var codeForm = regexp.MustCompile(`^[a-z]+\.[a-z_-]+$`)
+
+// TestEveryCodeIsDocumented compares the codes in the source with docs/errors.md, both ways: those of faults with its first table, and
+// those of reasons with its second.
 func TestEveryCodeIsDocumented(t *testing.T) {
-	page := read(t, "docs/errors.md")
-	code := regexp.MustCompile(`^[a-z]+\.[a-z_-]+$`)
-	seen := map[string]bool{}
-	note := func(e ast.Expr) {
-		lit, ok := e.(*ast.BasicLit)
-		if !ok || lit.Kind != token.STRING {
-			return
-		}
-		if s, err := strconv.Unquote(lit.Value); err == nil && code.MatchString(s) {
-			seen[s] = true
-		}
-	}
+	errorsTable, reasonsTable, _ := strings.Cut(read(t, "docs/errors.md"), "\n## Reasons\n")
+	faults, reasons, all := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, f := range sources(t) {
 		if f.test {
 			continue
 		}
 		ast.Inspect(f.ast, func(n ast.Node) bool {
 			switch n := n.(type) {
-			case *ast.KeyValueExpr:
-				if key, ok := n.Key.(*ast.Ident); ok && key.Name == "Code" {
-					note(n.Value)
+			case *ast.CompositeLit:
+				for _, e := range n.Elts {
+					if field, ok := e.(*ast.KeyValueExpr); ok && nameOf(field.Key) == "Code" {
+						noteCode(field.Value, pick(nameOf(n.Type) == "Reason", reasons, faults))
+					}
+				}
+			case *ast.AssignStmt:
+				for i, to := range n.Lhs {
+					if field, ok := to.(*ast.SelectorExpr); ok && field.Sel.Name == "Code" && len(n.Rhs) == len(n.Lhs) {
+						noteCode(n.Rhs[i], faults)
+					}
 				}
 			case *ast.CallExpr: // a helper that makes faults or reasons takes the code first
-				if len(n.Args) > 0 && makesFaults(n.Fun) {
-					note(n.Args[0])
+				name := nameOf(n.Fun)
+				if len(n.Args) > 0 && (name == "Because" || strings.Contains(strings.ToLower(name), "fault")) {
+					noteCode(n.Args[0], pick(name == "Because", reasons, faults))
 				}
+			case *ast.BasicLit:
+				noteCode(n, all)
 			}
 			return true
 		})
 	}
-	if len(seen) < 40 {
-		t.Fatalf("only %d codes found: the check would be worth little", len(seen))
+	if len(faults) < 100 || len(reasons) < 30 {
+		t.Fatalf("only %d codes of faults and %d of reasons found: the check would be worth little", len(faults), len(reasons))
 	}
-	for c := range seen {
-		if !strings.Contains(page, "`"+c+"`") {
-			t.Errorf("docs/errors.md lacks %s", c)
+	for table, codes := range map[string]map[string]bool{errorsTable: faults, reasonsTable: reasons} {
+		title, _, _ := strings.Cut(table[strings.Index(table, "| code"):], "|---")
+		for c := range codes {
+			if !strings.Contains(table, "`"+c+"`") {
+				t.Errorf("docs/errors.md lacks %s in the table %s", c, strings.TrimSpace(title))
+			}
+		}
+		for row := range strings.Lines(table) {
+			first, _, _ := strings.Cut(strings.TrimPrefix(row, "|"), "|")
+			for i, c := range strings.Split(first, "`") {
+				if i%2 == 1 && codeForm.MatchString(c) && !all[c] {
+					t.Errorf("docs/errors.md has %s, which no source has", c)
+				}
+			}
 		}
 	}
 }
 
-func makesFaults(fun ast.Expr) bool {
-	name := ""
-	switch f := fun.(type) {
-	case *ast.Ident:
-		name = f.Name
-	case *ast.SelectorExpr:
-		name = f.Sel.Name
+// noteCode enters a literal that is a code.
+func noteCode(e ast.Expr, into map[string]bool) {
+	if lit, ok := e.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+		if s, err := strconv.Unquote(lit.Value); err == nil && codeForm.MatchString(s) {
+			into[s] = true
+		}
 	}
-	lower := strings.ToLower(name)
-	return name == "Because" || strings.Contains(lower, "fault")
+}
+
+func pick[T any](first bool, a, b T) T {
+	if first {
+		return a
+	}
+	return b
+}
+
+// nameOf is the last name of an identifier or a selector.
+func nameOf(e ast.Expr) string {
+	switch e := e.(type) {
+	case *ast.Ident:
+		return e.Name
+	case *ast.SelectorExpr:
+		return e.Sel.Name
+	}
+	return ""
 }
 
 func TestEveryDependencyIsDocumented(t *testing.T) {
