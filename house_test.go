@@ -16,15 +16,12 @@ import (
 // mayImport says which rooms each room may know. A room that is not listed may know only the root package. The picture
 // is in docs/architecture.md.
 var mayImport = map[string][]string{
-	"flint":                 {},
-	"flint/cmd/flint":       {"flint", "flint/internal/app", "flint/internal/api", "flint/internal/config", "flint/internal/doctor", "flint/internal/githubsim"},
-	"flint/internal/doctor": {"flint", "flint/internal/vm"},
-	"flint/cmd/flint-agent": {"flint/internal/guest"},
-	"flint/internal/app":    {"*"},
-	"flint/internal/host": {
-		"flint", "flint/internal/image", "flint/internal/kernel", "flint/internal/network", "flint/internal/vm",
-		"flint/internal/guest", "flint/internal/undo",
-	},
+	"flint":                         {},
+	"flint/cmd/flint":               {"flint", "flint/internal/app", "flint/internal/api", "flint/internal/config", "flint/internal/doctor", "flint/internal/githubsim"},
+	"flint/internal/doctor":         {"flint", "flint/internal/vm"},
+	"flint/cmd/flint-agent":         {"flint/internal/guest"},
+	"flint/internal/app":            {"*"},
+	"flint/internal/host":           {"flint", "flint/internal/vm", "flint/internal/guest", "flint/internal/undo"},
 	"flint/internal/github":         {"flint", "flint/internal/github/webhook"},
 	"flint/internal/image":          {"flint", "flint/internal/tool", "flint/internal/ext4", "flint/internal/inuse"},
 	"flint/images/kernel":           {},
@@ -32,7 +29,7 @@ var mayImport = map[string][]string{
 	"flint/test/bench":              {"flint", "flint/internal/app", "flint/internal/config", "flint/internal/githubsim", "flint/internal/image"},
 	"flint/test/assets":             {"flint", "flint/internal/app", "flint/internal/config"},
 	"flint/internal/network":        {"flint", "flint/internal/undo"},
-	"flint/internal/vm/qemu":        {"flint", "flint/internal/vm", "flint/internal/undo"},
+	"flint/internal/vm/qemu":        {"flint", "flint/internal/vm"},
 	"flint/internal/vm/firecracker": {"flint", "flint/internal/vm", "flint/internal/undo"},
 	"flint/internal/vm/vmtest":      {"flint", "flint/internal/vm", "flint/internal/guest"},
 	// The doubles of Firecracker and its jailer: programs for tests.
@@ -60,7 +57,8 @@ var testsMayAlsoImport = map[string][]string{
 	"flint/internal/githubsim": {"flint/internal/githubsim/simrunner"},
 }
 
-// thirdPartyStopsAt says which rooms may import a third-party module; its types go no further.
+// thirdPartyStopsAt says which rooms may import a third-party module; its types go no further. What is not listed may be imported
+// nowhere.
 var thirdPartyStopsAt = map[string][]string{
 	"github.com/actions/scaleset":            {"flint/internal/github", "flint/internal/githubsim"}, // the simulator only in tests
 	"github.com/google/go-containerregistry": {"flint/internal/image", "flint/test/e2e"},            // there its registry
@@ -74,7 +72,49 @@ var thirdPartyStopsAt = map[string][]string{
 	"github.com/rhysd/actionlint":            {"flint/internal/githubsim"},
 	"gopkg.in/yaml.v3":                       {"flint/internal/config"},
 	"github.com/spf13/cobra":                 {"flint/cmd/flint"},
+	"github.com/spf13/pflag":                 {"flint/cmd/flint"},
+	"golang.org/x/term":                      {"flint/cmd/flint"},
 	"github.com/coreos/go-systemd":           {"flint/internal/app"},
+	"github.com/cavaliergopher/cpio":         {"flint/internal/kernel"},
+	"github.com/pierrec/lz4":                 {"flint/internal/kernel"},
+	"github.com/ulikunitz/xz":                {"flint/internal/kernel"},
+	"github.com/klauspost/compress":          {"flint/internal/image", "flint/internal/kernel"},
+	"github.com/creack/pty":                  {"flint/cmd/flint-agent", "flint/test/e2e"},
+	"github.com/hashicorp/go-retryablehttp":  {"flint/internal/github"},
+	"github.com/google/uuid":                 {"flint/internal/github"},
+	"github.com/golang-jwt/jwt":              {"flint/internal/github", "flint/internal/githubsim", "flint/internal/githubsim/simrunner"},
+	"github.com/coder/websocket":             {"flint/internal/githubsim", "flint/internal/githubsim/simrunner"},
+	"go.yaml.in/yaml":                        {"flint/internal/githubsim"},                                  // what actionlint hands out
+	"github.com/google/go-cmp":               {"flint/internal/github/webhook", "flint/internal/githubsim"}, // in tests
+	"golang.org/x/sync":                      {"*"},
+	"golang.org/x/sys":                       {"*"},
+}
+
+// mayStartGoroutines has the functions that may use a bare go, and why. Everything else has an errgroup, or a task of internal/app. The
+// doubles and suites that tests are made of are not looked at.
+var mayStartGoroutines = map[string]string{
+	"internal/sched Loop.start":             "the dispatch: its loop waits for every one",
+	"internal/app App.adopt":                "one for all adopted VMs; the undo stack waits for it",
+	"internal/app App.Command":              "a copy loop; ends with the call",
+	"cmd/flint runFlags.terminal":           "a copy loop; ends with the terminal's restore",
+	"internal/guest pump":                   "a copy loop; ends with its reader",
+	"internal/image plan.writeExt4":         "one end of a pipe whose other end waits for it",
+	"internal/image tarOf":                  "one end of a pipe whose other end waits for it",
+	"internal/image readAhead":              "one end of a pipe whose other end waits for it",
+	"internal/network onThread":             "a thread of its own, which the caller waits for",
+	"internal/vm Apart":                     "a thread of its own, which the caller waits for",
+	"internal/vm probe.watch":               "a thread that only the kernel can hold; the caller waits, with a bound",
+	"internal/vm/qemu machine.watch":        "lives as long as the VMM; everybody waits for what it says",
+	"internal/vm/firecracker machine.watch": "lives as long as the VMM; everybody waits for what it says",
+	"cmd/flint-agent acceptNewest":          "one session at a time; the next waits for its end",
+	"cmd/flint-agent probeDNS":              "asks a few servers at once, and waits for all",
+}
+
+// mayKeepContext has the types that keep a context, and why: io.Reader takes none.
+var mayKeepContext = map[string]string{
+	"internal/image contextReader": "an io.Reader within one call",
+	"internal/image stream":        "an io.Reader within one call",
+	"internal/runnersoft reader":   "an io.Reader within one call",
 }
 
 type sourceFile struct {
@@ -146,16 +186,111 @@ func TestRoomsKnowOnlyWhomTheyMay(t *testing.T) {
 				}
 				continue
 			}
+			host, _, _ := strings.Cut(path, "/")
+			if !strings.Contains(host, ".") {
+				continue // the standard library
+			}
+			known := false
 			for module, rooms := range thirdPartyStopsAt {
-				if (path == module || strings.HasPrefix(path, module+"/")) && !slices.Contains(rooms, f.pkg) {
+				if path != module && !strings.HasPrefix(path, module+"/") {
+					continue
+				}
+				known = true
+				if !slices.Contains(rooms, f.pkg) && !slices.Contains(rooms, "*") {
 					t.Errorf("%s imports %s, which stops at %v", f.path, path, rooms)
 				}
 			}
-			if module, _, third := strings.Cut(path, "/"); third && f.pkg == "flint" && strings.Contains(module, ".") {
+			if !known {
+				t.Errorf("%s imports %s, which no room is said to need", f.path, path)
+			}
+			if f.pkg == "flint" {
 				t.Errorf("%s imports %s; the root package uses the standard library only", f.path, path)
 			}
 		}
 	}
+}
+
+// TestNoPermissionIsLeftOver: what a room may know and does not has no place in the picture.
+func TestNoPermissionIsLeftOver(t *testing.T) {
+	imported := map[string]bool{}
+	for _, f := range sources(t) {
+		for _, imp := range f.ast.Imports {
+			path, _ := strconv.Unquote(imp.Path.Value)
+			imported[f.pkg+" "+path] = true
+		}
+	}
+	for _, table := range []map[string][]string{mayImport, testsMayAlsoImport} {
+		for room, others := range table {
+			for _, other := range others {
+				if other != "*" && !imported[room+" "+other] {
+					t.Errorf("%s may import %s and does not", room, other)
+				}
+			}
+		}
+	}
+}
+
+// TestWhoStartsGoroutinesAndKeepsContexts holds the source against mayStartGoroutines and mayKeepContext, both ways.
+func TestWhoStartsGoroutinesAndKeepsContexts(t *testing.T) {
+	starts, keeps := map[string]bool{}, map[string]bool{}
+	for _, f := range sources(t) {
+		dir := strings.TrimPrefix(f.pkg, "flint/")
+		if f.test || strings.HasPrefix(dir, "test/") || strings.Contains(dir, "vmtest") || strings.Contains(dir, "fctest") {
+			continue
+		}
+		for _, decl := range f.ast.Decls {
+			name := dir + " " + declared(decl)
+			ast.Inspect(decl, func(n ast.Node) bool {
+				switch n := n.(type) {
+				case *ast.GoStmt:
+					starts[name] = true
+				case *ast.StructType:
+					for _, field := range n.Fields.List {
+						if sel, ok := field.Type.(*ast.SelectorExpr); ok && nameOf(sel.X) == "context" && sel.Sel.Name == "Context" {
+							keeps[name] = true
+						}
+					}
+				}
+				return true
+			})
+		}
+	}
+	same := func(what string, found map[string]bool, allowed map[string]string) {
+		for name := range found {
+			if allowed[name] == "" {
+				t.Errorf("%s %s; see house_test.go for who may", name, what)
+			}
+		}
+		for name := range allowed {
+			if !found[name] {
+				t.Errorf("%s need not be listed: it no longer %s", name, what)
+			}
+		}
+	}
+	same("has a bare go", starts, mayStartGoroutines)
+	same("keeps a context", keeps, mayKeepContext)
+}
+
+// declared is the name of a function, a method with its type, or the first type of a declaration.
+func declared(decl ast.Decl) string {
+	switch d := decl.(type) {
+	case *ast.FuncDecl:
+		if d.Recv == nil {
+			return d.Name.Name
+		}
+		typ := d.Recv.List[0].Type
+		if star, ok := typ.(*ast.StarExpr); ok {
+			typ = star.X
+		}
+		return nameOf(typ) + "." + d.Name.Name
+	case *ast.GenDecl:
+		for _, spec := range d.Specs {
+			if s, ok := spec.(*ast.TypeSpec); ok {
+				return s.Name.Name
+			}
+		}
+	}
+	return ""
 }
 
 func TestEveryPackageSaysWhatItIsFor(t *testing.T) {
