@@ -122,6 +122,14 @@ func explain(err error, w Want) error {
 			Kind: flint.ErrConfig,
 			Err:  err,
 		}
+	case errors.Is(err, errAttributes):
+		return &flint.Fault{
+			Code: "image.attributes",
+			What: fmt.Sprintf("make image %q", w.Ref),
+			Fix:  "remove the attributes where the image is made (setfattr -x); erofs has room for more than ext4 (filesystem: erofs)",
+			Kind: flint.ErrConfig,
+			Err:  err,
+		}
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.As(err, &path), errors.As(err, &number):
 		return fmt.Errorf("make image %q: %w", w.Ref, err)
 	}

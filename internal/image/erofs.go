@@ -5,13 +5,10 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -201,16 +198,19 @@ func erofsAttributes(xattrs map[string]string) ([]byte, error) {
 	if len(xattrs) == 0 {
 		return nil, nil
 	}
+	list, err := attributesOf(xattrs)
+	if err != nil {
+		return nil, err
+	}
 	b := make([]byte, erofsXattrs)
-	for _, name := range slices.Sorted(maps.Keys(xattrs)) {
-		space, rest, _ := strings.Cut(name, ".")
-		prefix, value := map[string]byte{"user": 1, "trusted": 4, "security": 6}[space], xattrs[name]
-		if len(value) > 1<<16-1 || len(b) > 1<<17 {
-			return nil, errors.New("attributes are too large for erofs")
+	for _, a := range list {
+		// An inode counts their words in 16 bits.
+		if len(a.value) > 1<<16-1 || len(b) > 1<<17 {
+			return nil, fmt.Errorf("%w for erofs", errAttributes)
 		}
-		b = append(b, byte(len(rest)), prefix)
-		b = binary.LittleEndian.AppendUint16(b, uint16(len(value)))
-		b = append(append(b, rest...), value...)
+		b = append(b, byte(len(a.name)), a.space)
+		b = binary.LittleEndian.AppendUint16(b, uint16(len(a.value)))
+		b = append(append(b, a.name...), a.value...)
 		for len(b)%4 != 0 {
 			b = append(b, 0)
 		}

@@ -51,7 +51,11 @@ func flatten(ctx context.Context, layers []layer, limit flint.Bytes, format Form
 	if err := p.writeExt4(ctx, contents, out); err != nil {
 		return err
 	}
-	if err := ext4.PadInodeBitmaps(out); err != nil {
+	err = ext4.PadInodeBitmaps(out)
+	if err == nil {
+		err = ext4.SortAttributes(out)
+	}
+	if err != nil {
 		return fmt.Errorf("write image: %w", err)
 	}
 	return nil
@@ -178,8 +182,13 @@ func (p *plan) room() int64 {
 func (p *plan) emit(ctx context.Context, contents *spool, w io.Writer) error {
 	buf := bufio.NewWriterSize(w, chunk)
 	t := tar.NewWriter(buf)
-	err := p.bare(func(path string, n *node) error { return t.WriteHeader(header(path, n.inode)) })
-	if err != nil {
+	write := func(path string, n *node) error {
+		if err := fitExt4(n.xattrs); err != nil {
+			return fmt.Errorf("%q: %w", path, err)
+		}
+		return t.WriteHeader(header(path, n.inode))
+	}
+	if err := p.bare(write); err != nil {
 		return fmt.Errorf("write stream: %w", err)
 	}
 	copies := make([]byte, chunk)
@@ -187,7 +196,7 @@ func (p *plan) emit(ctx context.Context, contents *spool, w io.Writer) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := t.WriteHeader(header(n.path(), n.inode)); err != nil {
+		if err := write(n.path(), n); err != nil {
 			return fmt.Errorf("write %q: %w", n.path(), err)
 		}
 		if _, err := io.CopyBuffer(t, contextReader{ctx, contents.section(n.at, n.size)}, copies); err != nil {

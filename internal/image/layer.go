@@ -254,10 +254,10 @@ func (e *entry) setXattrs(pax map[string]string) {
 	for k, v := range pax {
 		name, ok := strings.CutPrefix(k, xattrPrefix)
 		space, rest, _ := strings.Cut(name, ".")
-		if !ok || rest == "" || len(rest) > maxName || strings.HasPrefix(rest, "overlay.") {
+		if !ok || rest == "" || len(name) > maxName || strings.HasPrefix(rest, "overlay.") {
 			continue
 		}
-		if space != "user" && space != "security" && space != "trusted" {
+		if spaces[space] == 0 {
 			continue
 		}
 		if e.xattrs == nil {
