@@ -108,7 +108,7 @@ func newImageInspect(open openState) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		d, err := app.InspectImage(cfg, opt, args[0])
+		d, err := app.InspectImage(c.Context(), cfg, opt, args[0])
 		if err != nil {
 			return err
 		}
@@ -137,6 +137,7 @@ func newImageInspect(open openState) *cobra.Command {
 		row("wanted by", d.Wanted)
 		if has := d.Contents; has != nil {
 			row("system", has.OS)
+			row("machine", has.Arch)
 			row("C library", has.Libc)
 			row("has", found(*has))
 		}

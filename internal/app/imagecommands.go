@@ -100,7 +100,7 @@ type ImageDetails struct {
 }
 
 // InspectImage describes a base image that is kept.
-func InspectImage(cfg config.Config, opt Options, name string) (ImageDetails, error) {
+func InspectImage(ctx context.Context, cfg config.Config, opt Options, name string) (ImageDetails, error) {
 	s, err := findStored(cfg, opt, name)
 	if err != nil {
 		return ImageDetails{}, err
@@ -114,7 +114,7 @@ func InspectImage(cfg config.Config, opt Options, name string) (ImageDetails, er
 		d.Env, d.User, d.Dir, d.Cmd = b.Env, b.User, b.Dir, b.Cmd
 	}
 	if path, ok := store.BasePath(s.Digest); ok {
-		if has, err := image.Look(path); err == nil {
+		if has, err := image.Look(ctx, path); err == nil {
 			d.Contents = &has
 		}
 	}

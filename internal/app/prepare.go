@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 
 	"flint"
@@ -109,11 +110,11 @@ func (a *App) supplyPool(ctx context.Context, p config.Pool, base image.Base) er
 }
 
 // fits says of an image that GitHub's runner cannot run in why, before a VM is started in vain.
-func (a *App) fits(p config.Pool, base image.Base) error {
+func (a *App) fits(ctx context.Context, p config.Pool, base image.Base) error {
 	if a.github == nil || a.cfg.Runner.Dir != "" {
 		return nil // it may hold what it likes
 	}
-	has, err := image.Look(base.Path)
+	has, err := image.Look(ctx, base.Path)
 	if err != nil {
 		a.log.Debug("what an image holds is not known", "pool", p.Name, "err", err)
 		return nil
@@ -122,6 +123,8 @@ func (a *App) fits(p config.Pool, base image.Base) error {
 	switch {
 	case !has.Shell:
 		f.Code, f.Err, f.Fix = "image.shell", errors.New("it has no /bin/sh"), "take an image with a shell, or install one in its Dockerfile"
+	case has.Arch != "" && has.Arch != runtime.GOARCH:
+		f.Code, f.Err, f.Fix = "image.platform", fmt.Errorf("its /bin/sh is made for %s, and this machine is %s", has.Arch, runtime.GOARCH), "take an image that is made for this machine; a Dockerfile's base may have others (FROM --platform)"
 	case has.Libc != "glibc":
 		f.Code, f.Err, f.Fix = "image.libc", fmt.Errorf("the runner needs glibc, and the image's C library is %s", has.Libc), "build the image on Debian, Ubuntu, Fedora or another with glibc; Alpine has musl"
 	default:
@@ -200,7 +203,7 @@ func (a *App) prepareImage(ctx context.Context, p config.Pool, progress flint.Pr
 		Ref: p.Image, BuildArgs: args, Format: image.Format(p.Format), Progress: progress, Pull: image.Pull(p.Pull), OrLast: a.github != nil,
 	})
 	if err == nil {
-		err = a.fits(p, base)
+		err = a.fits(ctx, p, base)
 	}
 	if err != nil {
 		done("", err)

@@ -348,7 +348,7 @@ func TestImageGitHubsRunnerCannotRunIn(t *testing.T) {
 		t.Fatal(err)
 	}
 	var fault *flint.Fault
-	if err := a.fits(config.Pool{}, image.Base{Path: empty}); !errors.As(err, &fault) || fault.Code != "image.shell" {
+	if err := a.fits(t.Context(), config.Pool{}, image.Base{Path: empty}); !errors.As(err, &fault) || fault.Code != "image.shell" {
 		t.Errorf("an empty image: %v", err)
 	}
 	assets := os.Getenv("FLINT_TEST_ASSETS")
@@ -356,7 +356,7 @@ func TestImageGitHubsRunnerCannotRunIn(t *testing.T) {
 		t.Skip("needs the demo's image: FLINT_TEST_ASSETS is not set")
 	}
 	real := filepath.Join(assets, "base.ext4")
-	if err := a.fits(config.Pool{}, image.Base{Path: real}); err != nil {
+	if err := a.fits(t.Context(), config.Pool{}, image.Base{Path: real}); err != nil {
 		t.Errorf("the demo's image: %v", err)
 	}
 }

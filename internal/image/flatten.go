@@ -23,7 +23,7 @@ import (
 const maxFile = 40 * flint.GiB
 
 // flatVersion goes into every cache key: change it when the same layers would give another image.
-const flatVersion = "flint-flat-2"
+const flatVersion = "flint-flat-3"
 
 // errTooBig says that an image needs more than it may.
 var errTooBig = errors.New("larger than allowed")

@@ -1,6 +1,8 @@
 package image
 
 import (
+	"context"
+	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,173 +11,91 @@ import (
 	"os"
 	"path"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
-// ext4Reader reads an ext4 file system that somebody else may have made: it trusts no number in it. It knows what it takes to find
-// a file and read a small one: extents, directories as lists, symbolic links. The layout is that of the kernel's
-// Documentation/filesystems/ext4.
-type ext4Reader struct {
-	r                   io.ReaderAt
-	block               int64
-	perGroup, inodes    uint32
-	inodeSize, descSize int64
-	table               int64 // of group descriptors
+const (
+	maxLook  = 256 << 20 // bytes of an image that are read, those that are read again counted again
+	maxSmall = 16 << 20  // bytes of a directory or a file that are read
+	maxLinks = 40        // followed on a path, as Linux does
+)
+
+// errLook says that an image makes finding a file too costly.
+var errLook = errors.New("its directories are too large")
+
+// glance is an image that is looked into. It ends with the context, and after maxLook bytes: directories of a hostile image may be large, and
+// on the way of many a path.
+type glance struct {
+	ctx  context.Context // of the one call this lives in
+	r    io.ReaderAt
+	left int64
 }
 
-// fileInode is a file as ext4Reader has it.
+func newGlance(ctx context.Context, r io.ReaderAt) *glance { return &glance{ctx, r, maxLook} }
+
+// take is called before so many bytes are read, or made of nothing: a directory may have holes.
+func (g *glance) take(n int64) error {
+	if g.ctx.Err() != nil {
+		return context.Cause(g.ctx)
+	}
+	if g.left -= n; g.left < 0 {
+		return errLook
+	}
+	return nil
+}
+
+// ReadAt implements io.ReaderAt.
+func (g *glance) ReadAt(p []byte, at int64) (int, error) {
+	if err := g.take(int64(len(p))); err != nil {
+		return 0, err
+	}
+	return g.r.ReadAt(p, at)
+}
+
+// files is a file system that somebody else may have made. Who reads it trusts no number in it, and knows what it takes to find a file and
+// read a small one.
+type files interface {
+	root() uint64
+	inode(n uint64) (fileInode, error)
+	// content reads a small file, directory or link.
+	content(i fileInode) ([]byte, error)
+	// child finds a name in a directory.
+	child(dir fileInode, name string) (uint64, error)
+}
+
+// fileInode is a file.
 type fileInode struct {
 	mode  uint16
 	flags uint32
 	size  int64
-	block [60]byte // extents, or the target of a short link
+	block [60]byte // in ext4: extents, or the target of a short link
+	// In erofs: where the blocks and the tail are.
+	first, tail int64
 }
 
-const (
-	maxSmall = 16 << 20 // bytes of a directory or a file that are read
-	maxLinks = 40       // followed on a path, as Linux does
-)
+// The few types of files that matter here.
+const typeMask, typeDir, typeFile, typeLink = 0xf000, 0x4000, 0x8000, 0xa000
 
-// The few types of files and flags that matter here.
-const (
-	typeMask, typeDir, typeFile, typeLink = 0xf000, 0x4000, 0x8000, 0xa000
-	flagExtents                           = 0x80000
-)
-
-var errExt4 = errors.New("not an ext4 file system this can read")
-
-// openExt4 reads a superblock.
-func openExt4(r io.ReaderAt) (*ext4Reader, error) {
-	var sb [1024]byte
-	if _, err := r.ReadAt(sb[:], 1024); err != nil {
-		return nil, fmt.Errorf("read superblock: %w", err)
+// openFiles finds out what file system an image is.
+func openFiles(r *glance) (files, error) {
+	e, err := openExt4(r)
+	if errors.Is(err, errExt4) {
+		return openErofs(r)
 	}
-	u16, u32 := binary.LittleEndian.Uint16, binary.LittleEndian.Uint32
-	e := &ext4Reader{r: r, inodes: u32(sb[0:]), perGroup: u32(sb[0x28:]), inodeSize: int64(u16(sb[0x58:])), descSize: 32}
-	shift := u32(sb[0x18:])
-	if u16(sb[0x38:]) != 0xEF53 || shift > 6 || e.perGroup == 0 || e.inodeSize < 128 || e.inodeSize > 4096 {
-		return nil, errExt4
-	}
-	e.block = 1024 << shift
-	const bits64 = 0x80
-	if u32(sb[0x60:])&bits64 != 0 {
-		if e.descSize = int64(u16(sb[0xFE:])); e.descSize < 64 || e.descSize > 1024 {
-			return nil, errExt4
-		}
-	}
-	e.table = (int64(u32(sb[0x14:])) + 1) * e.block
-	return e, nil
+	return e, err
 }
 
-func (e *ext4Reader) inode(n uint32) (i fileInode, err error) {
-	if n == 0 || n > e.inodes {
-		return i, errExt4
-	}
-	group, index := int64((n-1)/e.perGroup), int64((n-1)%e.perGroup)
-	desc := make([]byte, e.descSize)
-	if _, err := e.r.ReadAt(desc, e.table+group*e.descSize); err != nil {
-		return i, err
-	}
-	at := uint64(binary.LittleEndian.Uint32(desc[8:]))
-	if len(desc) >= 64 {
-		at |= uint64(binary.LittleEndian.Uint32(desc[0x28:])) << 32
-	}
-	if at > 1<<40 {
-		return i, errExt4
-	}
-	var b [128]byte
-	if _, err := e.r.ReadAt(b[:], int64(at)*e.block+index*e.inodeSize); err != nil {
-		return i, err
-	}
-	i.mode, i.flags = binary.LittleEndian.Uint16(b[0:]), binary.LittleEndian.Uint32(b[0x20:])
-	i.size = int64(binary.LittleEndian.Uint32(b[4:])) | int64(binary.LittleEndian.Uint32(b[0x6C:])&0x7fff)<<32
-	copy(i.block[:], b[0x28:])
-	return i, nil
-}
-
-// content reads a small file, directory or link.
-func (e *ext4Reader) content(i fileInode) ([]byte, error) {
-	if i.mode&typeMask == typeLink && i.size < int64(len(i.block)) {
-		return i.block[:i.size], nil
-	}
-	if i.size < 0 || i.size > maxSmall || i.flags&flagExtents == 0 || i.mode&typeMask == typeLink && i.size > unix.PathMax {
-		return nil, errExt4
-	}
-	out := make([]byte, i.size)
-	const maxNodes = 4096
-	nodes, left := 0, i.size // no block of a sound file is read twice
-	var walk func(node []byte, depth int) error
-	walk = func(node []byte, depth int) error {
-		u16, u32 := binary.LittleEndian.Uint16, binary.LittleEndian.Uint32
-		if nodes++; nodes > maxNodes || u16(node) != 0xF30A || int(u16(node[6:])) != depth && depth >= 0 || u16(node[6:]) > 5 {
-			return errExt4
-		}
-		depth = int(u16(node[6:]))
-		for n := range int(u16(node[2:])) {
-			if 12*n+24 > len(node) {
-				return errExt4
-			}
-			x := node[12+12*n:]
-			if depth > 0 {
-				child := make([]byte, e.block)
-				if _, err := e.r.ReadAt(child, (int64(u32(x[4:]))|int64(u16(x[8:]))<<32)*e.block); err != nil {
-					return err
-				}
-				if err := walk(child, depth-1); err != nil {
-					return err
-				}
-				continue
-			}
-			at, size := int64(u32(x))*e.block, int64(u16(x[4:]))*e.block
-			if at >= i.size || u16(x[4:]) > 32768 { // more than that: not written yet
-				continue
-			}
-			part := out[at:min(i.size, at+size)]
-			if left -= int64(len(part)); left < 0 {
-				return errExt4
-			}
-			if _, err := e.r.ReadAt(part, (int64(u32(x[8:]))|int64(u16(x[6:]))<<32)*e.block); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	return out, walk(i.block[:], -1)
-}
-
-// child finds a name in a directory.
-func (e *ext4Reader) child(dir fileInode, name string) (uint32, error) {
-	if dir.mode&typeMask != typeDir {
-		return 0, fs.ErrNotExist
-	}
-	b, err := e.content(dir)
-	if err != nil {
-		return 0, err
-	}
-	for len(b) >= 8 {
-		n, size, length := binary.LittleEndian.Uint32(b), int(binary.LittleEndian.Uint16(b[4:])), int(b[6])
-		if size < 8 || size > len(b) || 8+length > size {
-			return 0, errExt4
-		}
-		if n != 0 && string(b[8:8+length]) == name {
-			return n, nil
-		}
-		b = b[size:]
-	}
-	return 0, fs.ErrNotExist
-}
-
-// find follows a path from the root, through symbolic links.
-func (e *ext4Reader) find(file string) (fileInode, error) {
-	const root = 2
+// findFile follows a path from the root, through symbolic links.
+func findFile(e files, file string) (fileInode, error) {
 	links, at := 0, "/"
-	here, err := e.inode(root)
+	here, err := e.inode(e.root())
 	if err != nil {
 		return fileInode{}, err
 	}
 	rest := strings.Split(path.Clean("/" + file)[1:], "/")
 	for len(rest) > 0 && rest[0] != "" {
+		if here.mode&typeMask != typeDir {
+			return fileInode{}, fs.ErrNotExist
+		}
 		n, err := e.child(here, rest[0])
 		if err != nil {
 			return fileInode{}, err
@@ -201,7 +121,7 @@ func (e *ext4Reader) find(file string) (fileInode, error) {
 		}
 		rest = strings.Split(path.Join(append([]string{"/", to}, rest[1:]...)...)[1:], "/")
 		at = "/"
-		if here, err = e.inode(root); err != nil {
+		if here, err = e.inode(e.root()); err != nil {
 			return fileInode{}, err
 		}
 	}
@@ -210,12 +130,13 @@ func (e *ext4Reader) find(file string) (fileInode, error) {
 
 // Contents is what flint looks for in an image.
 type Contents struct {
-	OS      string `json:"os,omitempty"` // PRETTY_NAME of its os-release
-	Shell   bool   `json:"shell"`        // /bin/sh
-	Libc    string `json:"libc"`         // glibc, musl or none
-	Systemd bool   `json:"systemd"`      // as its init
-	Docker  bool   `json:"docker"`       // dockerd
-	Runner  bool   `json:"runner"`       // the user
+	OS      string `json:"os,omitempty"`   // PRETTY_NAME of its os-release
+	Shell   bool   `json:"shell"`          // /bin/sh
+	Arch    string `json:"arch,omitempty"` // that its /bin/sh is made for, as GOARCH names it; empty where that is no program
+	Libc    string `json:"libc"`           // glibc, musl or none
+	Systemd bool   `json:"systemd"`        // as its init
+	Docker  bool   `json:"docker"`         // dockerd
+	Runner  bool   `json:"runner"`         // the user
 }
 
 // BasePath returns where a base image is that the store keeps.
@@ -228,31 +149,39 @@ func (s *Store) BasePath(digest string) (string, bool) {
 	return "", false
 }
 
-// Look looks into a base image. Its error is not nil where the file system is none it can read.
-func Look(file string) (c Contents, err error) {
+// Look looks into a base image. Its error is not nil where the file system is none it can read, or made to make that too costly.
+func Look(ctx context.Context, file string) (Contents, error) {
 	f, err := os.Open(file)
+	if err != nil {
+		return Contents{}, fmt.Errorf("look into image: %w", err)
+	}
+	defer f.Close()
+	c, err := lookInto(newGlance(ctx, f))
 	if err != nil {
 		return c, fmt.Errorf("look into image: %w", err)
 	}
-	defer f.Close()
-	e, err := openExt4(f)
+	return c, nil
+}
+
+func lookInto(r *glance) (c Contents, err error) {
+	e, err := openFiles(r)
 	if err != nil {
-		return c, fmt.Errorf("look into image: %w", err)
+		return c, err
 	}
 	has := func(paths ...string) bool {
 		for _, p := range paths {
-			_, ferr := e.find(p)
+			_, ferr := findFile(e, p)
 			if ferr == nil {
 				return true
 			}
 			if !errors.Is(ferr, fs.ErrNotExist) {
-				err = fmt.Errorf("look into image for %s: %w", p, ferr)
+				err = fmt.Errorf("look for %s: %w", p, ferr)
 			}
 		}
 		return false
 	}
 	read := func(p string) string {
-		i, ferr := e.find(p)
+		i, ferr := findFile(e, p)
 		if ferr != nil || i.mode&typeMask != typeFile {
 			return ""
 		}
@@ -260,6 +189,7 @@ func Look(file string) (c Contents, err error) {
 		return string(b)
 	}
 	c.Shell = has("/bin/sh")
+	c.Arch = archOf(read("/bin/sh"))
 	switch {
 	case has("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"):
 		c.Libc = "glibc"
@@ -270,11 +200,33 @@ func Look(file string) (c Contents, err error) {
 	}
 	c.Systemd = has("/lib/systemd/systemd") && has("/sbin/init")
 	c.Docker = has("/usr/bin/dockerd", "/usr/sbin/dockerd", "/usr/local/bin/dockerd")
-	c.Runner = strings.HasPrefix(read("/etc/passwd"), "runner:") || strings.Contains(read("/etc/passwd"), "\nrunner:")
+	c.Runner = strings.Contains("\n"+read("/etc/passwd"), "\nrunner:")
 	for line := range strings.Lines(read("/etc/os-release")) {
 		if v, ok := strings.CutPrefix(line, "PRETTY_NAME="); ok {
 			c.OS = strings.Trim(strings.TrimSpace(v), `"'`)
 		}
 	}
 	return c, err
+}
+
+// archOf says what machine a program is for, in Go's words where there are any; empty: it is no program.
+func archOf(program string) string {
+	const machineAt = 18 // e_machine, elf(5)
+	if len(program) < machineAt+2 || program[:len(elf.ELFMAG)] != elf.ELFMAG {
+		return ""
+	}
+	var order binary.ByteOrder = binary.LittleEndian
+	if elf.Data(program[elf.EI_DATA]) == elf.ELFDATA2MSB {
+		order = binary.BigEndian
+	}
+	switch m := elf.Machine(order.Uint16([]byte(program[machineAt : machineAt+2]))); m {
+	case elf.EM_X86_64:
+		return "amd64"
+	case elf.EM_AARCH64:
+		return "arm64"
+	case elf.EM_386:
+		return "386"
+	default:
+		return strings.ToLower(strings.TrimPrefix(m.String(), "EM_"))
+	}
 }

@@ -2,18 +2,41 @@ package image
 
 import (
 	"bytes"
+	"context"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"flint"
 )
 
 func TestLook(t *testing.T) {
+	for _, format := range []Format{Ext4, Erofs} {
+		t.Run(string(format), func(t *testing.T) { testLook(t, format) })
+	}
+}
+
+// program is the head of an ELF for a machine.
+func program(machine elf.Machine) string {
+	b := make([]byte, 64)
+	copy(b, elf.ELFMAG)
+	b[elf.EI_CLASS], b[elf.EI_DATA] = byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB)
+	binary.LittleEndian.PutUint16(b[18:], uint16(machine))
+	return string(b)
+}
+
+func testLook(t *testing.T, format Format) {
 	s := testStore(t)
 	look := func(items ...item) Contents {
 		t.Helper()
 		dir := filepath.Join(t.TempDir(), "layout")
 		writeLayout(t, dir, "", testImage(t, pack(t, items...)))
-		c, err := Look(wantBase(t, s, Want{Ref: dir}).Path)
+		c, err := Look(t.Context(), wantBase(t, s, Want{Ref: dir, Format: format}).Path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -23,13 +46,13 @@ func TestLook(t *testing.T) {
 		t.Errorf("an empty image has %+v", c)
 	}
 	debian := look(
-		dir("usr/"), dir("usr/bin/"), file("usr/bin/dash", "x"), sym("usr/bin/sh", "dash"), sym("bin", "usr/bin"),
+		dir("usr/"), dir("usr/bin/"), file("usr/bin/dash", program(elf.EM_X86_64)), sym("usr/bin/sh", "dash"), sym("bin", "usr/bin"),
 		sym("lib", "usr/lib"), sym("lib64", "/usr/lib64"), file("usr/lib64/ld-linux-x86-64.so.2", "x"),
 		file("usr/lib/systemd/systemd", "x"), sym("sbin", "usr/sbin"), sym("usr/sbin/init", "../lib/systemd/systemd"),
 		file("usr/bin/dockerd", "x"), file("etc/passwd", "root:x:0:0::/root:/bin/sh\nrunner:x:1000:1000::/home/runner:/bin/sh\n"),
 		file("usr/lib/os-release", "NAME=x\nPRETTY_NAME=\"Debian 12\"\n"), sym("etc/os-release", "../usr/lib/os-release"),
 	)
-	if want := (Contents{OS: "Debian 12", Shell: true, Libc: "glibc", Systemd: true, Docker: true, Runner: true}); debian != want {
+	if want := (Contents{OS: "Debian 12", Shell: true, Arch: "amd64", Libc: "glibc", Systemd: true, Docker: true, Runner: true}); debian != want {
 		t.Errorf("got %+v, want %+v", debian, want)
 	}
 	if c := look(file("bin/busybox", "x"), sym("bin/sh", "busybox"), file("lib/ld-musl-x86_64.so.1", "x"), sym("loop", "loop"), sym("etc", "loop")); c != (Contents{Shell: true, Libc: "musl"}) {
@@ -37,24 +60,60 @@ func TestLook(t *testing.T) {
 	}
 }
 
+// TestLookIsBounded has an image with a large directory, which every path leads through. It is read again for each.
+func TestLookIsBounded(t *testing.T) {
+	var items []item
+	for i := range 1000 {
+		items = append(items, file(fmt.Sprintf("%0240d", i), ""))
+	}
+	for _, format := range []Format{Ext4, Erofs} {
+		f, err := os.Create(filepath.Join(t.TempDir(), "image"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := flatten(t.Context(), []layer{layerOf(pack(t, items...))}, flint.GiB, format, t.TempDir(), f); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Look(t.Context(), f.Name()); err != nil {
+			t.Errorf("%s: %v", format, err)
+		}
+		// The directory has some 256 KiB, and what is made of it is counted, too.
+		if _, err := lookInto(&glance{t.Context(), f, 1 << 20}); !errors.Is(err, errLook) {
+			t.Errorf("%s, for the second time: %v", format, err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := Look(ctx, f.Name()); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s, cancelled: %v", format, err)
+		}
+	}
+}
+
 // FuzzLook reads file systems that are damaged.
 func FuzzLook(f *testing.F) {
 	dir := filepath.Join(f.TempDir(), "layout")
-	writeLayout(f, dir, "", testImage(f, pack(f, file("bin/dash", "x"), sym("bin/sh", "dash"))))
+	writeLayout(f, dir, "", testImage(f, pack(f, file("bin/dash", "x"), sym("bin/sh", "dash"), file("etc/passwd", strings.Repeat("x", 9000)))))
 	s := testStore(f)
-	b := wantBase(f, s, Want{Ref: dir})
-	whole, err := os.ReadFile(b.Path)
-	if err != nil {
-		f.Fatal(err)
+	var whole [][]byte
+	for _, format := range []Format{Ext4, Erofs} {
+		b, err := os.ReadFile(wantBase(f, s, Want{Ref: dir, Format: format}).Path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		whole = append(whole, b)
 	}
-	f.Add(uint32(1024+0x28), []byte{0, 0, 0, 0})
-	f.Fuzz(func(_ *testing.T, at uint32, patch []byte) {
-		fs := bytes.Clone(whole)
-		if int(at) < len(fs) {
-			copy(fs[at:], patch)
+	f.Add(false, uint32(1024+0x28), []byte{0, 0, 0, 0})
+	f.Add(true, uint32(4096), []byte{4})
+	f.Fuzz(func(t *testing.T, erofs bool, at uint32, patch []byte) {
+		b := whole[0]
+		if erofs {
+			b = whole[1]
 		}
-		if e, err := openExt4(bytes.NewReader(fs)); err == nil {
-			_, _ = e.find("/bin/sh") // it must end, and not panic
+		b = bytes.Clone(b)
+		if int(at) < len(b) {
+			copy(b[at:], patch)
 		}
+		_, _ = lookInto(newGlance(t.Context(), bytes.NewReader(b))) // it must end, and not panic
 	})
 }
