@@ -44,8 +44,10 @@ func (a *App) PrepareToServe(ctx context.Context) error {
 	return a.preparePools(ctx)
 }
 
-// preparePools prepares the pools, and holds those without an image.
+// preparePools prepares a coordinator's pools, and holds those without an image. From then on making images leaves of the disk what VMs are to
+// have, too.
 func (a *App) preparePools(ctx context.Context) error {
+	a.store.LeaveFree(func(disk flint.Bytes) flint.Bytes { return a.current().Host.MinFree.Of(disk) })
 	for _, p := range a.cfg.Pools {
 		err := a.preparePool(ctx, p)
 		var bad *imageError

@@ -391,6 +391,30 @@ func TestPoolsWithoutAnImageAreHeldAtTheStart(t *testing.T) {
 	}
 }
 
+// TestImagesLeaveMinFree: an image that would take what host.min_free keeps is not made, until that is lowered.
+func TestImagesLeaveMinFree(t *testing.T) {
+	a, dir, _ := dockerfileRig(t)
+	a.cfg.Host.MinFree = config.Free{Bytes: 1 << 60} // no disk has that
+	a.reloading.open(a.cfg)
+	if err := a.preparePools(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	held := func() flint.Reason { return a.reloading.pools(a.cfg)[0].Held }
+	if why := held(); why.Code != "pool.image" || !strings.Contains(why.Text, "are for VMs") {
+		t.Errorf("the pool is held: %+v", why)
+	}
+	if f := a.store.Failed(dir); f == nil || !strings.Contains(f.Why, "are for VMs") {
+		t.Errorf("remembered %+v", f)
+	}
+	lower := a.cfg
+	lower.Host.MinFree = config.Free{}
+	a.reloading.cfg.Store(&lower)
+	a.prepareNew(t.Context())
+	if s := a.Supplies(); s["a"].Base == "" || !held().IsZero() {
+		t.Errorf("pools have %+v, held: %+v", s, held())
+	}
+}
+
 // TestKernelIsNoImage: flint image rm tells whoever names a kernel which command is for it.
 func TestKernelIsNoImage(t *testing.T) {
 	a, _, _ := dockerfileRig(t)

@@ -53,7 +53,7 @@ func (s *Store) download(ctx context.Context, repo name.Repository, blobs []v1.D
 	if err != nil {
 		return err
 	}
-	d := &downloader{client: &http.Client{Transport: trip}, repo: repo, dir: dir, pause: s.pause, silence: s.silence, progress: w.Progress, step: "pull image " + w.Ref}
+	d := &downloader{client: &http.Client{Transport: trip}, repo: repo, dir: dir, pause: s.pause, silence: s.silence, spare: s.spare, progress: w.Progress, step: "pull image " + w.Ref}
 	seen := map[v1.Hash]bool{} // an image may have a layer twice
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.SetLimit(atOnce)
@@ -83,6 +83,7 @@ type downloader struct {
 	dir      string
 	pause    time.Duration
 	silence  time.Duration
+	spare    spare
 	progress flint.Progress
 	step     string
 	total    int64
@@ -235,7 +236,7 @@ func (d *downloader) more(ctx context.Context, b v1.Descriptor, f *os.File, sum 
 		return n, err
 	})
 	// One byte more than there may be tells that there is too much.
-	n, err = io.Copy(io.MultiWriter(&guard{File: f}, sum), io.LimitReader(body, b.Size-have+1))
+	n, err = io.Copy(io.MultiWriter(&guard{File: f, spare: d.spare}, sum), io.LimitReader(body, b.Size-have+1))
 	return n, have, causeOf(ctx, err)
 }
 

@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -44,13 +43,13 @@ type erofsWriter struct {
 }
 
 // writeErofs writes the tree as a read-only erofs into the empty file out.
-func (p *plan) writeErofs(ctx context.Context, contents *spool, out *os.File) error {
+func (p *plan) writeErofs(ctx context.Context, contents *spool, out *guard) error {
 	w := &erofsWriter{of: map[*inode]*erofsFile{}}
 	if err := w.number(p.tree); err != nil {
 		return err
 	}
 	w.place(p.contents)
-	file := &holes{f: &guard{File: out}}
+	file := &holes{f: out}
 	buf := bufio.NewWriterSize(file, chunk)
 	buf.Write(w.superblock())
 	for _, f := range w.files {

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"slices"
 	"time"
 
@@ -31,8 +30,8 @@ var errTooBig = errors.New("larger than allowed")
 // flatten merges layers, lowest first, into one file system, written to the empty file out. What it writes depends on
 // nothing but the layers. Every layer is read once: of its files only names and metadata are held in memory, their contents
 // in a file in dir, until it is known which of them are left.
-func flatten(ctx context.Context, layers []layer, limit flint.Bytes, format Format, dir string, out *os.File) error {
-	contents, err := newSpool(dir)
+func flatten(ctx context.Context, layers []layer, limit flint.Bytes, format Format, dir string, out *guard) error {
+	contents, err := newSpool(dir, out.spare)
 	if err != nil {
 		return err
 	}
@@ -62,7 +61,7 @@ func flatten(ctx context.Context, layers []layer, limit flint.Bytes, format Form
 }
 
 // writeExt4 writes the tree as an ext4 into the empty file out.
-func (p *plan) writeExt4(ctx context.Context, contents *spool, out *os.File) error {
+func (p *plan) writeExt4(ctx context.Context, contents *spool, out *guard) error {
 	pr, pw := io.Pipe()
 	emitted := make(chan error, 1)
 	go func() {
@@ -70,7 +69,7 @@ func (p *plan) writeExt4(ctx context.Context, contents *spool, out *os.File) err
 		pw.CloseWithError(err)
 		emitted <- err
 	}()
-	file := &holes{f: &guard{File: out}}
+	file := &holes{f: out}
 	// tar2ext4 keeps a bufio.Reader it is given; its own would be of 4 KiB.
 	err := tar2ext4.ConvertTarToExt4(bufio.NewReaderSize(pr, chunk), file, tar2ext4.MaximumDiskSize(p.room()))
 	// A converter that stops early must not leave the emitter waiting; nil gives it io.ErrClosedPipe.

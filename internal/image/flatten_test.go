@@ -79,7 +79,7 @@ func layerOf(b []byte) layer {
 
 func testSpool(t testing.TB) *spool {
 	t.Helper()
-	s, err := newSpool(t.TempDir())
+	s, err := newSpool(t.TempDir(), spare{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -470,7 +470,7 @@ func TestFlattenIsDeterministic(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := flatten(t.Context(), []layer{layerOf(b)}, flint.GiB, Ext4, t.TempDir(), f); err != nil {
+		if err := flatten(t.Context(), []layer{layerOf(b)}, flint.GiB, Ext4, t.TempDir(), &guard{File: f}); err != nil {
 			t.Fatal(err)
 		}
 		f.Close()
@@ -683,7 +683,7 @@ func checkFlatten(t *testing.T, layers ...[]byte) {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	flattenErr := flatten(t.Context(), ls, 64*flint.MiB, Ext4, t.TempDir(), out)
+	flattenErr := flatten(t.Context(), ls, 64*flint.MiB, Ext4, t.TempDir(), &guard{File: out})
 	list, err := emitted(t, layers...)
 	if err != nil {
 		if flattenErr == nil {
@@ -726,7 +726,7 @@ func BenchmarkFlatten(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if err := flatten(b.Context(), []layer{layerOf(data)}, flint.GiB, Ext4, b.TempDir(), f); err != nil {
+		if err := flatten(b.Context(), []layer{layerOf(data)}, flint.GiB, Ext4, b.TempDir(), &guard{File: f}); err != nil {
 			b.Fatal(err)
 		}
 		f.Close()

@@ -42,6 +42,7 @@ type Store struct {
 
 	pause   time.Duration // before a failed download is tried again, at first
 	silence time.Duration // of a registry until a download is given up
+	spare   spare
 
 	mu   sync.Mutex
 	held map[string]*hold // by path; what this process uses
@@ -387,7 +388,7 @@ func (s *Store) writeImage(ctx context.Context, kind string, layers []layer, lim
 		return "", "", 0, fmt.Errorf("write image: %w", err)
 	}
 	defer f.Close()
-	if err := flatten(ctx, layers, limit, format, tmp, f); err != nil {
+	if err := flatten(ctx, layers, limit, format, tmp, &guard{File: f, spare: s.spare}); err != nil {
 		return "", "", 0, err
 	}
 	end, err := f.Seek(0, io.SeekEnd)

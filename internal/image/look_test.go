@@ -72,7 +72,7 @@ func TestLookIsBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		if err := flatten(t.Context(), []layer{layerOf(pack(t, items...))}, flint.GiB, format, t.TempDir(), f); err != nil {
+		if err := flatten(t.Context(), []layer{layerOf(pack(t, items...))}, flint.GiB, format, t.TempDir(), &guard{File: f}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := Look(t.Context(), f.Name()); err != nil {

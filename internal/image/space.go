@@ -10,17 +10,47 @@ import (
 	"flint"
 )
 
-// What an image that is being made leaves of the disk, because the disks of VMs that run grow on it, too: so much, or one part in
-// so many of a small one.
+// What is left of a disk where nobody says otherwise: so much, or one part in so many of a small one.
 const (
 	leaveFree      = flint.GiB
 	leaveFreeShare = 20
 )
 
+// spare is what an image that is being made leaves of the disk, because the disks of VMs that run grow on it, too.
+type spare struct {
+	leave  func(disk flint.Bytes) flint.Bytes    // by the disk's size; nil: leaveFree, or a share of it
+	statfs func(fd int, st *unix.Statfs_t) error // nil: that of the kernel
+}
+
+// LeaveFree sets how much of a disk of a given size stays free when an image is made or pulled; else it is 1 GiB, or a twentieth of a small
+// disk. It is called before anything else is done with the store, and leave at any time then.
+func (s *Store) LeaveFree(leave func(disk flint.Bytes) flint.Bytes) { s.spare.leave = leave }
+
+// check looks at the disk of an open file. Its error is unix.ENOSPC where no more is to be written.
+func (s spare) check(f *os.File) error {
+	statfs, leave := s.statfs, s.leave
+	if statfs == nil {
+		statfs = unix.Fstatfs
+	}
+	if leave == nil {
+		leave = func(disk flint.Bytes) flint.Bytes { return min(leaveFree, disk/leaveFreeShare) }
+	}
+	var st unix.Statfs_t
+	if err := statfs(int(f.Fd()), &st); err != nil {
+		return fmt.Errorf("look at the disk: %w", err)
+	}
+	free, total := flint.Bytes(st.Bavail)*flint.Bytes(st.Bsize), flint.Bytes(st.Blocks)*flint.Bytes(st.Bsize)
+	if least := leave(total); free < least {
+		return fmt.Errorf("write an image: %s are free, and %s of the disk's %s are for VMs: %w", free, least, total, unix.ENOSPC)
+	}
+	return nil
+}
+
 // guard is a file that is written only as long as there is room on its disk.
 type guard struct {
 	*os.File
-	left int64 // bytes until it looks again
+	spare spare
+	left  int64 // bytes until it looks again
 }
 
 // lookEvery is how many bytes are written until a guard looks again.
@@ -32,20 +62,7 @@ func (g *guard) room(n int) error {
 		return nil
 	}
 	g.left = lookEvery
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(g.Fd()), &st); err != nil {
-		return fmt.Errorf("look at the disk: %w", err)
-	}
-	if tooFull(st) {
-		return fmt.Errorf("write an image: less than %s, or one part in %d, is free: %w", leaveFree, leaveFreeShare, unix.ENOSPC)
-	}
-	return nil
-}
-
-// tooFull reports whether what is left of a disk is for VMs.
-func tooFull(st unix.Statfs_t) bool {
-	free, total := flint.Bytes(st.Bavail)*flint.Bytes(st.Bsize), flint.Bytes(st.Blocks)*flint.Bytes(st.Bsize)
-	return free < min(leaveFree, total/leaveFreeShare)
+	return g.spare.check(g.File)
 }
 
 // Write implements io.Writer.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -11,21 +12,55 @@ import (
 	"flint"
 )
 
-func TestTooFull(t *testing.T) {
+// ofDisk pretends that every file is on a disk of that size with so much free.
+func ofDisk(free, total flint.Bytes) func(int, *unix.Statfs_t) error {
+	return func(_ int, st *unix.Statfs_t) error {
+		*st = unix.Statfs_t{Bsize: 4096, Bavail: uint64(free / 4096), Blocks: uint64(total / 4096)}
+		return nil
+	}
+}
+
+func TestSpare(t *testing.T) {
+	tenth := func(disk flint.Bytes) flint.Bytes { return disk / 10 }
+	nothing := func(flint.Bytes) flint.Bytes { return 0 }
 	for _, tt := range []struct {
 		free, total flint.Bytes
-		want        bool
+		leave       func(flint.Bytes) flint.Bytes
+		full        bool
 	}{
-		{100 * flint.GiB, 200 * flint.GiB, false},
-		{flint.GiB, 200 * flint.GiB, false},
-		{flint.GiB - 4096, 200 * flint.GiB, true},
-		{600 * flint.MiB, 10 * flint.GiB, false}, // a twentieth is 512 MiB
-		{500 * flint.MiB, 10 * flint.GiB, true},
+		{100 * flint.GiB, 200 * flint.GiB, nil, false},
+		{flint.GiB, 200 * flint.GiB, nil, false},
+		{flint.GiB - 4096, 200 * flint.GiB, nil, true},
+		{600 * flint.MiB, 10 * flint.GiB, nil, false}, // a twentieth is 512 MiB
+		{500 * flint.MiB, 10 * flint.GiB, nil, true},
+		{20 * flint.GiB, 200 * flint.GiB, tenth, false},
+		{20*flint.GiB - 4096, 200 * flint.GiB, tenth, true},
+		{4096, 200 * flint.GiB, nothing, false},
 	} {
-		st := unix.Statfs_t{Bsize: 4096, Bavail: uint64(tt.free / 4096), Blocks: uint64(tt.total / 4096)}
-		if got := tooFull(st); got != tt.want {
-			t.Errorf("%s of %s are free: %v", tt.free, tt.total, got)
+		err := spare{tt.leave, ofDisk(tt.free, tt.total)}.check(os.Stdin)
+		if full := errors.Is(err, unix.ENOSPC); full != tt.full || err != nil && !full {
+			t.Errorf("%s of %s are free: %v", tt.free, tt.total, err)
 		}
+	}
+}
+
+// TestImagesLeaveWhatTheStoreIsTold: as much as that is at the time.
+func TestImagesLeaveWhatTheStoreIsTold(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "layout")
+	writeLayout(t, dir, "", testImage(t, pack(t, file("f", "1"))))
+	for _, format := range []Format{Ext4, Erofs} {
+		s := testStore(t)
+		s.spare.statfs = ofDisk(30*flint.GiB, 100*flint.GiB)
+		share := flint.Bytes(40)
+		s.LeaveFree(func(disk flint.Bytes) flint.Bytes { return disk * share / 100 })
+		_, err := s.Base(t.Context(), Want{Ref: dir, Format: format})
+		var f *flint.Fault
+		if !errors.As(err, &f) || f.Code != "image.space" || !strings.Contains(err.Error(), "30GiB are free, and 40GiB of the disk's 100GiB are for VMs") {
+			t.Errorf("%s: %v", format, err)
+		}
+		wantEmptyTmp(t, s)
+		share = 20
+		wantBase(t, s, Want{Ref: dir, Format: format})
 	}
 }
 
@@ -54,11 +89,7 @@ func TestImagesLeaveRoom(t *testing.T) {
 		t.Errorf("after %d MiB: %v", written, err)
 	}
 	// It looks each 64 MiB, so the last look before the end finds it full or the disk does.
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		t.Fatal(err)
-	}
-	if g.left = 0; !tooFull(st) {
+	if g.left = 0; !errors.Is(g.spare.check(f), unix.ENOSPC) {
 		t.Errorf("%d MiB were written, and it is not full", written)
 	}
 	if _, err := g.Write([]byte("x")); !errors.Is(err, unix.ENOSPC) {

@@ -22,7 +22,7 @@ type spool struct {
 	dropped int64
 }
 
-func newSpool(dir string) (*spool, error) {
+func newSpool(dir string, room spare) (*spool, error) {
 	f, err := os.CreateTemp(dir, "contents")
 	if err != nil {
 		return nil, fmt.Errorf("make room for contents: %w", err)
@@ -31,7 +31,7 @@ func newSpool(dir string) (*spool, error) {
 		f.Close()
 		return nil, fmt.Errorf("make room for contents: %w", err)
 	}
-	file := &holes{f: &guard{File: f}}
+	file := &holes{f: &guard{File: f, spare: room}}
 	return &spool{f: f, file: file, w: bufio.NewWriterSize(file, chunk), buf: make([]byte, chunk)}, nil
 }
 
