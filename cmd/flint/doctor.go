@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,7 +33,7 @@ func newDoctor() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		found, err := doctor.Run(c.Context(), examined(cfg), doctor.Here())
+		found, err := doctor.Run(c.Context(), examined(c.Context(), cfg), doctor.Here())
 		if err != nil {
 			return exitError(exitInterrupted)
 		}
@@ -66,7 +67,7 @@ func doctorConfig(file string, named bool) (cfg config.Config, source string, er
 }
 
 // examined is what the checks need to know of the configuration.
-func examined(cfg config.Config) doctor.Config {
+func examined(ctx context.Context, cfg config.Config) doctor.Config {
 	f, room := cfg.Firecracker, app.CapacityOf(cfg)
 	d := doctor.Config{
 		StateDir: cfg.StateDir, Driver: cfg.VM.Driver, Accel: cfg.VM.Accel, QEMU: cfg.VM.QEMU,
@@ -74,7 +75,7 @@ func examined(cfg config.Config) doctor.Config {
 		UIDFirst: f.UIDFirst, UIDCount: f.UIDCount, ParentCgroup: f.ParentCgroup,
 		Memory: room.Memory, QEMUOverhead: room.QEMU, FirecrackerOverhead: room.Firecracker,
 		Pools: cfg.FlintPools(), IPv6: cfg.Network.IPv6.IsValid(),
-		Monolithic: cfg.Kernel.Pack != "" || cfg.Kernel.Vmlinuz != "" && cfg.Kernel.Modules == "", Kernel: examinedKernel(cfg),
+		Monolithic: cfg.Kernel.Pack != "" || cfg.Kernel.Vmlinuz != "" && cfg.Kernel.Modules == "", Kernel: examinedKernel(ctx, cfg),
 	}
 	for _, r := range app.UsedRunners(cfg, slog.New(slog.DiscardHandler), time.Now()) {
 		d.Runners = append(d.Runners, doctor.Software{Version: r.Version, Pool: r.Pool, Age: r.AgeDays, Left: r.DaysLeft, Refused: r.Refused})
@@ -89,8 +90,8 @@ func examined(cfg config.Config) doctor.Config {
 }
 
 // examinedKernel is what is known of the configured kernel; nothing where it is not kept yet.
-func examinedKernel(cfg config.Config) (k doctor.Kernel) {
-	found, err := app.FindKernel(cfg, app.Options{Log: slog.New(slog.DiscardHandler)}, "")
+func examinedKernel(ctx context.Context, cfg config.Config) (k doctor.Kernel) {
+	found, err := app.FindKernel(ctx, cfg, app.Options{Log: slog.New(slog.DiscardHandler)}, "")
 	if err != nil {
 		return k
 	}

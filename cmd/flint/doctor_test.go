@@ -61,7 +61,7 @@ func TestDoctorReadsTheConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := examined(cfg)
+	d := examined(t.Context(), cfg)
 	if d.Dockerfile {
 		t.Error("there is no Dockerfile yet")
 	}
@@ -71,7 +71,7 @@ func TestDoctorReadsTheConfiguration(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(filepath.Dir(file), "image", "Dockerfile"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	d = examined(cfg)
+	d = examined(t.Context(), cfg)
 	if !d.Dockerfile || !d.NoJail || d.Monolithic || d.ChrootBase != config.Default().StateDir+"/jail" || d.Memory == 0 || d.QEMUOverhead == (flint.Overhead{}) || d.FirecrackerOverhead.Share == 0 || len(d.Pools) != 1 {
 		t.Errorf("examined %+v", d)
 	}

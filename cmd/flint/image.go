@@ -56,7 +56,7 @@ func newImageList(open openState) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		list, err := app.StoredImages(cfg, opt)
+		list, err := app.StoredImages(c.Context(), cfg, opt)
 		if *asJSON {
 			if list == nil {
 				list = []app.Stored{}

@@ -179,7 +179,7 @@ func newImageRemove(open openState) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			gone, err := app.RemoveImage(cfg, opt, args[0])
+			gone, err := app.RemoveImage(c.Context(), cfg, opt, args[0])
 			if err != nil {
 				return err
 			}

@@ -162,7 +162,7 @@ func newKernelList(open openState) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		list, err := app.ListKernels(cfg, opt)
+		list, err := app.ListKernels(c.Context(), cfg, opt)
 		w := c.OutOrStdout()
 		switch {
 		case *asJSON:
@@ -247,7 +247,7 @@ func newKernelInspect(open openState) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		k, err := app.FindKernel(cfg, opt, strings.Join(args, ""))
+		k, err := app.FindKernel(c.Context(), cfg, opt, strings.Join(args, ""))
 		if err != nil {
 			return err
 		}

@@ -101,7 +101,7 @@ type ImageDetails struct {
 
 // InspectImage describes a base image that is kept.
 func InspectImage(ctx context.Context, cfg config.Config, opt Options, name string) (ImageDetails, error) {
-	s, err := findStored(cfg, opt, name)
+	s, err := findStored(ctx, cfg, opt, name)
 	if err != nil {
 		return ImageDetails{}, err
 	}
@@ -123,8 +123,8 @@ func InspectImage(ctx context.Context, cfg config.Config, opt Options, name stri
 
 // RemoveImage removes what is kept under a name, unless somebody uses it. It returns what that was, and how much of the disk
 // it took.
-func RemoveImage(cfg config.Config, opt Options, name string) (Stored, error) {
-	s, err := findStored(cfg, opt, name)
+func RemoveImage(ctx context.Context, cfg config.Config, opt Options, name string) (Stored, error) {
+	s, err := findStored(ctx, cfg, opt, name)
 	if err != nil {
 		return s, err
 	}
@@ -147,8 +147,8 @@ const leastDigits = 4
 
 // findStored finds what the image store keeps by the beginning of its digest, at least four digits of it, or by what it was
 // made of last.
-func findStored(cfg config.Config, opt Options, name string) (Stored, error) {
-	list, err := StoredImages(cfg, opt)
+func findStored(ctx context.Context, cfg config.Config, opt Options, name string) (Stored, error) {
+	list, err := StoredImages(ctx, cfg, opt)
 	if err != nil {
 		return Stored{}, err
 	}

@@ -35,7 +35,7 @@ type Stored struct {
 
 // StoredImages lists what the state directory keeps for VMs, the least recently used first. It opens no network and needs
 // no running flint.
-func StoredImages(cfg config.Config, opt Options) ([]Stored, error) {
+func StoredImages(ctx context.Context, cfg config.Config, opt Options) ([]Stored, error) {
 	store, err := openStore(cfg, opt)
 	if store == nil {
 		return nil, err
@@ -59,12 +59,12 @@ func StoredImages(cfg config.Config, opt Options) ([]Stored, error) {
 		list = append(list, s)
 	}
 	slices.SortStableFunc(list, func(a, b Stored) int { return a.Used.Compare(b.Used) })
-	want(cfg, list)
+	want(ctx, cfg, list)
 	return list, errors.Join(err, kerr)
 }
 
 // want says of what each part of the configuration was served by last that it is wanted. list is in the order of last use.
-func want(cfg config.Config, list []Stored) {
+func want(ctx context.Context, cfg config.Config, list []Stored) {
 	markLast := func(n int, what, kind string, is func(Stored) bool) {
 		for i := range slices.Backward(list) {
 			if n > 0 && list[i].Kind == kind && is(list[i]) {
@@ -102,7 +102,7 @@ func want(cfg config.Config, list []Stored) {
 	}
 	// Until the configured kernel has been made, the last that was used is the one to keep.
 	is := func(Stored) bool { return true }
-	if id, err := kernel.Chosen(kernelCache(cfg, Options{}), kernelSource(cfg.Kernel)); err == nil {
+	if id, err := kernel.Chosen(ctx, kernelCache(cfg, Options{}), kernelSource(cfg.Kernel)); err == nil {
 		is = func(s Stored) bool { first, _, _ := strings.Cut(s.Digest, "/"); return first == id }
 	}
 	mark("kernel", "kernel", is)
@@ -116,7 +116,7 @@ func PruneImages(ctx context.Context, cfg config.Config, opt Options, all bool) 
 	if store == nil {
 		return 0, nil, err
 	}
-	list, err := StoredImages(cfg, opt)
+	list, err := StoredImages(ctx, cfg, opt)
 	if err != nil {
 		return 0, nil, err
 	}

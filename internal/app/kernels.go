@@ -58,7 +58,7 @@ func AddKernel(ctx context.Context, cfg config.Config, opt Options, s KernelSour
 	if err != nil {
 		return KeptKernel{}, err
 	}
-	kept, err := FindKernel(cfg, opt, filepath.Base(filepath.Dir(pack.Kernel)))
+	kept, err := FindKernel(ctx, cfg, opt, filepath.Base(filepath.Dir(pack.Kernel)))
 	return kept, errors.Join(err, pack.Close())
 }
 
@@ -84,10 +84,10 @@ func OwnKernel() (KernelSource, error) {
 }
 
 // ListKernels lists the kernel packs that are kept, the most recently used first.
-func ListKernels(cfg config.Config, opt Options) ([]KeptKernel, error) {
+func ListKernels(ctx context.Context, cfg config.Config, opt Options) ([]KeptKernel, error) {
 	c := kernelCache(cfg, opt)
 	packs, err := kernel.Packs(c.Dir)
-	chosen, cerr := kernel.Chosen(c, kernelSource(cfg.Kernel))
+	chosen, cerr := kernel.Chosen(ctx, c, kernelSource(cfg.Kernel))
 	if cerr != nil {
 		opt.Log.Debug("the configured kernel is not among those that are kept", "err", cerr)
 	}
@@ -105,11 +105,11 @@ func ListKernels(cfg config.Config, opt Options) ([]KeptKernel, error) {
 }
 
 // FindKernel returns the pack of a version or id; where that is empty, the one that the configuration chooses.
-func FindKernel(cfg config.Config, opt Options, name string) (KeptKernel, error) {
+func FindKernel(ctx context.Context, cfg config.Config, opt Options, name string) (KeptKernel, error) {
 	c := kernelCache(cfg, opt)
 	var err error
 	if name == "" {
-		if name, err = kernel.Chosen(c, kernelSource(cfg.Kernel)); err != nil {
+		if name, err = kernel.Chosen(ctx, c, kernelSource(cfg.Kernel)); err != nil {
 			return KeptKernel{}, err
 		}
 	}
@@ -117,7 +117,7 @@ func FindKernel(cfg config.Config, opt Options, name string) (KeptKernel, error)
 	if err != nil {
 		return KeptKernel{}, err
 	}
-	list, err := ListKernels(cfg, opt)
+	list, err := ListKernels(ctx, cfg, opt)
 	for _, k := range list {
 		if k.ID == found.ID {
 			return k, err
@@ -128,7 +128,7 @@ func FindKernel(cfg config.Config, opt Options, name string) (KeptKernel, error)
 
 // RemoveKernel removes a pack that nobody uses and kernel.pack of the configuration does not name. It returns which one it was.
 func RemoveKernel(ctx context.Context, cfg config.Config, opt Options, name string) (KeptKernel, error) {
-	k, err := FindKernel(cfg, opt, name)
+	k, err := FindKernel(ctx, cfg, opt, name)
 	if err != nil {
 		return k, err
 	}

@@ -303,7 +303,7 @@ func TestPoolsOnOneDockerfileWantTheirOwn(t *testing.T) {
 	other := config.NewPool("b", dir)
 	other.Args = map[string]string{"K": "w"}
 	a.cfg.Pools = append(a.cfg.Pools, other)
-	list, err := StoredImages(a.cfg, a.opt)
+	list, err := StoredImages(t.Context(), a.cfg, a.opt)
 	if err != nil || len(list) != 3 {
 		t.Fatalf("%+v, %v", list, err)
 	}
@@ -423,7 +423,7 @@ func TestKernelIsNoImage(t *testing.T) {
 	put(t, a.cfg.StateDir, "kernels/"+id+"/pack.json", `{"version": "6.1", "from": "/boot/vmlinuz-6.1", "monolithic": true, "sizes": {"vmlinux": 2, "boot/order": 2}}`)
 	put(t, a.cfg.StateDir, "kernels/"+id+"/boot/order", "x")
 	for _, name := range []string{id, id[:6], "/boot/vmlinuz-6.1"} {
-		_, err := RemoveImage(a.cfg, a.opt, name)
+		_, err := RemoveImage(t.Context(), a.cfg, a.opt, name)
 		var f *flint.Fault
 		if !errors.As(err, &f) || f.Code != "image.unknown" || !strings.Contains(f.Error(), "it is a kernel") || !strings.Contains(f.Fix, "flint kernel rm") {
 			t.Errorf("%s: %v", name, err)

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"flint/internal/digest"
 	"flint/internal/inuse"
 )
 
@@ -65,17 +66,17 @@ func (s *Store) check(ctx context.Context, path string) error {
 	if h.whole {
 		return nil
 	}
-	digest, err := digestOfAll(ctx, io.NewSectionReader(h.f, 0, math.MaxInt64))
+	sum, err := digest.Reader(ctx, io.NewSectionReader(h.f, 0, math.MaxInt64))
 	if err != nil {
 		return fmt.Errorf("check %s: %w", path, err)
 	}
-	if isNamed(path, digest) {
+	if isNamed(path, sum) {
 		h.whole = true
 		return nil
 	}
 	aside := path + damagedSuffix
 	s.log.Warn("an image is damaged: its content has another digest than when it was made; it is set aside and made again",
-		"path", path, "digest", digest, "aside", aside)
+		"path", path, "digest", sum, "aside", aside)
 	if inuse.IsAt(h.f, path) { // else another process was quicker
 		if err := os.Rename(path, aside); err != nil {
 			return fmt.Errorf("set aside damaged image: %w", err)

@@ -65,7 +65,7 @@ func holed(t testing.TB, path string, size int64, places ...int64) {
 	}
 }
 
-func digest(b []byte) string {
+func sumOf(b []byte) string {
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
 }
@@ -89,7 +89,7 @@ func TestSparseFilesInLayers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want[n] = digest(b)
+		want[n] = sumOf(b)
 	}
 	for how, args := range sparseTars {
 		b := tarSparse(t, dir, args, names...)
@@ -105,7 +105,7 @@ func TestSparseFilesInLayers(t *testing.T) {
 				fsck(t, path)
 				got := map[string]string{}
 				for name, content := range filesOf(t, path, names...) {
-					got[name] = digest(content)
+					got[name] = sumOf(content)
 				}
 				if !maps.Equal(got, want) {
 					t.Errorf("got  %v\nwant %v", got, want)
@@ -160,7 +160,7 @@ func writeDocker(t testing.TB, dir string, layers ...[]byte) {
 			t.Fatal(err)
 		}
 		putHoled(t, filepath.Join(at, "layer.tar"), b)
-		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, v1.Hash{Algorithm: "sha256", Hex: digest(b)})
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, v1.Hash{Algorithm: "sha256", Hex: sumOf(b)})
 		image.Layers = append(image.Layers, name)
 	}
 	if err := os.Symlink("0/layer.tar", filepath.Join(dir, "again.tar")); err != nil {
@@ -191,7 +191,7 @@ func TestSparseArchives(t *testing.T) {
 	}
 	writeLayout(t, oci, "", img)
 	want := wantBase(t, testStore(t), Want{Ref: oci})
-	putHoled(t, filepath.Join(oci, "blobs/sha256", digest(b)), b)
+	putHoled(t, filepath.Join(oci, "blobs/sha256", sumOf(b)), b)
 	for how, args := range sparseTars {
 		for kind, from := range map[string]string{"docker": docker, "OCI": oci} {
 			t.Run(kind+" archive, "+how, func(t *testing.T) {

@@ -5,12 +5,14 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
+
 	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"flint/internal/digest"
 )
 
 // maxContext bounds the files of a build context or a drive's directory.
@@ -37,23 +39,13 @@ func stampOf(path string, info fs.FileInfo) (stamp string, changed time.Time) {
 	return fmt.Sprintf("%s %d %o %d %d %d", path, inode, info.Mode(), info.Size(), info.ModTime().UnixNano(), changed.UnixNano()), changed
 }
 
-// hashFile returns the digest of a file's content.
+// hashFile returns the digest of a file's content, as images name it.
 func hashFile(ctx context.Context, path string) (string, error) {
-	f, err := os.Open(path)
+	sum, err := digest.File(ctx, path)
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
-	return digestOfAll(ctx, f)
-}
-
-// digestOfAll reads to the end and returns the digest of what it read.
-func digestOfAll(ctx context.Context, r io.Reader) (string, error) {
-	sum := sha256.New()
-	if _, err := io.CopyBuffer(struct{ io.Writer }{sum}, contextReader{ctx, r}, make([]byte, chunk)); err != nil {
-		return "", err
-	}
-	return "sha256:" + hexSum(sum), nil
+	return "sha256:" + sum, nil
 }
 
 // treeStamp fingerprints every file below dir, as fileStamp does for one.

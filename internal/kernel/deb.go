@@ -24,6 +24,9 @@ const (
 )
 
 func unpackFault(what string, err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("unpack %s: %w", what, err)
+	}
 	f := &flint.Fault{
 		Code: "kernel.unpack", What: "unpack " + what, Err: err,
 		Fix: "fetch the package again; if it persists, it is not a kernel package flint understands",

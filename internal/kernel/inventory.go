@@ -115,7 +115,7 @@ func Remove(ctx context.Context, c Config, pack Kept) error {
 }
 
 // Chosen returns the id of the pack that Prepare would return for a source without asking apt, as far as it is cached.
-func Chosen(c Config, s Source) (id string, err error) {
+func Chosen(ctx context.Context, c Config, s Source) (id string, err error) {
 	if err := s.validate(); err != nil {
 		return "", err
 	}
@@ -132,7 +132,7 @@ func Chosen(c Config, s Source) (id string, err error) {
 		}
 		key = recall(p.memory(name)).Key
 	} else {
-		o, err := givenOrigin(s)
+		o, err := givenOrigin(ctx, s)
 		if err != nil {
 			return "", err
 		}

@@ -20,7 +20,7 @@ func code(err error) string {
 func TestInventory(t *testing.T) {
 	w := newWorld(t)
 	cache := w.cache()
-	if id, err := Chosen(cache, Source{Vmlinuz: filepath.Join(w.dir, "none")}); id != "" || code(err) != "kernel.unpack" {
+	if id, err := Chosen(t.Context(), cache, Source{Vmlinuz: filepath.Join(w.dir, "none")}); id != "" || code(err) != "kernel.unpack" {
 		t.Errorf("got %q, %v", id, err)
 	}
 	given := filepath.Join(w.dir, "vmlinux-6.99.2")
@@ -72,7 +72,7 @@ func TestInventory(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantGone(t, idle.Path)
-	if id, err := Chosen(cache, Source{Vmlinuz: given}); id != "" || code(err) != "kernel.unknown" {
+	if id, err := Chosen(t.Context(), cache, Source{Vmlinuz: given}); id != "" || code(err) != "kernel.unknown" {
 		t.Errorf("removed, yet chosen: %q, %v", id, err)
 	}
 }

@@ -177,7 +177,7 @@ func (p *preparer) kernel(ctx context.Context, s Source) (entry, error) {
 	case s.Pack != "":
 		return p.fromCache(s.Pack)
 	case len(s.Debs) > 0 || s.Vmlinuz != "":
-		o, err := givenOrigin(s)
+		o, err := givenOrigin(ctx, s)
 		if err != nil {
 			return entry{}, err
 		}

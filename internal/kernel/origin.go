@@ -6,10 +6,11 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"flint/internal/digest"
 )
 
 // origin is where a kernel's files come from.
@@ -22,21 +23,21 @@ type origin struct {
 }
 
 // givenOrigin takes the files that a source names.
-func givenOrigin(s Source) (origin, error) {
+func givenOrigin(ctx context.Context, s Source) (origin, error) {
 	switch {
 	case len(s.Debs) > 0:
-		return debsOrigin(s.Debs)
+		return debsOrigin(ctx, s.Debs)
 	case s.ModuleTree == "":
-		return monolithicOrigin(s.Vmlinuz)
+		return monolithicOrigin(ctx, s.Vmlinuz)
 	}
-	return filesOrigin(s.Vmlinuz, s.ModuleTree)
+	return filesOrigin(ctx, s.Vmlinuz, s.ModuleTree)
 }
 
 // debsOrigin takes given .deb files.
-func debsOrigin(debs []string) (origin, error) {
+func debsOrigin(ctx context.Context, debs []string) (origin, error) {
 	sum := sha256.New()
 	for _, deb := range debs {
-		h, err := hashFile(deb)
+		h, err := digest.File(ctx, deb)
 		if err != nil {
 			return origin{}, unpackFault(deb, err)
 		}
@@ -66,7 +67,7 @@ func addDebFile(ctx context.Context, u *unpacked, deb string) error {
 }
 
 // monolithicOrigin takes a given kernel that has no modules.
-func monolithicOrigin(vmlinuz string) (origin, error) {
+func monolithicOrigin(ctx context.Context, vmlinuz string) (origin, error) {
 	name := filepath.Base(vmlinuz)
 	_, version, _ := strings.Cut(name, "-") // if it is called vmlinux-<version>
 	from := map[string]string{"boot/vmlinuz-given": vmlinuz}
@@ -76,7 +77,7 @@ func monolithicOrigin(vmlinuz string) (origin, error) {
 	}
 	sum := sha256.New()
 	fmt.Fprintln(sum, "monolithic 2") // counted up when more is found out about a kernel
-	if err := hashInto(sum, vmlinuz, config); err != nil {
+	if err := hashInto(ctx, sum, vmlinuz, config); err != nil {
 		return origin{}, err
 	}
 	return origin{
@@ -96,12 +97,12 @@ func present(files ...string) string {
 }
 
 // hashInto adds the contents of files to a key; an empty name adds nothing.
-func hashInto(sum hash.Hash, files ...string) error {
+func hashInto(ctx context.Context, sum hash.Hash, files ...string) error {
 	for _, f := range files {
 		if f == "" {
 			continue
 		}
-		h, err := hashFile(f)
+		h, err := digest.File(ctx, f)
 		if err != nil {
 			return unpackFault(f, err)
 		}
@@ -111,7 +112,7 @@ func hashInto(sum hash.Hash, files ...string) error {
 }
 
 // filesOrigin takes a given kernel and module tree, such as the host's own.
-func filesOrigin(vmlinuz, tree string) (origin, error) {
+func filesOrigin(ctx context.Context, vmlinuz, tree string) (origin, error) {
 	real, err := filepath.EvalSymlinks(tree)
 	if err != nil {
 		return origin{}, unpackFault(tree, err)
@@ -119,7 +120,7 @@ func filesOrigin(vmlinuz, tree string) (origin, error) {
 	version := filepath.Base(real)
 	config := present(filepath.Join(filepath.Dir(vmlinuz), "config-"+version), filepath.Join(real, "config"))
 	sum := sha256.New()
-	if err := hashInto(sum, vmlinuz, config); err != nil {
+	if err := hashInto(ctx, sum, vmlinuz, config); err != nil {
 		return origin{}, err
 	}
 	var files []string
@@ -180,18 +181,4 @@ func (u *unpacked) copyFiles(ctx context.Context, from map[string]string) error 
 		}
 	}
 	return nil
-}
-
-// hashFile returns the SHA-256 of a file, in hexadecimal.
-func hashFile(name string) (string, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
 }
