@@ -113,6 +113,7 @@ var mayStartGoroutines = map[string]string{
 // mayKeepContext has the types that keep a context, and why: io.Reader takes none.
 var mayKeepContext = map[string]string{
 	"internal/image contextReader": "an io.Reader within one call",
+	"internal/image glance":        "an io.ReaderAt within one call",
 	"internal/image stream":        "an io.Reader within one call",
 	"internal/runnersoft reader":   "an io.Reader within one call",
 }
