@@ -100,6 +100,9 @@ func newRig(t testing.TB, maxRunners int, change ...func(*config.Config)) *coord
 
 const hookSecret = "a secret of the test"
 
+// littleFree lets tests run where the disk is almost full.
+var littleFree = config.Free{Bytes: flint.MiB}
+
 func fakeApp(t testing.TB, c *coordinator, url string, maxRunners int, change ...func(*config.Config)) *App {
 	t.Helper()
 	dir := t.TempDir()
@@ -108,7 +111,7 @@ func fakeApp(t testing.TB, c *coordinator, url string, maxRunners int, change ..
 	cfg.Network.IPv4 = netip.MustParsePrefix("10.99.0.0/24")
 	cfg.GitHub.URL, cfg.GitHub.Repository = url, "acme/hello"
 	cfg.GitHub.AppID, cfg.GitHub.PrivateKey = c.sim.App().ID, c.sim.App().PrivateKeyPEM
-	cfg.Host.CPUs, cfg.Host.Memory = 64, 64*flint.GiB
+	cfg.Host.CPUs, cfg.Host.Memory, cfg.Host.MinFree = 64, 64*flint.GiB, littleFree
 	shape := config.Shape{CPUs: 1, Memory: 256 * flint.MiB, Disk: 64 * flint.MiB}
 	cfg.Pools = []config.Pool{{Name: "flint", Image: "unused", Max: maxRunners, VM: shape}}
 	for _, f := range change {

@@ -179,7 +179,7 @@ func (s *soak) configure(pools int) {
 	c.StateDir = filepath.Join(s.dir, "state")
 	c.Network.IPv4 = netip.MustParsePrefix("10.99.0.0/24")
 	c.Webhook.Listen = hookAddress
-	c.Host.Name, c.Host.CPUs, c.Host.Memory = "soak", 48, 64*flint.GiB
+	c.Host.Name, c.Host.CPUs, c.Host.Memory, c.Host.MinFree = "soak", 48, 64*flint.GiB, littleFree
 	account := func(name, organization, repository, mode string) config.GitHub {
 		g := config.NewGitHub()
 		g.Name, g.URL, g.Organization, g.Repository, g.Mode = name, "http://"+gitHubAddress, organization, repository, mode

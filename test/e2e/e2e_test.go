@@ -76,7 +76,8 @@ func (r *rig) flint(ctx context.Context, env []string, args ...string) *exec.Cmd
 	cmd := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", r.netns, r.program}, args...)...)
 	cmd.Dir = r.root
 	cmd.Env = append(os.Environ(), env...)
-	cmd.Env = append(cmd.Env, "FLINT_STATE_DIR="+r.state)
+	// On a disk that is almost full it would remove images that other tests boot from, or boot none.
+	cmd.Env = append(cmd.Env, "FLINT_STATE_DIR="+r.state, "FLINT_HOST_MIN_FREE=1MiB")
 	// Not -9: flint gives back what it holds.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Minute
