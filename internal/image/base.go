@@ -30,7 +30,7 @@ func (s *Store) Base(ctx context.Context, w Want) (Base, error) {
 		w.Format = Ext4
 	}
 	last := keyOf(append([]string{w.version(), "last", w.Ref}, sortedArgs(w.BuildArgs)...)...)
-	b, err := s.obtain(ctx, w)
+	b, err := s.obtainInTime(ctx, w)
 	if err == nil {
 		before, ok := s.recallBase(last)
 		if ours := filepath.Dir(b.Path) == s.path(baseDir); ours && (!ok || !reflect.DeepEqual(before, b)) {
@@ -53,6 +53,26 @@ func (s *Store) Base(ctx context.Context, w Want) (Base, error) {
 	}
 	b.Stale = err
 	return b, nil
+}
+
+// longestMaking is how long an image may take: builds do what they like, and whoever else is asked may say nothing. What was
+// downloaded, and most of what was built, is there for the next try.
+const longestMaking = 2 * time.Hour
+
+// obtainInTime is obtain, which may not take for ever.
+func (s *Store) obtainInTime(ctx context.Context, w Want) (Base, error) {
+	within, cancel := context.WithTimeout(ctx, s.longest)
+	defer cancel()
+	b, err := s.obtain(within, w)
+	if err != nil && within.Err() != nil && ctx.Err() == nil {
+		return Base{}, &flint.Fault{
+			Code: "image.slow",
+			What: fmt.Sprintf("make image %q within %s", w.Ref, s.longest),
+			Fix:  "see whether its build, the builder, the daemon or the registry hangs; what was downloaded and built is kept for the next try",
+			Err:  err,
+		}
+	}
+	return b, err
 }
 
 // obtain finds or makes what w names, and holds it.

@@ -92,8 +92,12 @@ func (s *Store) buildStep(ctx context.Context, file, dir string, w Want) (v1.Ima
 	}
 	done := w.Progress.Step(step)
 	b.line = func(line string) { w.Progress.Report(flint.Milestone{Step: step, Line: line}) }
-	// Builds share one storage, and what a killed build left there is removed by name.
-	unlock, err := s.lock(ctx, builderLock)
+	// Builds share one storage, and what a killed build left there is removed by name. Docker sees to its own.
+	lock := builderLock
+	if b.name == "docker" {
+		lock = keyOf("docker", b.tag)
+	}
+	unlock, err := s.lock(ctx, lock)
 	if err == nil {
 		defer unlock()
 		s.used(b.storage)

@@ -16,7 +16,6 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"golang.org/x/sync/errgroup"
 
@@ -49,11 +48,11 @@ func (s *Store) download(ctx context.Context, repo name.Repository, blobs []v1.D
 	if err != nil {
 		return err
 	}
-	trip, err := transport.NewWithContext(ctx, repo.Registry, login, remote.DefaultTransport, []string{repo.Scope(transport.PullScope)})
+	trip, err := transport.NewWithContext(ctx, repo.Registry, login, s.transport(), []string{repo.Scope(transport.PullScope)})
 	if err != nil {
 		return err
 	}
-	d := &downloader{client: &http.Client{Transport: trip}, repo: repo, dir: dir, pause: s.pause, silence: s.silence, spare: s.spare, progress: w.Progress, step: "pull image " + w.Ref}
+	d := &downloader{client: &http.Client{Transport: trip}, repo: repo, dir: dir, pause: s.pause, spare: s.spare, progress: w.Progress, step: "pull image " + w.Ref}
 	seen := map[v1.Hash]bool{} // an image may have a layer twice
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.SetLimit(atOnce)
@@ -82,7 +81,6 @@ type downloader struct {
 	repo     name.Repository
 	dir      string
 	pause    time.Duration
-	silence  time.Duration
 	spare    spare
 	progress flint.Progress
 	step     string
@@ -192,10 +190,6 @@ func (d *downloader) rest(ctx context.Context, b v1.Descriptor, f *os.File, sum 
 
 // more asks for a blob from have on and appends what comes. A registry that does not serve parts begins anew, and from is 0.
 func (d *downloader) more(ctx context.Context, b v1.Descriptor, f *os.File, sum hash.Hash, have int64) (n, from int64, err error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	quiet := time.AfterFunc(d.silence, func() { cancel(fmt.Errorf("nothing came for %s", d.silence)) })
-	defer quiet.Stop()
 	at := url.URL{Scheme: d.repo.Scheme(), Host: d.repo.RegistryStr(), Path: "/v2/" + d.repo.RepositoryStr() + "/blobs/" + b.Digest.String()}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at.String(), nil)
 	if err != nil {
@@ -231,7 +225,6 @@ func (d *downloader) more(ctx context.Context, b v1.Descriptor, f *os.File, sum 
 	}
 	body := reading(func(p []byte) (int, error) {
 		n, err := resp.Body.Read(p)
-		quiet.Reset(d.silence)
 		d.got(int64(n))
 		return n, err
 	})

@@ -41,7 +41,8 @@ type Store struct {
 	log *slog.Logger
 
 	pause   time.Duration // before a failed download is tried again, at first
-	silence time.Duration // of a registry until a download is given up
+	silence time.Duration // of a registry until a request is given up
+	longest time.Duration // that making an image may take
 	spare   spare
 
 	mu   sync.Mutex
@@ -116,7 +117,7 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
-	s := &Store{dir: dir, log: log, pause: firstPause, silence: longestSilence, held: map[string]*hold{}}
+	s := &Store{dir: dir, log: log, pause: firstPause, silence: longestSilence, longest: longestMaking, held: map[string]*hold{}}
 	for _, d := range []struct {
 		name string
 		mode os.FileMode

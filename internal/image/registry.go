@@ -41,7 +41,7 @@ func (s *Store) fromRegistry(ctx context.Context, src source, w Want) (Base, err
 // before a pull was interrupted is not fetched again.
 func (s *Store) pull(ctx context.Context, ref name.Reference, w Want) (Base, error) {
 	options := []remote.Option{
-		remote.WithContext(ctx), remote.WithAuthFromKeychain(logins()), remote.WithUserAgent("flint"),
+		remote.WithContext(ctx), remote.WithAuthFromKeychain(logins()), remote.WithUserAgent("flint"), remote.WithTransport(s.transport()),
 		remote.WithRetryBackoff(remote.Backoff{Duration: s.pause, Factor: 3, Jitter: 0.1, Steps: 3}),
 		remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}),
 	}
