@@ -340,6 +340,35 @@ func TestDockerfileIsBuiltOnce(t *testing.T) {
 	wantEmptyTmp(t, s)
 }
 
+// TestDockerfileThatChangesWhileItIsBuilt: the builder's double changes the directory when it has read it.
+func TestDockerfileThatChangesWhileItIsBuilt(t *testing.T) {
+	made := filepath.Join(t.TempDir(), "made")
+	writeLayout(t, made, "", testImage(t, pack(t, file("f", "1"))))
+	for name, tt := range map[string]struct {
+		change string
+		builds []int // after it was asked for once, twice, and again with the files of the beginning
+	}{
+		"once":       {`echo two >"$last/two"`, []int{2, 2, 3}},
+		"every time": {`echo two >>"$last/two"`, []int{3, 6, 9}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, dir := testStore(t), dockerfileDir(t, "FROM scratch")
+			script := strings.Replace(fakeBuildah, "echo STEP 1;", "echo STEP 1; "+tt.change+";", 1)
+			log := fakeTool(t, "buildah", strings.ReplaceAll(script, "$FAKE_LAYOUT", made))
+			for i, want := range tt.builds {
+				if i == 2 {
+					os.Remove(filepath.Join(dir, "two"))
+				}
+				wantBase(t, s, Want{Ref: dir})
+				b, err := os.ReadFile(log)
+				if got := strings.Count(string(b), " build "); err != nil || got != want {
+					t.Errorf("asked for %d times: %d builds, %v, want %d", i+1, got, err, want)
+				}
+			}
+		})
+	}
+}
+
 func TestDockerfileThatFails(t *testing.T) {
 	s := testStore(t)
 	fakeTool(t, "buildah", fakeBuildah)

@@ -22,36 +22,60 @@ import (
 // ociPrefix marks a build argument that names a local OCI layout: only buildah and podman can build on one.
 const ociPrefix = "oci:"
 
-// fromDockerfile builds an ordinary Dockerfile, or finds it built from the same files with the same build arguments.
+// fromDockerfile builds an ordinary Dockerfile, or finds it built from the same files with the same build arguments. What changed
+// while it was built is built again. If that never ends, the image is used but not remembered: nobody knows what files it is of.
 func (s *Store) fromDockerfile(ctx context.Context, src source, w Want) (Base, error) {
-	key, err := s.buildKey(ctx, src.path, w)
-	if err != nil {
-		return Base{}, err
-	}
-	q := question{step: "build image " + w.Ref, key: key}
 	asked := time.Now()
-	return s.answer(ctx, q, w, func() (Base, error) {
-		unlock, err := s.lock(ctx, key)
+	for try := 1; ; try++ {
+		key, err := s.buildKey(ctx, src.path, w)
 		if err != nil {
 			return Base{}, err
 		}
-		defer unlock()
-		// Another may have built it meanwhile.
-		if b, ok := s.fresh(key, func(at time.Time) bool { return w.Pull.suffices(at) || at.After(asked) }); ok {
-			w.Progress.Step(q.step)("cached", nil)
+		if b, ok := s.fresh(key, w.Pull.suffices); ok {
+			w.Progress.Step("build image "+w.Ref)("cached", nil)
 			return b, nil
 		}
-		dir, release, err := s.work()
-		if err != nil {
-			return Base{}, err
+		b, changed, err := s.builtAs(ctx, key, src.path, w, asked)
+		if err != nil || !changed || try == maxTries {
+			return b, err
 		}
-		defer release()
-		img, err := s.buildStep(ctx, src.path, dir, w)
-		if err != nil {
-			return Base{}, err
-		}
-		return s.flattenStep(ctx, img, w)
-	})
+		s.log.Info("files changed while an image was built of them: it is built again", "image", w.Ref)
+	}
+}
+
+// builtAs builds a Dockerfile of that key, unless another process did since asked. It says whether the key is another by now.
+func (s *Store) builtAs(ctx context.Context, key, file string, w Want, asked time.Time) (b Base, changed bool, err error) {
+	step := "build image " + w.Ref
+	unlock, err := s.lock(ctx, key)
+	if err != nil {
+		return Base{}, false, err
+	}
+	defer unlock()
+	// Another may have built it while we waited.
+	if b, ok := s.fresh(key, func(at time.Time) bool { return w.Pull.suffices(at) || at.After(asked) }); ok {
+		w.Progress.Step(step)("cached", nil)
+		return b, false, nil
+	}
+	dir, release, err := s.work()
+	if err != nil {
+		return Base{}, false, err
+	}
+	defer release()
+	img, err := s.buildStep(ctx, file, dir, w)
+	if err != nil {
+		return Base{}, false, err
+	}
+	if b, err = s.flattenStep(ctx, img, w); err != nil {
+		return Base{}, false, err
+	}
+	after, err := s.buildKey(ctx, file, w)
+	if err != nil {
+		return Base{}, false, err
+	}
+	if after == key {
+		s.note(key, answered{b, time.Now()})
+	}
+	return b, after != key, nil
 }
 
 // buildKey names what a build depends on. A local base image counts by its content, not its path.

@@ -86,7 +86,10 @@ func (s *Store) Tools(ctx context.Context, path string, p flint.Progress) (Drive
 func (s *Store) driveOf(ctx context.Context, dir string, kind driveKind, p flint.Progress) (Drive, error) {
 	what := fmt.Sprintf("make %s of %s", kind.name, dir)
 	for try := 1; ; try++ {
-		d, err := s.drive(ctx, dir, kind, p)
+		d, changed, err := s.drive(ctx, dir, kind, p)
+		if changed && try < maxTries {
+			continue
+		}
 		if err == nil {
 			err = s.holdWhole(ctx, d.Path)
 			if again(err) && try < maxTries {
@@ -116,37 +119,43 @@ type driveKind struct {
 func runnerKind() driveKind { return driveKind{"runner drive", "drive", maxDrive, 0} }
 func toolsKind() driveKind  { return driveKind{"tool cache drive", "tools", DefaultLimit, 0o777} }
 
-// drive finds or makes the drive of a directory.
-func (s *Store) drive(ctx context.Context, dir string, kind driveKind, p flint.Progress) (Drive, error) {
+// drive finds or makes the drive of a directory. It says whether that changed meanwhile: such a drive is not remembered.
+func (s *Store) drive(ctx context.Context, dir string, kind driveKind, p flint.Progress) (d Drive, changed bool, err error) {
 	digest, err := s.contextDigest(ctx, dir)
 	if err != nil {
-		return Drive{}, err
+		return Drive{}, false, err
 	}
 	step := "make " + kind.name
 	key := keyOf(flatVersion, kind.key, digest)
 	if d, ok := s.recallDrive(key); ok {
 		p.Step(step)("cached", nil)
-		return d, nil
+		return d, false, nil
 	}
 	unlock, err := s.lock(ctx, key)
 	if err != nil {
-		return Drive{}, err
+		return Drive{}, false, err
 	}
 	defer unlock()
 	if d, ok := s.recallDrive(key); ok {
 		p.Step(step)("cached", nil)
-		return d, nil
+		return d, false, nil
 	}
 	done := p.Step(step)
-	d := Drive{Version: readVersion(filepath.Join(dir, versionFile))}
+	d = Drive{Version: readVersion(filepath.Join(dir, versionFile))}
 	d.Digest, d.Path, d.Size, err = s.writeImage(ctx, driveDir, []layer{{open: func() (io.ReadCloser, error) { return tarOf(ctx, dir, kind.dirs), nil }}}, kind.limit, Ext4)
+	after := ""
+	if err == nil {
+		after, err = s.contextDigest(ctx, dir)
+	}
 	if err != nil {
 		done("", err)
-		return Drive{}, err
+		return Drive{}, false, err
 	}
-	s.note(key, d)
+	if after == digest {
+		s.note(key, d)
+	}
 	done(fmt.Sprintf("%.19s, %s", d.Digest, d.Size), nil)
-	return d, nil
+	return d, after != digest, nil
 }
 
 func (s *Store) recallDrive(key string) (Drive, bool) {

@@ -68,6 +68,33 @@ func TestDrive(t *testing.T) {
 	}
 }
 
+// TestDriveOfWhatChanges: nothing is remembered under the files that were there before.
+func TestDriveOfWhatChanges(t *testing.T) {
+	s, dir := testStore(t), runnerDir(t)
+	script := filepath.Join(dir, "bin/run")
+	change := func(content string) {
+		t.Helper()
+		if err := os.WriteFile(script, []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d, err := s.Drive(t.Context(), dir, func(m flint.Milestone) {
+		if m.Step == "make runner drive" && !m.Done { // its digest is taken, and no file read for the drive yet
+			change("new")
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := s.Drive(t.Context(), dir, nil); err != nil || again.Digest != d.Digest {
+		t.Errorf("the new files gave %v, %v, then %v", d, err, again)
+	}
+	change("x")
+	if old, err := s.Drive(t.Context(), dir, nil); err != nil || old.Digest == d.Digest {
+		t.Errorf("the files of the beginning gave %v, %v, what the new ones give", old, err)
+	}
+}
+
 func TestDriveNeedsStart(t *testing.T) {
 	dir := runnerDir(t)
 	if err := os.Chmod(filepath.Join(dir, "start"), 0o644); err != nil {
