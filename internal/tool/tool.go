@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -87,13 +88,17 @@ func (t Tool) Output(ctx context.Context) ([]byte, error) {
 	return out.buf.Bytes(), nil
 }
 
-// run runs the program in a process group of its own, which ends with ctx: first asked, then forced.
+// run runs the program in a process group of its own, which ends with ctx: first asked, then forced. The program itself ends with
+// ours, however that ends; what it started is its own to end.
 func (t Tool) run(ctx context.Context, out io.Writer, messages *lines) error {
 	cmd := exec.CommandContext(ctx, t.Path, t.Args...)
 	cmd.Dir = t.Dir
 	cmd.Env = append(Environ(os.Environ()), t.Env...)
 	cmd.Stdout, cmd.Stderr = out, messages
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// The kernel sends the signal when the thread ends that started the program, so that thread is kept for it alone.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = stopTime
 	err := cmd.Run()

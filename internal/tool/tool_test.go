@@ -1,13 +1,17 @@
 package tool_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -129,13 +133,79 @@ func TestEndsWithItsContext(t *testing.T) {
 	if !errors.Is(err, why) {
 		t.Errorf("got %v", err)
 	}
-	// A signal that was sent takes its time to arrive.
+	wantEnd(t, child)
+}
+
+// wantEnd waits for the end of a process that was sent a signal.
+func wantEnd(t *testing.T, pid string) {
+	t.Helper()
 	for range 1200 {
-		b, err := os.ReadFile("/proc/" + child + "/stat")
+		b, err := os.ReadFile("/proc/" + pid + "/stat")
 		if err != nil || strings.Contains(string(b), ") Z ") {
 			return
 		}
 		<-time.After(50 * time.Millisecond)
 	}
 	t.Error("the child still runs")
+}
+
+// TestEndsWithItsParent kills a process, this test's program again, that runs a program.
+func TestEndsWithItsParent(t *testing.T) {
+	const again = "FLINT_TEST_PARENT"
+	if os.Getenv(again) != "" {
+		c := sh(t, "echo child $$; exec sleep 1000")
+		c.Line = func(line string) { fmt.Println(line) }
+		t.Fatal(c.Run(t.Context()))
+	}
+	parent := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+	parent.Env = append(os.Environ(), again+"=1")
+	out, err := parent.StdoutPipe()
+	if err == nil {
+		err = parent.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer parent.Wait()
+	child := ""
+	for lines := bufio.NewScanner(out); child == "" && lines.Scan(); {
+		if pid, ok := strings.CutPrefix(lines.Text(), "child "); ok {
+			child = pid
+		}
+	}
+	if err := parent.Process.Kill(); err != nil || child == "" {
+		t.Fatalf("child %q, %v", child, err)
+	}
+	wantEnd(t, child)
+}
+
+// TestOutlivesOtherThreads: threads of ours that end, as those do that were in a network namespace, take no program with them.
+func TestOutlivesOtherThreads(t *testing.T) {
+	var programs, threads sync.WaitGroup
+	stop := make(chan struct{})
+	threads.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			threads.Add(1)
+			go func() {
+				runtime.LockOSThread() // and never unlocked
+				threads.Done()
+			}()
+			runtime.Gosched()
+		}
+	})
+	for range 50 {
+		programs.Go(func() {
+			if err := sh(t, "sleep 0.5").Run(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	programs.Wait()
+	close(stop)
+	threads.Wait()
 }
