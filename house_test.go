@@ -68,6 +68,7 @@ var thirdPartyStopsAt = map[string][]string{
 	"github.com/Microsoft/hcsshim":           {"flint/internal/image", "flint/internal/kernel"},
 	"github.com/google/nftables":             {"flint/internal/network"},
 	"github.com/miekg/dns":                   {"flint/internal/network"},
+	"github.com/moby/patternmatcher":         {"flint/internal/image"},
 	"github.com/vishvananda/netlink":         {"flint/internal/network", "flint/cmd/flint-agent"},
 	"github.com/rhysd/actionlint":            {"flint/internal/githubsim"},
 	"gopkg.in/yaml.v3":                       {"flint/internal/config"},

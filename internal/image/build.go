@@ -78,12 +78,16 @@ func (s *Store) builtAs(ctx context.Context, key, file string, w Want, asked tim
 	return b, after != key, nil
 }
 
-// buildKey names what a build depends on. A local base image counts by its content, not its path.
+// buildKey names what a build depends on: not what it ignores. A local base image counts by its content, not its path.
 func (s *Store) buildKey(ctx context.Context, file string, w Want) (string, error) {
 	dir := filepath.Dir(file)
-	digest, err := s.contextDigest(ctx, dir)
+	but, err := ignoredBy(file)
 	if err != nil {
 		return "", err
+	}
+	digest, err := s.contextDigest(ctx, dir, but)
+	if err != nil {
+		return "", contextFault(dir, err)
 	}
 	parts := []string{w.version(), "dockerfile", digest, filepath.Base(file)}
 	for _, a := range sortedArgs(w.BuildArgs) {

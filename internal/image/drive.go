@@ -121,7 +121,7 @@ func toolsKind() driveKind  { return driveKind{"tool cache drive", "tools", Defa
 
 // drive finds or makes the drive of a directory. It says whether that changed meanwhile: such a drive is not remembered.
 func (s *Store) drive(ctx context.Context, dir string, kind driveKind, p flint.Progress) (d Drive, changed bool, err error) {
-	digest, err := s.contextDigest(ctx, dir)
+	digest, err := s.contextDigest(ctx, dir, nil)
 	if err != nil {
 		return Drive{}, false, err
 	}
@@ -145,7 +145,7 @@ func (s *Store) drive(ctx context.Context, dir string, kind driveKind, p flint.P
 	d.Digest, d.Path, d.Size, err = s.writeImage(ctx, driveDir, []layer{{open: func() (io.ReadCloser, error) { return tarOf(ctx, dir, kind.dirs), nil }}}, kind.limit, Ext4)
 	after := ""
 	if err == nil {
-		after, err = s.contextDigest(ctx, dir)
+		after, err = s.contextDigest(ctx, dir, nil)
 	}
 	if err != nil {
 		done("", err)

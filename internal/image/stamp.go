@@ -18,6 +18,8 @@ import (
 // maxContext bounds the files of a build context or a drive's directory.
 const maxContext = 1_000_000
 
+var errManyFiles = fmt.Errorf("more than %d files", maxContext)
+
 // fileStamp is a fingerprint of a file that changes when its content may have: path, inode, size and both times. It is
 // settled when the file is old enough for the next change to give another time.
 func fileStamp(path string) (stamp string, settled bool, err error) {
@@ -48,25 +50,25 @@ func hashFile(ctx context.Context, path string) (string, error) {
 	return "sha256:" + sum, nil
 }
 
-// treeStamp fingerprints every file below dir, as fileStamp does for one.
-func treeStamp(ctx context.Context, dir string) (stamp string, settled bool, err error) {
+// treeStamp fingerprints every file below dir that is not ignored, as fileStamp does for one.
+func treeStamp(ctx context.Context, dir string, but *ignored) (stamp string, settled bool, err error) {
 	sum := sha256.New()
 	var newest time.Time
-	err = eachFile(ctx, dir, func(path string, info fs.FileInfo) error {
+	err = eachFile(ctx, dir, but.leave(func(path string, info fs.FileInfo) error {
 		s, changed := stampOf(path, info)
 		if changed.After(newest) {
 			newest = changed
 		}
 		fmt.Fprintf(sum, "%d:%s,", len(s), s)
 		return nil
-	})
+	}))
 	return hexSum(sum), time.Since(newest) > settleTime, err
 }
 
-// treeDigest is the digest of every file below dir: name, type, permissions and content, not owners and times.
-func treeDigest(ctx context.Context, dir string) (string, error) {
+// treeDigest is the digest of every file below dir that is not ignored: name, type, permissions and content, not owners and times.
+func treeDigest(ctx context.Context, dir string, but *ignored) (string, error) {
 	sum := sha256.New()
-	err := eachFile(ctx, dir, func(path string, info fs.FileInfo) error {
+	err := eachFile(ctx, dir, but.leave(func(path string, info fs.FileInfo) error {
 		rel, err := filepath.Rel(dir, path)
 		if err != nil {
 			return err
@@ -83,13 +85,13 @@ func treeDigest(ctx context.Context, dir string) (string, error) {
 		}
 		fmt.Fprintf(sum, "%d:%s %o %d:%s,", len(rel), rel, info.Mode(), len(content), content)
 		return nil
-	})
+	}))
 	return hexSum(sum), err
 }
 
 // contextDigest is treeDigest, remembered by treeStamp, so that an unchanged directory is not read again.
-func (s *Store) contextDigest(ctx context.Context, dir string) (string, error) {
-	stamp, settled, err := treeStamp(ctx, dir)
+func (s *Store) contextDigest(ctx context.Context, dir string, but *ignored) (string, error) {
+	stamp, settled, err := treeStamp(ctx, dir, but)
 	if err != nil {
 		return "", fmt.Errorf("look at %s: %w", dir, err)
 	}
@@ -98,7 +100,7 @@ func (s *Store) contextDigest(ctx context.Context, dir string) (string, error) {
 	if s.recall(key, &digest) {
 		return digest, nil
 	}
-	if digest, err = treeDigest(ctx, dir); err != nil {
+	if digest, err = treeDigest(ctx, dir, but); err != nil {
 		return "", fmt.Errorf("read %s: %w", dir, err)
 	}
 	if !settled {
@@ -119,7 +121,7 @@ func eachFile(ctx context.Context, dir string, visit func(path string, info fs.F
 			return context.Cause(ctx)
 		}
 		if n++; n > maxContext {
-			return fmt.Errorf("more than %d files", maxContext)
+			return errManyFiles
 		}
 		info, err := d.Info()
 		if errors.Is(err, fs.ErrNotExist) {
