@@ -23,7 +23,7 @@ import (
 )
 
 func newDev() *cobra.Command {
-	c := &cobra.Command{Use: "dev", Short: "What helps to develop against flint", Args: noArgs}
+	c := &cobra.Command{Use: "dev", Short: "What helps to develop against flint"}
 	c.AddCommand(newDevGitHub())
 	return c
 }

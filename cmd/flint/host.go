@@ -39,7 +39,7 @@ func (f *daemonFlags) connect(c *cobra.Command) (*api.Client, error) {
 }
 
 func newHost() *cobra.Command {
-	c := &cobra.Command{Use: "host", Short: "Show the hosts, take one out of service, or put it back", Args: noArgs}
+	c := &cobra.Command{Use: "host", Short: "Show the hosts, take one out of service, or put it back"}
 	c.AddCommand(
 		newHostLs(),
 		newHostDrain("drain", "Start no new runner on a host; those it has finish",

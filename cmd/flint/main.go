@@ -61,6 +61,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root.SetIn(stdin)
 	root.SetOut(&guard{stdout, cancel})
 	root.SetErr(stderr)
+	root.InitDefaultCompletionCmd()
+	groups(root)
 	err := root.ExecuteContext(ctx)
 	var code exitError
 	if err != nil && !errors.As(err, &code) {
@@ -79,10 +81,8 @@ func newRoot() *cobra.Command {
 			switch {
 			case len(args) > 0 && seedGiven(c.Flags()): // it may be a secret that lost its flag
 				return usage(c, errors.New("there is an argument that belongs to no flag"))
-			case len(args) > 0:
-				return usage(c, fmt.Errorf("unknown command %q", args[0]))
 			}
-			return nil
+			return knownCommand(c, args)
 		},
 	}
 	var seed seedFlags
@@ -104,6 +104,31 @@ func newVersion() *cobra.Command {
 		Use: "version", Short: "Print the version", Args: noArgs,
 		Run: func(c *cobra.Command, _ []string) { fmt.Fprintln(c.OutOrStdout(), "flint", version) },
 	}
+}
+
+// groups lets the commands that only have others below them refuse what is none of these. Cobra would show their help, and
+// the program would succeed.
+func groups(c *cobra.Command) {
+	for _, below := range c.Commands() {
+		groups(below)
+	}
+	if c.HasSubCommands() && !c.Runnable() {
+		c.Args, c.DisableFlagsInUseLine = knownCommand, true
+		c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+	}
+}
+
+// knownCommand refuses the arguments of a command that takes none: whoever gives one meant a command below it.
+func knownCommand(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	c.SuggestionsMinimumDistance = 2 // letters
+	hint := ""
+	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+		hint = fmt.Sprintf("; did you mean %q?", near[0])
+	}
+	return usage(c, fmt.Errorf("unknown command %q%s", args[0], hint))
 }
 
 func usage(c *cobra.Command, err error) error {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
+
 	"flint"
 	"flint/internal/config"
 	"flint/internal/vm"
@@ -85,6 +87,39 @@ func TestExitCodesAndErrors(t *testing.T) {
 	}
 	if code, stdout, _ := flintCommand("config", "example"); code != 0 || !strings.HasPrefix(stdout, "schema_version: 1\n") {
 		t.Errorf("config example: exit %d, %q", code, stdout)
+	}
+}
+
+func TestGroupsRefuseWhatIsNoCommandOfTheirs(t *testing.T) {
+	root := newRoot()
+	root.InitDefaultCompletionCmd()
+	tried := 0
+	var try func(c *cobra.Command)
+	try = func(c *cobra.Command) {
+		for _, below := range c.Commands() {
+			try(below)
+		}
+		if !c.HasSubCommands() {
+			return
+		}
+		tried++
+		path := strings.Fields(c.CommandPath())[1:]
+		if code, stdout, stderr := flintCommand(append(path, "bogus")...); code != 2 || stdout != "" || !strings.Contains(stderr, `"bogus"`) || !strings.Contains(stderr, "[usage]") {
+			t.Errorf("%s bogus: exit %d, %q, %q", c.CommandPath(), code, stdout, stderr)
+		}
+		if c.Runnable() && c.HasParent() {
+			return // it does something by itself
+		}
+		if code, stdout, stderr := flintCommand(path...); code != 0 || !strings.Contains(stdout, "Available Commands:") || stderr != "" {
+			t.Errorf("%s: exit %d, %q, %q", c.CommandPath(), code, stdout, stderr)
+		}
+	}
+	try(root)
+	if tried < 9 {
+		t.Errorf("only %d groups of commands were found", tried)
+	}
+	if _, _, stderr := flintCommand("config", "chekc"); !strings.Contains(stderr, `unknown command "chekc"; did you mean "check"?`) {
+		t.Errorf("a slip of the pen gives\n%s", stderr)
 	}
 }
 
