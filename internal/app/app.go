@@ -88,10 +88,8 @@ type App struct {
 	// reattach finds what an earlier process attached.
 	reattach func(ctx context.Context, id string) (host.Port, error)
 
-	pressure pressure // why no VM is started for now
-	// collecting is held from asking what is needed to the end of the GC that is told: what one has kept, a GC that was told
-	// earlier would let go.
-	collecting sync.Mutex
+	pressure   pressure   // why no VM is started for now
+	collecting sync.Mutex // held by collect
 
 	drain     drain     // why the host takes no new runner although it could
 	reloading reloading // what reloads have changed

@@ -231,9 +231,7 @@ func (m machine) read(name string) string {
 
 // makeRoom removes what is not needed until room more bytes are free, and reports whether it found anything.
 func (a *App) makeRoom(ctx context.Context, room flint.Bytes) bool {
-	a.collecting.Lock()
-	freed, removed, err := collect(ctx, a.store, a.kernels(), a.needed(), room)
-	a.collecting.Unlock()
+	freed, removed, err := a.collect(ctx, room)
 	if err != nil && ctx.Err() == nil {
 		a.log.Warn("not everything unused could be removed", "err", err)
 	}
@@ -241,6 +239,14 @@ func (a *App) makeRoom(ctx context.Context, room flint.Bytes) bool {
 		a.log.Warn("disk is filling: removed what was unused", "freed", freed, "removed", removed)
 	}
 	return freed > 0
+}
+
+// collect lets go of what the next VMs are not made of, and removes what nobody uses until room more bytes are free. It does one after the
+// other: what a later one has kept, an earlier one, which was told before what is needed, would let go.
+func (a *App) collect(ctx context.Context, room flint.Bytes) (freed flint.Bytes, removed []string, err error) {
+	a.collecting.Lock()
+	defer a.collecting.Unlock()
+	return collect(ctx, a.store, a.kernels(), a.needed(), room)
 }
 
 // collect removes images, then kernels, that are in neither use nor keep.
@@ -268,9 +274,7 @@ func (a *App) needed() []string {
 // letGo lets go of the images that the next VMs were made of and are no longer, so that any process may remove them when room
 // is needed.
 func (a *App) letGo(ctx context.Context) {
-	a.collecting.Lock()
-	defer a.collecting.Unlock()
-	if _, _, err := a.store.GC(ctx, a.needed(), 0); err != nil {
+	if _, _, err := a.collect(ctx, 0); err != nil {
 		a.log.Warn("not all unused images could be let go", "err", err)
 	}
 }
