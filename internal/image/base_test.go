@@ -161,7 +161,12 @@ func TestBaseNamesNothing(t *testing.T) {
 	s, dir := testStore(t), t.TempDir()
 	writeLayout(t, filepath.Join(dir, "layout"), "one", testImage(t))
 	writeLayout(t, filepath.Join(dir, "layout"), "two", testImage(t, pack(t)))
-	for path, content := range map[string]string{"gz": "\x1f\x8b\x08 etc", "no.tar": "not a tar", "no.ext4": "nothing", "empty/x": ""} {
+	for path, content := range map[string]string{
+		"gz": "\x1f\x8b\x08 etc", "zst": "\x28\xb5\x2f\xfd etc", "xz": "\xfd7zXZ\x00 etc", "bz2": "BZh9 etc",
+		"no.tar": "not a tar", "no.ext4": "nothing", "empty/x": "",
+		"binary": "FROM \x00", "far.binary": strings.Repeat("FROM x\n", 1000) + "\x00", "latin1": "FROM x # caf\xe9",
+		"big": strings.Repeat("FROM x\n", 150_000),
+	} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -177,7 +182,14 @@ func TestBaseNamesNothing(t *testing.T) {
 		filepath.Join(dir, "empty"):          "neither a Dockerfile nor an OCI layout",
 		filepath.Join(dir, "layout"):         "tags one, two",
 		filepath.Join(dir, "layout:three"):   "tags one, two",
-		filepath.Join(dir, "gz"):             "compressed",
+		filepath.Join(dir, "gz"):             "unpack it with gunzip",
+		filepath.Join(dir, "zst"):            "unpack it with unzstd",
+		filepath.Join(dir, "xz"):             "unpack it with unxz",
+		filepath.Join(dir, "bz2"):            "unpack it with bunzip2",
+		filepath.Join(dir, "binary"):         "no text",
+		filepath.Join(dir, "far.binary"):     "no text",
+		filepath.Join(dir, "latin1"):         "no text",
+		filepath.Join(dir, "big"):            "no text",
 		filepath.Join(dir, "no.tar"):         "not what its name says",
 		filepath.Join(dir, "no.ext4"):        "not what its name says",
 		"oci:" + filepath.Join(dir, "empty"): "neither",

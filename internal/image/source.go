@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unicode/utf8"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -154,14 +156,41 @@ func (s source) fromFile(info fs.FileInfo, isOCI bool) (source, error) {
 		s.kind = ext4File
 	case n >= 512 && string(head[257:262]) == "ustar":
 		s.kind = archive
-	case n > 2 && head[0] == 0x1f && head[1] == 0x8b:
-		return source{}, missing(s.ref, "it is compressed; unpack it with gunzip first", nil)
+	case unpacker(head[:n]) != "":
+		return source{}, missing(s.ref, "it is compressed; unpack it with "+unpacker(head[:n])+" first", nil)
 	case strings.HasSuffix(s.path, ".ext4"), strings.HasSuffix(s.path, ".tar"):
 		return source{}, missing(s.ref, "its content is not what its name says", nil)
 	default:
+		rest, err := io.ReadAll(io.LimitReader(f, maxDockerfile))
+		if err != nil {
+			return source{}, missing(s.ref, "it cannot be read", err)
+		}
+		if !isText(append(head[:n:n], rest...)) {
+			return source{}, missing(s.ref, "it is no image, and no text that could be a Dockerfile", nil)
+		}
 		s.kind = dockerfile
 	}
 	return s, nil
+}
+
+// maxDockerfile bounds a Dockerfile, which has to be text.
+const maxDockerfile = 1 << 20
+
+// isText tells what a person may have written from what no builder can read.
+func isText(b []byte) bool {
+	return len(b) <= maxDockerfile && utf8.Valid(b) && bytes.IndexByte(b, 0) < 0
+}
+
+// unpacker names the program that unpacks a file that begins so; empty if it is not packed.
+func unpacker(head []byte) string {
+	for magic, program := range map[string]string{
+		"\x1f\x8b": "gunzip", "\x28\xb5\x2f\xfd": "unzstd", "\xfd7zXZ\x00": "unxz", "BZh": "bunzip2",
+	} {
+		if bytes.HasPrefix(head, []byte(magic)) {
+			return program
+		}
+	}
+	return ""
 }
 
 func isRegular(path string) bool {
