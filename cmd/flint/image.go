@@ -63,7 +63,9 @@ func newImageList(open openState) *cobra.Command {
 			}
 			return errors.Join(err, printJSON(c.OutOrStdout(), list))
 		}
-		showStored(c.OutOrStdout(), list, time.Now())
+		if err == nil || len(list) > 0 {
+			showStored(c.OutOrStdout(), list, time.Now())
+		}
 		return err
 	}
 	return c
@@ -92,7 +94,9 @@ func newImagePrune(open openState) *cobra.Command {
 		for _, r := range removed {
 			fmt.Fprintln(c.OutOrStdout(), "removed", oneLine(r))
 		}
-		fmt.Fprintln(c.OutOrStdout(), freed, "freed")
+		if err == nil || freed > 0 {
+			fmt.Fprintln(c.OutOrStdout(), freed, "freed")
+		}
 		return err
 	}
 	return c

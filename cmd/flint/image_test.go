@@ -5,9 +5,12 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"flint"
 	"flint/internal/app"
@@ -41,6 +44,35 @@ func flintSays(t *testing.T, want int, args ...string) string {
 		t.Fatalf("flint %s: exit %d, want %d\n%s%s", strings.Join(args, " "), code, want, &out, &errs)
 	}
 	return out.String()
+}
+
+// TestImagesOfAnotherUser asks as nobody, on a thread of its own, for what root keeps.
+func TestImagesOfAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: it asks as nobody")
+	}
+	state, _, wanted, _ := stateWith(t)
+	flintSays(t, 0, "image", "ls", "--state-dir", state) // makes the rest of the store
+	if err := errors.Join(os.Chmod(state, 0o755), os.Chmod(filepath.Dir(state), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"ls"}, {"prune"}, {"pull", "docker.io/acme/runner:1"}, {"inspect", wanted}, {"rm", wanted}} {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			runtime.LockOSThread() // for good: the thread ends with the goroutine
+			if _, err := unix.SetfsuidRetUid(65534); err != nil {
+				t.Error(err)
+				return
+			}
+			var out, errs strings.Builder
+			code := run(append([]string{"image", "--state-dir", state}, args...), strings.NewReader(""), &out, &errs)
+			if code != exitPermission || out.Len() > 0 || !strings.Contains(errs.String(), "[state.dir]") {
+				t.Errorf("%q: exit %d\n%s%s", args, code, &out, &errs)
+			}
+		}()
+		<-done
+	}
 }
 
 func TestImageList(t *testing.T) {

@@ -140,7 +140,7 @@ func New(ctx context.Context, cfg config.Config, opt Options) (_ *App, err error
 	if err := a.lock(); err != nil {
 		return nil, err
 	}
-	if a.store, err = image.Open(filepath.Join(cfg.StateDir, "images"), a.log); err != nil {
+	if a.store, err = makeStore(cfg, a.log); err != nil {
 		return nil, err
 	}
 	if err := a.openDriver(ctx, vm.ProbeKVM); err != nil {

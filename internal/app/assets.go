@@ -2,11 +2,9 @@ package app
 
 import (
 	"context"
-	"path/filepath"
 
 	"flint/internal/config"
 	"flint/internal/host"
-	"flint/internal/image"
 
 	"flint"
 )
@@ -16,7 +14,7 @@ import (
 func Assets(ctx context.Context, cfg config.Config, opt Options) (map[string]host.Supply, error) {
 	a := &App{cfg: cfg, opt: opt, log: opt.Log, supply: map[string]host.Supply{}}
 	var err error
-	if a.store, err = image.Open(filepath.Join(cfg.StateDir, "images"), a.log); err != nil {
+	if a.store, err = makeStore(cfg, a.log); err != nil {
 		return nil, err
 	}
 	if err := a.Prepare(ctx); err != nil {
@@ -27,7 +25,7 @@ func Assets(ctx context.Context, cfg config.Config, opt Options) (map[string]hos
 
 // Scratch makes an empty scratch disk, as VMs get it, in the state directory's image store.
 func Scratch(cfg config.Config, opt Options, path string, size flint.Bytes) error {
-	store, err := image.Open(filepath.Join(cfg.StateDir, "images"), opt.Log)
+	store, err := makeStore(cfg, opt.Log)
 	if err != nil {
 		return err
 	}
@@ -36,7 +34,7 @@ func Scratch(cfg config.Config, opt Options, path string, size flint.Bytes) erro
 
 // DebianBase makes the root of a Debian release, as a build argument BASE takes it.
 func DebianBase(ctx context.Context, cfg config.Config, opt Options, suite string) (string, error) {
-	store, err := image.Open(filepath.Join(cfg.StateDir, "images"), opt.Log)
+	store, err := makeStore(cfg, opt.Log)
 	if err != nil {
 		return "", err
 	}

@@ -20,9 +20,9 @@ import (
 // that image want it, which is one for each file system and, where no arguments are given, each set of theirs. Their VMs get it
 // from the next look on.
 func MakeImage(ctx context.Context, cfg config.Config, opt Options, ref string, args map[string]string) (made []image.Base, err error) {
-	store, err := image.Open(filepath.Join(cfg.StateDir, "images"), opt.Log)
+	store, err := makeStore(cfg, opt.Log)
 	if err != nil {
-		return nil, stateDenied(cfg, err)
+		return nil, err
 	}
 	a := &App{cfg: cfg, opt: opt, log: opt.Log, store: store}
 	for _, p := range makings(cfg, ref, args) {
@@ -62,7 +62,18 @@ func makings(cfg config.Config, ref string, args map[string]string) (all []confi
 
 // CopyImage copies a base image to a file of its owner's, which is whole or as it was before. It is no link: the owner may write
 // to it.
-func CopyImage(b image.Base, to string) (err error) {
+func CopyImage(b image.Base, to string) error {
+	err := copyImage(b, to)
+	if err == nil {
+		return nil
+	}
+	if f := flint.SpaceFault("image.output", "write "+to, to, err); f != nil {
+		return f
+	}
+	return &flint.Fault{Code: "image.output", What: "write " + to, Err: err, Fix: "name a file in a directory that you may write to"}
+}
+
+func copyImage(b image.Base, to string) error {
 	in, err := os.Open(b.Path)
 	if err != nil {
 		return fmt.Errorf("open image: %w", err)

@@ -3,8 +3,8 @@ package app
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -136,19 +136,17 @@ func openStore(cfg config.Config, opt Options) (*image.Store, error) {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	store, err := image.Open(dir, opt.Log)
-	if err != nil {
-		return nil, stateDenied(cfg, err)
-	}
-	return store, nil
+	return makeStore(cfg, opt.Log)
 }
 
-// stateDenied says of an error with the image store what can be done about it.
-func stateDenied(cfg config.Config, err error) error {
+// makeStore opens the image store, and makes it where there is none yet.
+func makeStore(cfg config.Config, log *slog.Logger) (*image.Store, error) {
+	store, err := image.Open(filepath.Join(cfg.StateDir, "images"), log)
 	if errors.Is(err, fs.ErrPermission) {
-		err = &flint.Fault{
-			Code: "state.dir", What: "look into " + cfg.StateDir, Kind: flint.ErrPermission, Err: err, Fix: "run as the user that flint runs as: root",
+		return nil, &flint.Fault{
+			Code: "state.dir", What: "use what is kept in " + cfg.StateDir, Kind: flint.ErrPermission, Err: err,
+			Fix: "run as the user that flint runs as: root",
 		}
 	}
-	return fmt.Errorf("open what is kept: %w", err)
+	return store, err
 }

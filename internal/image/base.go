@@ -150,6 +150,14 @@ func explain(err error, w Want) error {
 			Kind: flint.ErrConfig,
 			Err:  err,
 		}
+	case errors.Is(err, fs.ErrPermission):
+		return &flint.Fault{
+			Code: "image.denied",
+			What: fmt.Sprintf("make image %q", w.Ref),
+			Fix:  "let the user that flint runs as have what is named there, or run flint as root",
+			Kind: flint.ErrPermission,
+			Err:  err,
+		}
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.As(err, &path), errors.As(err, &number):
 		return fmt.Errorf("make image %q: %w", w.Ref, err)
 	}

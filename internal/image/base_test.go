@@ -25,6 +25,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	archives "github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
 
 	"flint"
 )
@@ -201,6 +202,23 @@ func TestBaseNamesNothing(t *testing.T) {
 			t.Errorf("%q: %v is not ErrNotFound", ref, err)
 		}
 	}
+}
+
+func TestImageThatFlintMayNotRead(t *testing.T) {
+	dir := t.TempDir()
+	putFile(t, dir, "image.tar", "x")
+	if err := errors.Join(os.Chmod(filepath.Join(dir, "image.tar"), 0), os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	asNobody(t, func() {
+		_, err := locate(filepath.Join(dir, "image.tar"))
+		wantFault(t, err, "image.missing", "permission denied")
+		if !errors.Is(err, flint.ErrPermission) {
+			t.Errorf("%v is not ErrPermission", err)
+		}
+	})
+	denied := &fs.PathError{Op: "open", Path: "/blobs/x", Err: unix.EACCES}
+	wantFault(t, explain(fmt.Errorf("read layer: %w", denied), Want{Ref: "x"}), "image.denied", "/blobs/x")
 }
 
 func TestBaseRefusesBadImages(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -138,6 +139,13 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 			}
 			return nil, fmt.Errorf("open image store: %w", err)
 		}
+	}
+	unlock, err := s.workers()
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("open image store: %w", err) // it is another user's
+	}
+	if err == nil {
+		unlock()
 	}
 	s.sweep()
 	return s, nil

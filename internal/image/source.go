@@ -206,6 +206,9 @@ func missing(ref, why string, err error) error {
 		Kind: flint.ErrNotFound,
 		Err:  err,
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		f.Fix, f.Kind = "let the user that flint runs as read it", flint.ErrPermission
+	}
 	return f
 }
 
