@@ -174,6 +174,28 @@ func TestImageInspectAndRemove(t *testing.T) {
 	flintSays(t, exitNotFound, "image", "rm", other[:12], "--config", cfg)
 }
 
+// TestDamagedImageIsNotInTheWay: what was set aside has the digest of the good one in its name.
+func TestDamagedImageIsNotInTheWay(t *testing.T) {
+	state, cfg, _, other := stateWith(t)
+	damaged := other + ".ext4.damaged"
+	if err := os.WriteFile(filepath.Join(state, "images", "base", damaged), make([]byte, 1<<12), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := flintSays(t, 0, "image", "ls", "--config", cfg); !strings.Contains(got, "  damaged  ") || strings.Count(got, other[:12]) != 2 {
+		t.Errorf("got\n%s", got)
+	}
+	for _, name := range []string{other, "sha256:" + other, other[:12], "sha256:" + damaged} {
+		got := strings.Join(strings.Fields(flintSays(t, 0, "image", "inspect", name, "--config", cfg)), " ")
+		if isGood := strings.HasPrefix(got, "digest sha256:"+other+" kind base"); isGood != !strings.HasSuffix(name, "damaged") {
+			t.Errorf("%s is %q", name, got)
+		}
+	}
+	flintSays(t, 0, "image", "rm", other[:12], "--config", cfg)
+	if got := flintSays(t, 0, "image", "rm", other[:12], "--config", cfg); got != "removed sha256:"+damaged+", 4KiB freed\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestImageListShowsFailures(t *testing.T) {
 	state, cfg, wanted, _ := stateWith(t)
 	// A registry that is not there: the pool's own reference is asked for again, in vain.

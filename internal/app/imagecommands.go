@@ -157,7 +157,7 @@ func RemoveImage(ctx context.Context, cfg config.Config, opt Options, name strin
 const leastDigits = 4
 
 // findStored finds what the image store keeps by the beginning of its digest, at least four digits of it, or by what it was
-// made of last.
+// made of last. What is damaged gives way to the good one of that digest.
 func findStored(ctx context.Context, cfg config.Config, opt Options, name string) (Stored, error) {
 	list, err := StoredImages(ctx, cfg, opt)
 	if err != nil {
@@ -165,6 +165,7 @@ func findStored(ctx context.Context, cfg config.Config, opt Options, name string
 	}
 	prefix := strings.TrimPrefix(name, "sha256:")
 	var found []Stored
+	isDamaged := func(s Stored) bool { return s.Kind == string(image.KindDamaged) }
 	isKernel := func(s Stored) bool { return s.Kind == "kernel" || s.Kind == "initramfs" }
 	kernels := slices.DeleteFunc(slices.Clone(list), func(s Stored) bool { return !isKernel(s) })
 	list = slices.DeleteFunc(list, isKernel)
@@ -172,6 +173,9 @@ func findStored(ctx context.Context, cfg config.Config, opt Options, name string
 		if len(prefix) >= leastDigits && strings.HasPrefix(strings.TrimPrefix(s.Digest, "sha256:"), prefix) || s.Digest == name {
 			found = append(found, s)
 		}
+	}
+	if good := slices.DeleteFunc(slices.Clone(found), isDamaged); len(good) > 0 {
+		found = good
 	}
 	if len(found) > 1 {
 		return Stored{}, &flint.Fault{

@@ -21,7 +21,7 @@ import (
 // Stored is one thing that is kept on disk for VMs and can be made again.
 type Stored struct {
 	Digest string      `json:"digest"` // a name where there is no digest
-	Kind   string      `json:"kind"`   // base, drive, debian, builder, kernel, initramfs
+	Kind   string      `json:"kind"`   // base, drive, debian, pull, builder, damaged, kernel, initramfs
 	Source []string    `json:"source"` // what it was made from, the newest last
 	Size   flint.Bytes `json:"size"`   // on disk
 	Used   time.Time   `json:"last_used"`

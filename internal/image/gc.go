@@ -41,6 +41,7 @@ const (
 	KindDebian  Kind = "debian"  // a base for builds, made by DebianBase
 	KindPull    Kind = "pull"    // an image whose download was interrupted, or is under way
 	KindBuilder Kind = "builder" // the layers podman or buildah keep for the next build
+	KindDamaged Kind = "damaged" // a base image or a drive that was set aside; its name is no digest, but begins as one
 )
 
 // maxSources bounds how many names of one image are remembered.
@@ -57,7 +58,11 @@ func (s *Store) List() ([]Image, error) {
 			continue
 		}
 		for _, e := range entries {
-			all = append(all, Image{Kind: kind, Digest: digestOf(kind, e.Name()), path: s.path(dir, e.Name())})
+			i := Image{Kind: kind, Digest: digestOf(kind, e.Name()), path: s.path(dir, e.Name())}
+			if strings.HasSuffix(e.Name(), damagedSuffix) {
+				i.Kind = KindDamaged
+			}
+			all = append(all, i)
 		}
 	}
 	if left, err := os.ReadDir(s.path(builderDir)); err == nil && len(left) > 0 {
