@@ -173,6 +173,9 @@ func (u *unpacked) addDeb(ctx context.Context, r io.Reader) error {
 func (u *unpacked) add(name string, size int64, r io.Reader) error {
 	var to string
 	if m := vmlinuzPath.FindStringSubmatch(name); m != nil {
+		if size > maxKernel { // it is held in memory whole
+			return fmt.Errorf("kernel of %s, at most %s", flint.Bytes(size), flint.Bytes(maxKernel))
+		}
 		to, u.kernel = workKernel, true
 	} else if m := configPath.FindStringSubmatch(name); m != nil {
 		if size > maxConfig {

@@ -105,6 +105,15 @@ func TestBadDebs(t *testing.T) {
 	}
 }
 
+// TestHugeKernel: it is refused by its size, before any of it is read.
+func TestHugeKernel(t *testing.T) {
+	u := newUnpacked(t)
+	err := u.add("boot/vmlinuz-6.1", maxKernel+1, strings.NewReader("x"))
+	if err == nil || !strings.Contains(err.Error(), "kernel of") || len(filesOf(t, u.root)) != 0 {
+		t.Errorf("got %v and %q", err, filesOf(t, u.root))
+	}
+}
+
 func TestDebStaysInItsDirectory(t *testing.T) {
 	u := newUnpacked(t)
 	deb := makeDeb(t, "", []debFile{
