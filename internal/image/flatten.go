@@ -92,7 +92,7 @@ func merge(ctx context.Context, layers []layer, limit flint.Bytes, contents *spo
 		if err != nil {
 			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
-		if err := t.apply(entries); err != nil {
+		if err := t.apply(ctx, entries); err != nil {
 			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
 	}
@@ -182,6 +182,9 @@ func (p *plan) emit(ctx context.Context, contents *spool, w io.Writer) error {
 	buf := bufio.NewWriterSize(w, chunk)
 	t := tar.NewWriter(buf)
 	write := func(path string, n *node) error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if err := fitExt4(n.xattrs); err != nil {
 			return fmt.Errorf("%q: %w", path, err)
 		}
@@ -192,9 +195,6 @@ func (p *plan) emit(ctx context.Context, contents *spool, w io.Writer) error {
 	}
 	copies := make([]byte, chunk)
 	for _, n := range p.contents {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
 		if err := write(n.path(), n); err != nil {
 			return fmt.Errorf("write %q: %w", n.path(), err)
 		}

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,6 +15,7 @@ const (
 	maxEntries = 2_000_000   // tar entries, all layers together
 	maxText    = 256 << 20   // bytes of names, link targets and extended attributes, all layers together
 	maxSteps   = 256_000_000 // path components walked, all layers together
+	maxImplied = 250_000     // directories that are only in the names of others, all layers together
 	maxPath    = 4096        // bytes of a path, Linux's PATH_MAX
 	maxName    = 255         // bytes of a path component, ext4's limit
 	maxHops    = 40          // symbolic links followed in one path, as Linux does
@@ -87,8 +89,9 @@ func (e *entry) clone() *inode {
 // tree is the merged view of the layers applied so far. It is built bottom layer first, the way an extractor works on a
 // disk, but only names and metadata are held. Nothing in it can refer to anything outside: the root is its own parent.
 type tree struct {
-	root  *node
-	steps int
+	root    *node
+	steps   int
+	implied int // directories made that no layer describes
 }
 
 func newTree() *tree {
@@ -116,8 +119,11 @@ var (
 
 // apply puts a layer on top. Whiteouts hide what the layers below have and never what this layer brings, wherever they
 // stand in it, so they go first. A hard link may stand before its target; such links are tried again at the end.
-func (t *tree) apply(entries []entry) error {
+func (t *tree) apply(ctx context.Context, entries []entry) error {
 	for i := range entries {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if e := &entries[i]; e.kind == whiteout || e.kind == opaque {
 			t.hide(e)
 		}
@@ -125,6 +131,9 @@ func (t *tree) apply(entries []entry) error {
 	var late []int
 	placed := map[*node]int{} // by which entry, kept only once a link is late
 	for i := range entries {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		e := &entries[i]
 		if e.kind == whiteout || e.kind == opaque {
 			continue
@@ -141,15 +150,18 @@ func (t *tree) apply(entries []entry) error {
 			placed[n] = i
 		}
 	}
-	return t.applyLate(entries, late, placed)
+	return t.applyLate(ctx, entries, late, placed)
 }
 
 // applyLate places hard links whose targets came after them. A chain of such links needs a round for each of its
 // members; no tool writes chains, so the rounds are few.
-func (t *tree) applyLate(entries []entry, late []int, placed map[*node]int) error {
+func (t *tree) applyLate(ctx context.Context, entries []entry, late []int, placed map[*node]int) error {
 	for round := 0; len(late) > 0; round++ {
 		var again []int
 		for _, i := range late {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			e := &entries[i]
 			if n := t.lookup(e.name); n != nil && placed[n] > i {
 				continue // a later entry of the same layer took the name
@@ -295,6 +307,9 @@ func (t *tree) directory(name string, create bool) (*node, error) {
 		case next == nil:
 			if len(c) > maxName {
 				return nil, fmt.Errorf("name of %d bytes", len(c))
+			}
+			if t.implied++; t.implied > maxImplied {
+				return nil, fmt.Errorf("%w: %d directories that no layer describes", errBudget, maxImplied)
 			}
 			next = implicitDir(strings.Clone(c), n)
 			n.kids[next.name] = next
