@@ -3,14 +3,12 @@ package image
 import (
 	"archive/tar"
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -29,22 +27,30 @@ const maxMembers = 16 * maxLayers
 // errNotDocker says that an archive has no manifest.json.
 var errNotDocker = errors.New("no manifest.json")
 
-// archiveImage opens a docker archive in place, or an OCI archive by unpacking it to dir.
-func archiveImage(ctx context.Context, src source, dir string, limit flint.Bytes) (v1.Image, error) {
-	img, dockerErr := dockerImage(src.path, src.tag, limit)
+// archiveImage opens the image with the tag that src names, or the only one, in a docker or OCI archive. It is read in place.
+func archiveImage(src source, limit flint.Bytes) (v1.Image, error) {
+	c, err := indexArchive(src.path, limit)
+	if err != nil {
+		return nil, err
+	}
+	img, dockerErr := c.docker(src.ref, src.tag)
 	if dockerErr == nil {
 		return img, nil
 	}
-	if err := unpackArchive(ctx, src.path, dir, limit); err != nil {
-		return nil, err
+	if c.members["index.json"] != nil { // newer dockers write both
+		ref := src.ref
+		if !strings.HasPrefix(ref, "oci-archive:") {
+			ref = "oci-archive:" + src.path // behind that stands the tag which a fault asks for
+		}
+		img, err := layoutFiles(c.open).image(ref, src.tag)
+		if err == nil || errors.Is(dockerErr, errNotDocker) {
+			return img, err
+		}
 	}
-	switch {
-	case isRegular(filepath.Join(dir, "index.json")): // newer dockers write both
-		return layoutImage(dir, src.tag)
-	case errors.Is(dockerErr, errNotDocker):
+	if errors.Is(dockerErr, errNotDocker) {
 		return nil, errors.New("neither a docker archive (no manifest.json) nor an OCI archive (no index.json)")
 	}
-	return nil, fmt.Errorf("read docker archive: %w", dockerErr)
+	return nil, dockerErr
 }
 
 // archiveIndex is an archive's files by their names. An archive is not trusted: sparse files in it may be far larger than it is.
@@ -78,8 +84,8 @@ func indexArchive(path string, limit flint.Bytes) (*archiveIndex, error) {
 		if left -= h.Size; left < 0 {
 			return nil, fmt.Errorf("%w: archive of more than %s", errTooBig, flint.Bytes(maxStream(limit)))
 		}
-		if c.members[name] == nil {
-			c.members[name] = h
+		if c.members[name] == nil { // the rest of its header may be large
+			c.members[name] = &tar.Header{Typeflag: h.Typeflag, Size: h.Size, Linkname: h.Linkname}
 		}
 	}
 	return nil, fmt.Errorf("%w: an archive of %d files", errBudget, maxMembers)
@@ -103,48 +109,44 @@ func (c *archiveIndex) find(name string) (string, *tar.Header, error) {
 	return "", nil, fmt.Errorf("%.256q in the archive: %w", name, errLoop)
 }
 
-// open opens a file in the archive.
-func (c *archiveIndex) open(name string) (io.ReadCloser, error) {
+// open opens a file in the archive, and says its size.
+func (c *archiveIndex) open(name string) (io.ReadCloser, int64, error) {
 	at, _, err := c.find(name)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	f, err := os.Open(c.path)
 	if err != nil {
-		return nil, fmt.Errorf("open archive: %w", err)
+		return nil, 0, fmt.Errorf("open archive: %w", err)
 	}
 	t := tar.NewReader(f)
-	for range len(c.members) {
+	for range maxMembers {
 		h, err := t.Next()
 		if err != nil {
 			f.Close()
-			return nil, fmt.Errorf("read archive: %w", err)
+			return nil, 0, fmt.Errorf("read archive: %w", err)
 		}
 		if is, err := cleanName(h.Name); err == nil && is == at {
 			return struct {
 				io.Reader
 				io.Closer
-			}{t, f}, nil
+			}{t, f}, h.Size, nil
 		}
 	}
 	f.Close()
-	return nil, fmt.Errorf("%.256q is gone from the archive", name)
+	return nil, 0, fmt.Errorf("%.256q is gone from the archive", name)
 }
 
 // read reads a small file in the archive.
 func (c *archiveIndex) read(name string) ([]byte, error) {
-	_, h, err := c.find(name)
-	if err != nil {
-		return nil, err
-	}
-	if h.Size > maxManifest {
-		return nil, fmt.Errorf("%.256q in the archive has %s", name, flint.Bytes(h.Size))
-	}
-	r, err := c.open(name)
+	r, size, err := c.open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
+	if size > maxManifest {
+		return nil, fmt.Errorf("%.256q in the archive has %s", name, flint.Bytes(size))
+	}
 	b, err := io.ReadAll(io.LimitReader(r, maxManifest))
 	if err != nil {
 		return nil, fmt.Errorf("read %.256q in the archive: %w", name, err)
@@ -152,13 +154,18 @@ func (c *archiveIndex) read(name string) ([]byte, error) {
 	return b, nil
 }
 
-// dockerImage opens the image with that tag, or the only one, in what `docker save` writes: a tar whose manifest.json names
-// each image's configuration, and its layers with the lowest first.
+// dockerImage opens the image with that tag, or the only one, in a docker archive.
 func dockerImage(path, tag string, limit flint.Bytes) (v1.Image, error) {
 	c, err := indexArchive(path, limit)
 	if err != nil {
 		return nil, err
 	}
+	return c.docker(path, tag)
+}
+
+// docker opens the image with that tag, or the only one, in what `docker save` writes: a tar whose manifest.json names each image's
+// configuration, and its layers with the lowest first.
+func (c *archiveIndex) docker(ref, tag string) (v1.Image, error) {
 	if c.members["manifest.json"] == nil {
 		return nil, errNotDocker
 	}
@@ -170,32 +177,48 @@ func dockerImage(path, tag string, limit flint.Bytes) (v1.Image, error) {
 	if err := json.Unmarshal(b, &all); err != nil {
 		return nil, fmt.Errorf("read manifest.json: %w", err)
 	}
-	d, err := choose(all, tag)
-	if err != nil {
-		return nil, err
+	i, why := choose(all, tag)
+	if i < 0 {
+		return nil, missing(ref, fmt.Sprintf("%s: say which with docker-archive:%s:name:tag%s", why, c.path, tagsOf(all)), nil)
 	}
-	return c.image(d)
+	img, err := c.image(all[i])
+	if err != nil {
+		return nil, fmt.Errorf("read docker archive: %w", err)
+	}
+	return img, nil
 }
 
-// choose finds the image with that tag, or the only one.
-func choose(all tarball.Manifest, tag string) (tarball.Descriptor, error) {
-	want, err := name.NewTag(tag)
-	if tag == "" || err != nil {
-		if len(all) != 1 {
-			return tarball.Descriptor{}, fmt.Errorf("it has %d images: say which with :tag", len(all))
+// choose finds the image with that tag, or the only one; if there is none, i is -1 and why says so.
+func choose(all tarball.Manifest, tag string) (i int, why string) {
+	if tag == "" {
+		if len(all) == 1 {
+			return 0, ""
 		}
-		return all[0], nil
+		return -1, fmt.Sprintf("it has %d images", len(all))
 	}
-	i := slices.IndexFunc(all, func(d tarball.Descriptor) bool {
+	why = fmt.Sprintf("it has no image %q", tag)
+	want, err := name.NewTag(tag)
+	if err != nil {
+		return -1, why
+	}
+	return slices.IndexFunc(all, func(d tarball.Descriptor) bool {
 		return slices.ContainsFunc(d.RepoTags, func(t string) bool {
 			is, err := name.NewTag(t) // the same tag can be written in several ways
 			return err == nil && is.Name() == want.Name()
 		})
-	})
-	if i < 0 {
-		return tarball.Descriptor{}, fmt.Errorf("it has no image %q", tag)
+	}), why
+}
+
+// tagsOf says which tags an archive has.
+func tagsOf(all tarball.Manifest) string {
+	var tags []string
+	for _, d := range all {
+		tags = append(tags, d.RepoTags...)
 	}
-	return all[i], nil
+	if len(tags) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (it has %.1024s)", strings.Join(tags, ", "))
 }
 
 // image opens one image of the archive.
@@ -268,7 +291,7 @@ func (l archivedLayer) MediaType() (types.MediaType, error) {
 
 // Uncompressed is the layer's tar stream. Docker leaves layers uncompressed, others do not.
 func (l archivedLayer) Uncompressed() (io.ReadCloser, error) {
-	rc, err := l.in.open(l.name)
+	rc, _, err := l.in.open(l.name)
 	if err != nil {
 		return nil, err
 	}
@@ -278,49 +301,4 @@ func (l archivedLayer) Uncompressed() (io.ReadCloser, error) {
 		return nil, err
 	}
 	return unpacked{r, rc}, nil
-}
-
-// unpackArchive writes the blobs and the index of an OCI archive to dir, so that it can be read as a layout.
-func unpackArchive(ctx context.Context, path, dir string, limit flint.Bytes) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("open archive: %w", err)
-	}
-	defer f.Close()
-	left := maxStream(limit)
-	t := tar.NewReader(f)
-	for n := 0; ; n++ {
-		h, err := t.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("read archive: %w", err)
-		}
-		name, err := cleanName(h.Name)
-		if err != nil {
-			return fmt.Errorf("entry %.256q: %w", h.Name, err)
-		}
-		if h.Typeflag != tar.TypeReg && h.Typeflag != tar.TypeGNUSparse || !isLayoutFile(name) {
-			continue
-		}
-		if n > maxMembers {
-			return fmt.Errorf("%w: %d files", errBudget, n)
-		}
-		if left -= h.Size; left < 0 {
-			return fmt.Errorf("%w: archive of more than %s", errTooBig, flint.Bytes(maxStream(limit)))
-		}
-		if err := writeFile(filepath.Join(dir, filepath.FromSlash(name)), contextReader{ctx, t}); err != nil {
-			return fmt.Errorf("unpack archive: %w", err)
-		}
-	}
-}
-
-// isLayoutFile reports whether name is one an OCI layout has: index.json, oci-layout, or a blob by its digest.
-func isLayoutFile(name string) bool {
-	if name == "index.json" || name == "oci-layout" {
-		return true
-	}
-	blob, ok := strings.CutPrefix(name, "blobs/sha256/")
-	return ok && len(blob) == 64 && strings.Trim(blob, "0123456789abcdef") == ""
 }

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
 
 	"flint"
 )
@@ -200,18 +199,7 @@ const refAnnotation = "org.opencontainers.image.ref.name"
 
 // layoutImage opens the image with that tag, or the only one, in an OCI layout.
 func layoutImage(dir, tag string) (v1.Image, error) {
-	if info, err := os.Stat(filepath.Join(dir, "index.json")); err != nil || info.Size() > maxManifest {
-		return nil, missing(dir, "its index.json is missing or too large", err)
-	}
-	index, err := layout.ImageIndexFromPath(dir)
-	if err != nil {
-		return nil, fmt.Errorf("read layout: %w", err)
-	}
-	img, err := pick(index, dir, tag, 0)
-	if err != nil {
-		return nil, err
-	}
-	return unpacking{img}, nil
+	return inDir(dir).image(dir, tag)
 }
 
 // pick chooses from an index: by tag, then by platform, going into indexes within it.
@@ -285,12 +273,7 @@ func (s *Store) fromArchive(ctx context.Context, src source, w Want) (Base, erro
 		w.Progress.Step("prepare image "+w.Ref)("cached", nil)
 		return b, nil
 	}
-	dir, release, err := s.work()
-	if err != nil {
-		return Base{}, err
-	}
-	defer release()
-	img, err := archiveImage(ctx, src, dir, w.Limit)
+	img, err := archiveImage(src, w.Limit)
 	if err != nil {
 		return Base{}, err
 	}

@@ -259,19 +259,21 @@ func TestHostileHoles(t *testing.T) {
 	}
 }
 
-// FuzzDockerArchive opens archives of any bytes, and reads the layers of the image in them.
-func FuzzDockerArchive(f *testing.F) {
-	dir := f.TempDir()
-	writeDocker(f, dir, pack(f, file("f", strings.Repeat("\x00", 64<<10)+"1")))
+// FuzzArchive opens archives of any bytes, and reads the layers of the image in them.
+func FuzzArchive(f *testing.F) {
+	docker, oci, b := f.TempDir(), f.TempDir(), pack(f, file("f", strings.Repeat("\x00", 64<<10)+"1"))
+	writeDocker(f, docker, b)
+	writeLayout(f, oci, "", testImage(f, b))
 	for _, how := range sparseTars {
-		f.Add(tarSparse(f, dir, how, "."))
+		f.Add(tarSparse(f, docker, how, "."))
+		f.Add(tarSparse(f, oci, how, "."))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		file := filepath.Join(t.TempDir(), "image.tar")
 		if err := os.WriteFile(file, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		img, err := dockerImage(file, "", 16*flint.MiB)
+		img, err := archiveImage(source{path: file}, 16*flint.MiB)
 		if err != nil || checkImage(img, 16*flint.MiB) != nil {
 			return
 		}
