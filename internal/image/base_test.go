@@ -459,7 +459,7 @@ func TestDocker(t *testing.T) {
 	if err := archives.WriteToFile(saved, tag, testImage(t, pack(t, file("f", "1")))); err != nil {
 		t.Fatal(err)
 	}
-	fakeTool(t, "docker", `case "$1" in save) cp `+saved+` "$3" ;; version|build) ;; *) exit 1 ;; esac`)
+	fakeTool(t, "docker", `case "$1" in save) cp `+saved+` "$3" ;; version|build|image) ;; *) exit 1 ;; esac`)
 	checkConfig(t, wantBase(t, s, Want{Ref: dockerfileDir(t, "FROM scratch")}))
 }
 

@@ -56,14 +56,8 @@ func (s *Store) export(ctx context.Context, src source, dir string, w Want) (img
 	run := tool.Tool{Path: path, Line: func(line string) {
 		w.Progress.Report(flint.Milestone{Step: "take image " + w.Ref, Line: line})
 	}}
-	run.Args = []string{"images", "--quiet", "--no-trunc", tagged(src)}
-	out, err := run.Output(ctx)
-	if err != nil {
-		return nil, "", daemonFault(src, err)
-	}
-	id, _, _ = strings.Cut(strings.TrimSpace(string(out)), "\n")
-	if id == "" {
-		return nil, "", missing(src.ref, filepath.Base(path)+" has no image of that name", nil)
+	if id, err = identify(ctx, run, src); err != nil {
+		return nil, "", err
 	}
 	if _, ok := s.recallBase(keyOf(w.version(), "daemon", id)); ok {
 		return nil, id, nil
@@ -87,13 +81,25 @@ func (s *Store) export(ctx context.Context, src source, dir string, w Want) (img
 	return img, id, err
 }
 
-// tagged is the name by which a program lists one image: without a tag docker lists all of a repository's.
-func tagged(src source) string {
-	ref, err := name.NewTag(src.name)
-	if src.kind != dockerDaemon || err != nil || strings.HasSuffix(src.name, ":"+ref.TagStr()) {
-		return src.name
+// identify asks for the id of the image that a name, with or without a tag, or the beginning of an id stands for.
+func identify(ctx context.Context, run tool.Tool, src source) (string, error) {
+	program := filepath.Base(run.Path)
+	run.Line = nil
+	if run.Args = []string{"image", "inspect", "--format", "{{.Id}}", src.name}; program == "buildah" {
+		run.Args = []string{"inspect", "--type", "image", "--format", "{{.FromImageID}}", src.name}
 	}
-	return src.name + ":" + ref.TagStr()
+	out, err := run.Output(ctx)
+	var failed *tool.Error
+	if errors.As(err, &failed) {
+		// It has no such image, unless it lists none at all.
+		if run.Args = []string{"images", "--quiet"}; run.Run(ctx) == nil {
+			return "", missing(src.ref, program+" has no such image", err)
+		}
+	}
+	if err != nil {
+		return "", daemonFault(src, err)
+	}
+	return strings.TrimSpace(string(out)), nil
 }
 
 // keeper finds the program that shows what is kept here.

@@ -35,9 +35,8 @@ func TestImagesThatAreKeptHere(t *testing.T) {
 	wantFault(t, err, "image.layer")
 
 	for ref, script := range map[string]string{
-		"docker-daemon:localhost/team/y":   `echo "$@" >>"$log"; case "$*" in "images --quiet --no-trunc localhost/team/y:latest") echo sha256:def ;; "save --output "*" sha256:def") cp ` + saved + ` "$3" ;; *) exit 1 ;; esac`,
-		"docker-daemon:localhost/team/x:1": `echo "$@" >>"$log"; case "$*" in "images --quiet --no-trunc localhost/team/x:1") echo sha256:abc ;; "save --output "*" sha256:abc") cp ` + saved + ` "$3" ;; *) exit 1 ;; esac`,
-		"containers-storage:team/x":        `echo "$@" >>"$log"; case "$*" in "images --quiet --no-trunc team/x") echo abc ;; "push abc oci:"*) cp -r ` + made + ` "${3#oci:}" ;; *) exit 1 ;; esac`,
+		"docker-daemon:localhost/team/y": `echo "$@" >>"$log"; case "$*" in "image inspect --format {{.Id}} localhost/team/y") echo sha256:def ;; "save --output "*" sha256:def") cp ` + saved + ` "$3" ;; *) exit 1 ;; esac`,
+		"containers-storage:team/x":      `echo "$@" >>"$log"; case "$*" in "inspect --type image --format {{.FromImageID}} team/x") printf abc ;; "push abc oci:"*) cp -r ` + made + ` "${3#oci:}" ;; *) exit 1 ;; esac`,
 	} {
 		s, program := testStore(t), "docker"
 		if strings.HasPrefix(ref, "containers") {
@@ -52,7 +51,7 @@ func TestImagesThatAreKeptHere(t *testing.T) {
 			}
 		}
 		asked, err := os.ReadFile(log)
-		if err != nil || strings.Count(string(asked), "images ") != 2 || strings.Count(string(asked), "\n") != 3 {
+		if err != nil || strings.Count(string(asked), "inspect ") != 2 || strings.Count(string(asked), "\n") != 3 {
 			t.Errorf("%s: asked %q, %v", ref, asked, err)
 		}
 		fakeTool(t, program, "echo 'is the daemon running?' >&2; exit 1")
@@ -61,9 +60,9 @@ func TestImagesThatAreKeptHere(t *testing.T) {
 		if b := wantBase(t, s, Want{Ref: ref, Pull: Always, OrLast: true}); b.Digest != want.Digest || b.Stale == nil {
 			t.Errorf("instead of the last one: %+v", b)
 		}
-		fakeTool(t, program, "exit 0")
+		fakeTool(t, program, `test "$1" = images || { echo 'not known' >&2; exit 1; }`)
 		_, err = s.Base(t.Context(), Want{Ref: ref, Pull: Always})
-		wantFault(t, err, "image.missing", "no image of that name")
+		wantFault(t, err, "image.missing", "no such image", "not known")
 		fakeTool(t, "unrelated", "")
 		_, err = s.Base(t.Context(), Want{Ref: ref, Pull: Always})
 		wantFault(t, err, "image.missing", "not installed")
