@@ -105,15 +105,7 @@ func builderBase(t *testing.T) string {
 func hostileDir(t *testing.T) string {
 	t.Helper()
 	dir := dockerfileDir(t, hostile)
-	source := filepath.Join(t.TempDir(), "main.go")
-	if err := os.WriteFile(source, []byte(setxattr), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "setxattr"), source)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
+	goProgram(t, setxattr, filepath.Join(dir, "setxattr"))
 	return dir
 }
 

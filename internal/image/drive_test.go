@@ -278,14 +278,7 @@ func TestRealBuilder(t *testing.T) {
 		t.Skip("needs buildah or podman: sudo apt-get install buildah")
 	}
 	src := t.TempDir()
-	if err := os.WriteFile(filepath.Join(src, "probe.go"), []byte(probe), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("go", "build", "-o", filepath.Join(src, "probe"), filepath.Join(src, "probe.go"))
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
+	goProgram(t, probe, filepath.Join(src, "probe"))
 	program, err := os.ReadFile(filepath.Join(src, "probe"))
 	if err != nil {
 		t.Fatal(err)

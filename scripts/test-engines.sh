@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Has flint build images with the real podman and docker, and take images from them. Neither is installed: what is missing is unpacked
+# into build/engines, and docker's daemon runs in a network of its own as long as the tests do.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+sudo=()
+[ "$(id -u)" = 0 ] || sudo=(sudo -E env "PATH=$PATH")
+
+root=$PWD/build/engines
+if [ ! -e "$root/done" ]; then
+	mapfile -t packages < <(apt-get install -s -qq --no-install-recommends podman docker.io | awk '$1 == "Inst" {print $2}')
+	libraries=() programs=()
+	for p in "${packages[@]}"; do
+		[[ $p = lib* ]] && libraries+=("$p") || programs+=("$p")
+	done
+	[ ${#libraries[@]} = 0 ] || "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${libraries[@]}" >/dev/null
+	echo "flint: unpacking Debian packages: ${programs[*]}"
+	rm -rf "$root"
+	mkdir -p "$root/packages"
+	[ ${#programs[@]} = 0 ] || (cd "$root/packages" && apt-get download -qq "${programs[@]}")
+	for p in "$root"/packages/*.deb; do
+		[ ! -e "$p" ] || dpkg-deb -x "$p" "$root"
+	done
+	rm -rf "$root/packages"
+	touch "$root/done"
+fi
+export PATH=$root/usr/bin:$root/usr/sbin:$PATH
+
+dir=$(mktemp -d /tmp/flint-docker.XXXXXX) # the paths of sockets must be short
+log=build/engines-docker.log
+"${sudo[@]}" env "PATH=$PATH" unshare --net sh -c 'ip link set lo up; exec dockerd --host "unix://$0/socket" --data-root "$0/data" \
+	--exec-root "$0/run" --pidfile "$0/pid" --storage-driver vfs --bip 172.31.255.1/24 --iptables=false --ip6tables=false' "$dir" >"$log" 2>&1 &
+daemon=$!
+end() {
+	if [ -e "$dir/pid" ]; then "${sudo[@]}" kill "$(cat "$dir/pid")" || true; fi
+	wait "$daemon" || true
+	"${sudo[@]}" rm -rf "$dir"
+}
+trap end EXIT
+export DOCKER_HOST=unix://$dir/socket
+for _ in $(seq 120); do
+	"${sudo[@]}" env "PATH=$PATH" docker version >/dev/null 2>&1 && break
+	kill -0 "$daemon" || { cat "$log"; exit 1; }
+	sleep 0.5
+done
+scripts/test.sh ./internal/image -run '^TestRealEngines|^TestRealBuilder'
