@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the images that flint ships, on a Debian base made here, and boots them and images of every other source in real VMs.
+# Builds the images that flint ships, on a Debian base made here, and boots them and images of every other source in real VMs. Then has
+# real engines build and give images.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,3 +16,4 @@ go build -o build/assets ./test/assets
 mkdir -p build/test-assets
 "${sudo[@]}" build/assets -state "$PWD/build/state" -out "$PWD/build/test-assets" -shipped
 FLINT_TEST_IMAGES=1 scripts/test.sh ./test/e2e -run '^TestImages'
+scripts/test-engines.sh
