@@ -1,14 +1,12 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
 
 	"github.com/spf13/cobra"
 
-	"flint"
 	"flint/internal/api"
 	"flint/internal/config"
 )
@@ -23,7 +21,7 @@ func newConfig() *cobra.Command {
 		&cobra.Command{
 			Use: "check", Short: "Check the configuration file, and say everything that is wrong with it", Args: noArgs,
 			RunE: func(c *cobra.Command, _ []string) error {
-				if _, err := loadServe(*file); err != nil {
+				if _, err := config.LoadServe(*file, os.Environ()); err != nil {
 					return err
 				}
 				fmt.Fprintln(c.OutOrStdout(), *file, "is valid")
@@ -95,29 +93,4 @@ func orNone(value string) string {
 		return "-"
 	}
 	return oneLine(value)
-}
-
-// loadServe reads a configuration that is complete enough for the coordinator.
-func loadServe(file string) (config.Config, error) {
-	cfg, err := config.Load(file, os.Environ())
-	if err != nil {
-		return cfg, err
-	}
-	return cfg, servable(&cfg, file)
-}
-
-// servable reports whether a configuration is complete enough for the coordinator, and reads its secrets.
-func servable(cfg *config.Config, where string) error {
-	if err := cfg.ValidateServe(); err != nil {
-		return config.Invalid(where, err)
-	}
-	err := cfg.CheckFiles()
-	if err == nil {
-		return nil
-	}
-	var fault *flint.Fault
-	if all := parts(err); len(all) == 1 && errors.As(all[0], &fault) {
-		return all[0]
-	}
-	return config.Invalid(where, err)
 }

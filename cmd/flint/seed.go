@@ -193,7 +193,7 @@ func (f *seedFlags) run(c *cobra.Command) error {
 	}
 	f.warn(log)
 	if !f.interactive {
-		if err := servable(&cfg, "of the launch line"); err != nil {
+		if err := cfg.CheckServe("of the launch line"); err != nil {
 			return err
 		}
 		return coordinate(c, cfg, app.Options{})

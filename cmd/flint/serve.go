@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -20,14 +21,15 @@ func newServe() *cobra.Command {
 	file := c.Flags().StringP("config", "c", defaultConfig, "configuration file")
 	drain := c.Flags().Duration("drain-timeout", 0, "when told to stop, let running jobs finish for so long at first (10m); told again, stop at once")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		cfg, err := loadServe(*file)
+		load := func() (config.Config, error) { return config.LoadServe(*file, os.Environ()) }
+		cfg, err := load()
 		if err != nil {
 			return err
 		}
 		if *drain < 0 {
 			return usage(c, fmt.Errorf("--drain-timeout %s is below zero", *drain))
 		}
-		return coordinate(c, cfg, app.Options{DrainTimeout: *drain, Reload: func() (config.Config, error) { return loadServe(*file) }})
+		return coordinate(c, cfg, app.Options{DrainTimeout: *drain, Reload: load})
 	}
 	return c
 }

@@ -7,15 +7,11 @@ package config
 
 import (
 	_ "embed"
-	"errors"
 	"fmt"
-	"net"
 	"net/netip"
-	"net/url"
 	"os"
-	"path"
 	"path/filepath"
-	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -140,7 +136,7 @@ type VM struct {
 	Accel       string   `yaml:"accel"`        // of QEMU: auto, kvm or tcg
 	QEMU        string   `yaml:"qemu"`         // path of qemu-system-*; looked up when empty
 	Agent       string   `yaml:"agent"`        // path of flint-agent; beside the flint program when empty
-	BootTimeout Duration `yaml:"boot_timeout"` // from the start of the VMM to the agent's first word
+	BootTimeout Duration `yaml:"boot_timeout"` // from the start of the VMM until the VM is ready for its work, an image's systemd included
 	JobTimeout  Duration `yaml:"job_timeout"`  // longest life of a runner; GitHub's own limit is 5 days
 }
 
@@ -226,12 +222,6 @@ func (p *Pool) UnmarshalYAML(n *yaml.Node) error {
 	return n.Decode((*plain)(p))
 }
 
-// poolName is what GitHub takes as a scale set's name and a label, kept to what is also safe in file and host names.
-var poolName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$`)
-
-// runnerVersion is how GitHub numbers its runner.
-var runnerVersion = regexp.MustCompile(`^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$`)
-
 // complete makes paths absolute and fills the host's name.
 func (c *Config) complete(dir string) {
 	for i := range c.Pools {
@@ -265,186 +255,23 @@ func (c *Config) complete(dir string) {
 	}
 }
 
+// inFiles are what references to images in files begin with; the path follows.
+func inFiles() []string { return []string{"oci:", "docker-archive:", "oci-archive:"} }
+
+// hasFile reports whether a reference says that the image is in a file.
+func hasFile(ref string) bool {
+	return slices.ContainsFunc(inFiles(), func(transport string) bool { return strings.HasPrefix(ref, transport) })
+}
+
 // fromDir makes a reference to an image relative to dir, where it begins as a relative path does.
 func fromDir(dir, ref string) string {
-	for _, transport := range []string{"", "oci:", "docker-archive:", "oci-archive:"} {
+	for _, transport := range append(inFiles(), "") {
 		path, ok := strings.CutPrefix(ref, transport)
 		if ok && (strings.HasPrefix(path, "./") || strings.HasPrefix(path, "../")) {
 			return transport + filepath.Join(dir, path)
 		}
 	}
 	return ref
-}
-
-// Validate returns every problem that can be seen without leaving the file.
-func (c *Config) Validate() error {
-	var errs []error
-	bad := func(key, format string, args ...any) {
-		errs = append(errs, fmt.Errorf("%s: %w", key, fmt.Errorf(format, args...)))
-	}
-	if c.SchemaVersion != SchemaVersion {
-		bad("schema_version", "%d is not a version this flint reads; it reads %d", c.SchemaVersion, SchemaVersion)
-	}
-	switch c.LogLevel {
-	case "debug", "info", "warn", "error":
-	default:
-		bad("log_level", "%q is none of debug, info, warn, error", c.LogLevel)
-	}
-	if c.Host.OnStop != KeepOnStop && c.Host.OnStop != EndOnStop {
-		bad("host.on_stop", "%q is none of keep, end", c.Host.OnStop)
-	}
-	switch c.VM.Accel {
-	case "auto", "kvm", "tcg":
-	default:
-		bad("vm.accel", "%q is none of auto, kvm, tcg", c.VM.Accel)
-	}
-	switch c.VM.Driver {
-	case "auto", "firecracker", "qemu":
-	default:
-		bad("vm.driver", "%q is none of auto, firecracker, qemu", c.VM.Driver)
-	}
-	if f := c.Firecracker; f.UIDFirst < 1000 || f.UIDCount < 1 || uint64(f.UIDFirst)+uint64(f.UIDCount) > 1<<32-1 {
-		bad("firecracker", "uid_first %d and uid_count %d name no range of users above 999", f.UIDFirst, f.UIDCount)
-	}
-	if c.VM.BootTimeout <= 0 || c.VM.JobTimeout <= 0 {
-		bad("vm", "boot_timeout and job_timeout must be above zero")
-	}
-	if n := len(c.Network.Bridge); n == 0 || n > 11 {
-		bad("network.bridge", "%q must have 1 to 11 bytes, so that the names made from it fit an interface's 15", c.Network.Bridge)
-	}
-	if p := c.Network.IPv4; !p.Addr().Is4() || p.Bits() > 29 || p.Bits() < 8 {
-		bad("network.ipv4", "%s is not an IPv4 prefix between /8 and /29", p)
-	}
-	if p := c.Network.IPv6; p.IsValid() && (!p.Addr().Is6() || p.Bits() > 120) {
-		bad("network.ipv6", "%s is not an IPv6 prefix of at most /120", p)
-	}
-	if c.Kernel.Modules != "" && c.Kernel.Vmlinuz == "" {
-		bad("kernel.modules", "modules need their kernel: give kernel.vmlinuz too")
-	}
-	if k := c.Kernel; k.Package != "" && k.Vmlinuz != "" || k.Pack != "" && (k.Package != "" || k.Vmlinuz != "") {
-		bad("kernel", "package, vmlinuz and pack exclude each other")
-	}
-	errs = append(errs, c.validatePools()...)
-	return errors.Join(errs...)
-}
-
-func (c *Config) validatePools() (errs []error) {
-	seen := map[string]bool{}
-	for i, p := range c.Pools {
-		bad := func(key, format string, args ...any) {
-			errs = append(errs, fmt.Errorf("pools[%d].%s: %w", i, key, fmt.Errorf(format, args...)))
-		}
-		if !poolName.MatchString(p.Name) {
-			bad("name", "%q must be 1 to 64 letters, digits, dots, dashes or underscores and start with a letter or digit", p.Name)
-		}
-		if seen[strings.ToLower(p.Name)] {
-			bad("name", "%q is used twice", p.Name)
-		}
-		seen[strings.ToLower(p.Name)] = true
-		if p.Image == "" {
-			bad("image", "is missing: give a Dockerfile's directory or an OCI reference")
-		}
-		if p.VM.CPUs < 1 || p.VM.CPUs > 256 {
-			bad("vm.cpus", "%d is not between 1 and 256", p.VM.CPUs)
-		}
-		if p.VM.Memory < 128*flint.MiB {
-			bad("vm.memory", "%s is less than 128MiB, in which no job starts", p.VM.Memory)
-		}
-		if p.VM.Disk < 64*flint.MiB {
-			bad("vm.disk", "%s is less than 64MiB", p.VM.Disk)
-		}
-		switch p.Root {
-		case "", DiskRoot, MemoryRoot:
-		default:
-			bad("root", "%q is none of disk, memory", p.Root)
-		}
-		switch p.Format {
-		case "", Ext4, Erofs:
-		default:
-			bad("filesystem", "%q is none of ext4, erofs", p.Format)
-		}
-		switch p.Pull {
-		case "", PullMissing, PullDaily, PullAlways:
-		default:
-			bad("pull", "%q is none of missing, daily, always", p.Pull)
-		}
-		for _, l := range p.Labels {
-			if !poolName.MatchString(l) {
-				bad("labels", "%q must be 1 to 64 letters, digits, dots, dashes or underscores and start with a letter or digit", l)
-			}
-		}
-		if p.Public && !c.Firecracker.Jail {
-			bad("public", "strangers' jobs need the jail: remove firecracker.jail: false")
-		}
-		if l := p.Limits; l.DiskBandwidth < 0 || l.DiskOps < 0 || l.NetworkIn < 0 || l.NetworkOut < 0 {
-			bad("limits", "a rate is below zero")
-		}
-		if p.Max < 1 {
-			bad("max", "%d is less than 1; leave a pool out that shall run nothing", p.Max)
-		}
-	}
-	return errs
-}
-
-// ValidateServe returns what is wrong for the coordinator, which needs more than a single VM does.
-func (c *Config) ValidateServe() error {
-	var errs []error
-	if len(c.Pools) == 0 {
-		errs = append(errs, errors.New("pools: at least one is needed"))
-	}
-	errs = append(errs, c.validateAccounts(), c.validateServing())
-	switch in := c.Runner.InImage; {
-	case c.Runner.Dir != "" && in != "":
-		errs = append(errs, errors.New("runner.in_image: give runner.dir or runner.in_image, and not both"))
-	case in != "" && in != "auto" && !path.IsAbs(in):
-		errs = append(errs, fmt.Errorf("runner.in_image: %q is neither an absolute path nor auto", in))
-	}
-	if v := c.Runner.Version; v != "" && !runnerVersion.MatchString(v) {
-		errs = append(errs, fmt.Errorf("runner.version: %q is no release of GitHub's runner, such as 2.335.0", v))
-	} else if v != "" && (c.Runner.Dir != "" || c.Runner.InImage != "") {
-		errs = append(errs, errors.New("runner.version: is of GitHub's runner software that flint fetches; give it without runner.dir and runner.in_image"))
-	}
-	for i, p := range c.Pools {
-		if v := p.RunnerVersion; v != "" && !runnerVersion.MatchString(v) {
-			errs = append(errs, fmt.Errorf("pools[%d].runner_version: %q is no release of GitHub's runner, such as 2.335.0", i, v))
-		} else if v != "" && (c.Runner.Dir != "" || c.Runner.InImage != "") {
-			errs = append(errs, fmt.Errorf("pools[%d].runner_version: is of GitHub's runner software that flint fetches; give it without runner.dir and runner.in_image", i))
-		}
-	}
-	if at, err := url.Parse(c.Runner.Releases); c.Runner.Releases != "" && (err != nil || at.Host == "" || at.Scheme != "https" && at.Scheme != "http") {
-		errs = append(errs, fmt.Errorf("runner.releases: %q is no address of a REST API, such as https://api.github.com", c.Runner.Releases))
-	}
-	if host, port, err := net.SplitHostPort(c.Webhook.Listen); c.Webhooks() && (err != nil || port == "") {
-		errs = append(errs, fmt.Errorf("webhook.listen: %q is not host:port, such as :8080 (host %q)", c.Webhook.Listen, host))
-	}
-	if c.Webhooks() && !strings.HasPrefix(c.Webhook.Path, "/") {
-		errs = append(errs, fmt.Errorf("webhook.path: %q does not start with a slash", c.Webhook.Path))
-	}
-	return errors.Join(errs...)
-}
-
-// CheckFiles returns what is wrong with the files a valid configuration names, as far as looking at them tells.
-func (c *Config) CheckFiles() error {
-	var errs []error
-	if err := c.ReadSecrets(); err != nil {
-		errs = append(errs, err)
-	}
-	if dir := c.Runner.Dir; dir != "" {
-		if info, err := os.Stat(filepath.Join(dir, "start")); err != nil {
-			errs = append(errs, fmt.Errorf("runner.dir: it has no program to start: %w", err))
-		} else if info.Mode()&0o111 == 0 {
-			errs = append(errs, fmt.Errorf("runner.dir: %s is not executable", filepath.Join(dir, "start")))
-		}
-	}
-	for i, p := range c.Pools {
-		if _, err := os.Stat(p.Image); filepath.IsAbs(p.Image) && err != nil {
-			errs = append(errs, fmt.Errorf("pools[%d].image: %w", i, err))
-		}
-		if _, err := os.Stat(p.Tools); p.Tools != "" && err != nil {
-			errs = append(errs, fmt.Errorf("pools[%d].tool_cache: %w", i, err))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // FlintPools returns the pools as the rest of flint knows them.

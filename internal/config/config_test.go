@@ -60,6 +60,15 @@ func TestBadFilesSayWhereAndWhat(t *testing.T) {
 		"half a kernel":       {"kernel: {modules: /lib/modules/6.1}\n", "kernel.modules: modules need their kernel"},
 		"wide subnet":         {"network: {ipv4: 10.0.0.0/31}\n", "between /8 and /29"},
 		"not yaml":            {"a: [", "yaml:"},
+		"half a second one":   {"log_level: info\n---\na: [", "more than one YAML document"},
+		"comments only":       {"# log_level: info\n", "it is empty"},
+		"a list":              {"- log_level\n", "not made of keys"},
+		"twice":               {"pools:\n  - {name: a, image: b, max: 1, max: 2}\n", "line 2, column 33: pools[0].max is given twice; it is in line 2 already"},
+		"list of arguments":   {"pools: [{name: a, image: b, build_args: [K]}]\n", "line 1, column 41: pools[0].build_args: cannot unmarshal"},
+		"argument of lists":   {"pools: [{name: a, image: b, build_args: {K: [v]}}]\n", "line 1, column 45: pools[0].build_args.K: cannot unmarshal"},
+		"no CPUs":             {"host: {cpus: -3}\n", "host.cpus: -3 is below zero"},
+		"more than all CPUs":  {"host: {cpus: 1}\npools: [{name: a, image: b, vm: {cpus: 8}}]\n", "pools[0].vm.cpus: 8 are more than host.cpus gives all VMs, which is 1"},
+		"more than all of it": {"host: {memory: 2GiB}\npools: [{name: a, image: b}]\n", "pools[0].vm.memory: 4GiB is more than host.memory gives all VMs, which is 2GiB"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := config.Parse("flint.yaml", []byte(tt.src), nil)
@@ -74,6 +83,70 @@ func TestBadFilesSayWhereAndWhat(t *testing.T) {
 				t.Fatalf("error %v has no fix", err)
 			}
 		})
+	}
+}
+
+// TestEverythingAtOnce holds what each stage of the checks finds: keys, values, the environment, the coordinator's needs, files.
+func TestEverythingAtOnce(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "flint.yaml")
+	src := `log_levle: info
+github: {app_id: twelve, private_key_file: none.pem}
+host: {cpus: -3}
+pools:
+  - {name: a, imag: x, max: lots, labels: [[b], c]}
+  - {name: a, image: "not a Ref!!", vm: {cpus: 0}, tool_cache: nowhere}
+  - {name: d, image: ./nowhere}
+  - 7
+`
+	if err := os.WriteFile(file, []byte(src), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := config.LoadServe(file, []string{"FLINT_VM_DRIVR=qemu", "FLINT_VM_ACCEL=warp"})
+	var fault *flint.Fault
+	if !errors.As(err, &fault) || fault.Code != "config.invalid" {
+		t.Fatal(err)
+	}
+	got := strings.Split(fault.Err.Error(), "\n")
+	want := []string{
+		`line 1, column 1: unknown key "log_levle"; did you mean "log_level"?`,
+		`line 2, column 18: github.app_id: cannot unmarshal`,
+		`line 5, column 15: unknown key "imag" in pools[0]; did you mean "image"?`,
+		`line 5, column 29: pools[0].max: cannot unmarshal`,
+		`line 5, column 44: pools[0].labels[0]: cannot unmarshal`,
+		`line 8, column 5: pools[3]: cannot unmarshal`,
+		`unknown variable FLINT_VM_DRIVR; did you mean "FLINT_VM_DRIVER"?`,
+		`host.cpus: -3 is below zero`,
+		`vm.accel: "warp" is none of auto, kvm, tcg`,
+		`pools[1].name: "a" is used twice`,
+		`pools[1].vm.cpus: 0 is not between 1 and 256`,
+		`github.organization: give exactly one`,
+		`read the App's private key ` + filepath.Join(filepath.Dir(file), "none.pem"),
+		`pools[1].image: "not a Ref!!" is neither a file or directory that is there nor the name of an image`,
+		`pools[1].tool_cache: stat`,
+		`pools[2].image: stat`,
+	}
+	for i := range max(len(got), len(want)) {
+		switch {
+		case i >= len(want):
+			t.Errorf("and beyond what is wanted: %s", got[i])
+		case i >= len(got):
+			t.Errorf("nothing says: %s", want[i])
+		case !strings.HasPrefix(got[i], want[i]):
+			t.Errorf("said: %s\nwant: %s", got[i], want[i])
+		}
+	}
+}
+
+func TestImagesByName(t *testing.T) {
+	for _, image := range []string{
+		"debian", "docker.io/library/debian:12", "docker://ghcr.io/a/b_c@sha256:0123", "docker-daemon:localhost/team/x:1", "[::1]:5000/x",
+		"containers-storage:x", "oci:/some where/layout:tag", "docker-archive:/x/image.tar:name:tag",
+	} {
+		c := config.Default()
+		c.Pools = []config.Pool{config.NewPool("a", image)}
+		if err := c.CheckFiles(); err != nil {
+			t.Errorf("%s: %v", image, err)
+		}
 	}
 }
 

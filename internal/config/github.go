@@ -120,15 +120,12 @@ func (c *Config) key(g *GitHub, field string) string {
 }
 
 // validateAccounts returns what is wrong for the coordinator.
-func (c *Config) validateAccounts() error {
-	var errs []error
+func (c *Config) validateAccounts() (found problems) {
 	seen := map[string]bool{}
 	for _, g := range c.All() {
-		bad := func(field, format string, args ...any) {
-			errs = append(errs, fmt.Errorf("%s: %w", c.key(g, field), fmt.Errorf(format, args...)))
-		}
+		bad := func(field, format string, args ...any) { found.add(c.key(g, field), format, args...) }
 		if g.Name != "" && !poolName.MatchString(g.Name) {
-			bad("name", "%q must be 1 to 64 letters, digits, dots, dashes or underscores and start with a letter or digit", g.Name)
+			bad("name", notName, g.Name)
 		}
 		if seen[g.Name] {
 			bad("name", "%q is used twice; pools say by it which account they serve", g.Name)
@@ -136,7 +133,7 @@ func (c *Config) validateAccounts() error {
 		seen[g.Name] = true
 		g.validate(bad)
 	}
-	return errors.Join(errs...)
+	return found
 }
 
 func (g *GitHub) validate(bad func(field, format string, args ...any)) {
@@ -244,25 +241,24 @@ func (c *Config) findCredentials(dir string) {
 }
 
 // ReadSecrets reads the keys, tokens and webhook secrets of all accounts. It refuses files that others may read.
-func (c *Config) ReadSecrets() error {
-	var errs []error
+func (c *Config) ReadSecrets() error { return c.readSecrets().join() }
+
+func (c *Config) readSecrets() (found problems) {
 	for _, g := range c.All() {
 		for _, s := range g.secrets() {
-			if err := s.read(c.key(g, s.field+"_file")); err != nil {
-				errs = append(errs, err)
+			key := c.key(g, s.field+"_file")
+			if err := s.read(key); err != nil {
+				found = append(found, &problem{key, err})
 			}
 		}
 		if g.PrivateKey == "" {
 			continue
 		}
 		if err := checkKey(g.PrivateKey); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", c.key(g, "private_key_file"), err))
+			found.add(c.key(g, "private_key_file"), "%w", err)
 		}
 	}
-	if len(errs) == 1 {
-		return errs[0]
-	}
-	return errors.Join(errs...)
+	return found
 }
 
 func (s *secret) read(key string) error {
@@ -337,13 +333,10 @@ func (c *Config) labels(p Pool) []string {
 }
 
 // validateServing returns what is wrong between pools and accounts.
-func (c *Config) validateServing() error {
-	var errs []error
+func (c *Config) validateServing() (found problems) {
 	sets, covers := map[string]string{}, map[string]string{}
 	for i, p := range c.Pools {
-		bad := func(key, format string, args ...any) {
-			errs = append(errs, fmt.Errorf("pools[%d].%s: %w", i, key, fmt.Errorf(format, args...)))
-		}
+		bad := func(key, format string, args ...any) { found.add(fmt.Sprintf("pools[%d].%s", i, key), format, args...) }
 		g := c.account(p.Account)
 		if g == nil {
 			bad("account", "no account is named %q", p.Account)
@@ -370,5 +363,5 @@ func (c *Config) validateServing() error {
 			bad("rerun_lost", "a public pool re-runs nothing by itself: a stranger's job that kills its VM would do it for ever")
 		}
 	}
-	return errors.Join(errs...)
+	return found
 }

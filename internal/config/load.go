@@ -5,6 +5,7 @@ import (
 	"encoding"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -24,42 +25,71 @@ const maxFile = 1 << 20
 // scalars: FLINT_GITHUB_APP_ID sets github.app_id. Relative paths are relative to the file. Every error is a
 // *flint.Fault of kind flint.ErrConfig, or flint.ErrNotFound where there is no such file.
 func Load(path string, environ []string) (Config, error) {
-	src, err := os.ReadFile(path)
-	if errors.Is(err, unix.EISDIR) {
-		return Config{}, Invalid(path, errors.New("it is a directory"))
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return Config{}, &flint.Fault{
-			Code: "config.missing", What: "read configuration " + path, Kind: flint.ErrNotFound, Err: fs.ErrNotExist,
-			Fix: "name the file with --config, or write one: `flint config example` prints a start",
-		}
-	}
+	src, err := readFile(path)
 	if err != nil {
-		return Config{}, &flint.Fault{
-			Code: "config.unreadable", What: "read configuration", Kind: flint.ErrPermission, Err: err,
-			Fix: "let the user flint runs as read it",
-		}
+		return Config{}, err
 	}
 	return Parse(path, src, environ)
 }
 
+// LoadServe is Load for the coordinator, which needs more than a single VM does. It reads the secrets and looks at the files
+// that are named, too, and says all that is wrong with any of it at once.
+func LoadServe(path string, environ []string) (Config, error) {
+	src, err := readFile(path)
+	if err != nil {
+		return Config{}, err
+	}
+	return parse(path, src, environ, (*Config).validate, (*Config).validateServe, (*Config).checkFiles)
+}
+
+func readFile(path string) ([]byte, error) {
+	src, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, unix.EISDIR):
+		return nil, Invalid(path, errors.New("it is a directory"))
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, &flint.Fault{
+			Code: "config.missing", What: "read configuration " + path, Kind: flint.ErrNotFound, Err: fs.ErrNotExist,
+			Fix: "name the file with --config, or write one: `flint config example` prints a start",
+		}
+	case err != nil:
+		return nil, &flint.Fault{
+			Code: "config.unreadable", What: "read configuration", Kind: flint.ErrPermission, Err: err,
+			Fix: "let the user flint runs as read it",
+		}
+	}
+	return src, nil
+}
+
 // Parse is Load for bytes already read; path names them in messages and anchors relative paths.
 func Parse(path string, src []byte, environ []string) (Config, error) {
-	c := Default()
-	if err := c.decode(src); err != nil {
-		return Config{}, Invalid(path, err)
-	}
-	if err := c.override(environ); err != nil {
-		return Config{}, Invalid("of the environment", err)
-	}
+	return parse(path, src, environ, (*Config).validate)
+}
+
+// parse makes every check on what could be read, whatever else is wrong.
+func parse(path string, src []byte, environ []string, checks ...func(*Config) problems) (Config, error) {
 	dir, err := filepath.Abs(filepath.Dir(path))
 	if err != nil {
 		return Config{}, Invalid(path, err)
 	}
+	c := Default()
+	found, err := c.decode(src)
+	if err != nil {
+		return Config{}, invalid(path, append(found, &problem{"", err}))
+	}
+	found = append(found, c.override(environ)...)
 	c.complete(dir)
 	c.findCredentials(lookup(environ, "CREDENTIALS_DIRECTORY"))
-	if err := c.Validate(); err != nil {
-		return Config{}, Invalid(path, err)
+	read := found
+	for _, check := range checks {
+		for _, p := range check(&c) {
+			if !read.consequent(p) {
+				found = append(found, p)
+			}
+		}
+	}
+	if len(found) > 0 {
+		return Config{}, invalid(path, found)
 	}
 	return c, nil
 }
@@ -77,8 +107,8 @@ func lookup(environ []string, name string) (value string) {
 // FromEnvironment is Load without a file: the defaults, and the environment above them.
 func FromEnvironment(environ []string) (Config, error) {
 	c := Default()
-	if err := c.override(environ); err != nil {
-		return Config{}, Invalid("of the environment", err)
+	if found := c.override(environ); len(found) > 0 {
+		return Config{}, invalid("of the environment", found)
 	}
 	return c, c.Complete()
 }
@@ -100,64 +130,103 @@ func (c *Config) Complete() error {
 func Invalid(where string, err error) error {
 	return &flint.Fault{
 		Code: "config.invalid", What: "use configuration " + where, Kind: flint.ErrConfig, Err: err,
-		Fix: "mend the lines named above; docs/reference.md lists every key",
+		Fix: "mend what is named above; docs/reference.md lists every key",
 	}
 }
 
-func (c *Config) decode(src []byte) error {
+// invalid is Invalid for what was found. A single fault has a better fix of its own.
+func invalid(where string, found problems) error {
+	var fault *flint.Fault
+	if len(found) == 1 && errors.As(found[0], &fault) {
+		return found[0]
+	}
+	return Invalid(where, found.join())
+}
+
+// decode reads what of the document can be read, and returns what cannot. An error is for a document of which nothing can.
+func (c *Config) decode(src []byte) (problems, error) {
 	if len(src) > maxFile {
-		return fmt.Errorf("it has %d bytes; the limit is %d", len(src), maxFile)
+		return nil, fmt.Errorf("it has %d bytes; the limit is %d", len(src), maxFile)
 	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(src, &doc); err != nil {
-		return err
-	}
-	if len(doc.Content) == 0 {
-		return errors.New("it is empty")
-	}
-	if errs := problems(doc.Content[0], reflect.TypeFor[Config](), ""); len(errs) > 0 {
-		return errors.Join(errs...)
-	}
+	var doc, more yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(src))
-	dec.KnownFields(true)
-	if err := dec.Decode(c); err != nil {
-		return err
+	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
+		return nil, errors.New("it is empty")
+	} else if err != nil {
+		return nil, err
 	}
-	var more yaml.Node
-	if err := dec.Decode(&more); err == nil {
-		return errors.New("it holds more than one YAML document")
+	if err := dec.Decode(&more); !errors.Is(err, io.EOF) {
+		return nil, errors.New("it holds more than one YAML document")
 	}
-	return nil
+	top := doc.Content[0]
+	if top.Kind != yaml.MappingNode {
+		return nil, errors.New("it is not made of keys and their values")
+	}
+	var found problems
+	found.prune(top, reflect.TypeFor[Config](), "")
+	return found, top.Decode(c)
 }
 
-// problems walks the document beside the type it is decoded into, and says of each key or value that does not fit where it
-// stands. yaml.v3 by itself knows only the line, and of some values not even that.
-func problems(n *yaml.Node, t reflect.Type, path string) (errs []error) {
+// prune walks the document beside the type it is decoded into, and notes of each key or value that does not fit where it
+// stands. yaml.v3 by itself knows only the line, and of some values not even that. What does not fit is taken out, so that
+// the rest can be decoded and looked at.
+func (p *problems) prune(n *yaml.Node, t reflect.Type, path string) (fits bool) {
 	if n.Kind == yaml.AliasNode {
 		n = n.Alias
 	}
 	text := reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
 	switch {
 	case t.Kind() == reflect.Slice && n.Kind == yaml.SequenceNode:
+		var fit []*yaml.Node
 		for i, item := range n.Content {
-			errs = append(errs, problems(item, t.Elem(), fmt.Sprintf("%s[%d]", path, i))...)
-		}
-	case t.Kind() == reflect.Struct && n.Kind == yaml.MappingNode && !text:
-		known := fields(t)
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			key, value := n.Content[i], n.Content[i+1]
-			if ft, ok := known[key.Value]; ok {
-				errs = append(errs, problems(value, ft, strings.TrimPrefix(path+"."+key.Value, "."))...)
-				continue
+			switch ok := p.prune(item, t.Elem(), fmt.Sprintf("%s[%d]", path, i)); {
+			case ok:
+				fit = append(fit, item)
+			case t.Elem().Kind() == reflect.Struct: // those behind it keep their numbers
+				fit = append(fit, &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map"})
 			}
-			errs = append(errs, fmt.Errorf("line %d, column %d: unknown key %q%s", key.Line, key.Column, key.Value, suggest(key.Value, path, known)))
 		}
-	case n.Kind == yaml.ScalarNode || t.Kind() != reflect.Map:
+		n.Content = fit
+	case (t.Kind() == reflect.Struct || t.Kind() == reflect.Map) && n.Kind == yaml.MappingNode && !text:
+		p.pruneMapping(n, t, path)
+	default:
 		if err := n.Decode(reflect.New(t).Interface()); err != nil {
-			errs = append(errs, fmt.Errorf("line %d, column %d: %s: %w", n.Line, n.Column, path, plainly(err)))
+			*p = append(*p, &problem{path, fmt.Errorf("line %d, column %d: %s: %w", n.Line, n.Column, path, plainly(err))})
+			return false
 		}
 	}
-	return errs
+	return true
+}
+
+func (p *problems) pruneMapping(n *yaml.Node, t reflect.Type, path string) {
+	var known map[string]reflect.Type
+	if t.Kind() == reflect.Struct {
+		known = fields(t)
+	}
+	var fit []*yaml.Node
+	lines := map[string]int{}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		wrong := func(concerns, format string, args ...any) {
+			*p = append(*p, &problem{concerns, fmt.Errorf("line %d, column %d: %w", key.Line, key.Column, fmt.Errorf(format, args...))})
+		}
+		at := strings.TrimPrefix(path+"."+key.Value, ".")
+		vt, ok := known[key.Value]
+		if known == nil {
+			vt, ok = t.Elem(), true
+		}
+		switch {
+		case !ok:
+			near := nearest(key.Value, known)
+			wrong(strings.TrimPrefix(path+"."+near, "."), "unknown key %q%s", key.Value, suggest(path, near))
+		case lines[key.Value] > 0:
+			wrong("", "%s is given twice; it is in line %d already", at, lines[key.Value])
+		case p.prune(value, vt, at):
+			fit = append(fit, key, value)
+		}
+		lines[key.Value] = key.Line
+	}
+	n.Content = fit
 }
 
 // plainly takes yaml.v3's own heading and line off an error about one value.
@@ -183,21 +252,26 @@ func fields(t reflect.Type) map[string]reflect.Type {
 	return known
 }
 
-func suggest(key, path string, known map[string]reflect.Type) string {
-	in := ""
+// suggest says where a key was looked for, and which one may have been meant.
+func suggest(path, near string) (text string) {
 	if path != "" {
-		in = " in " + path
+		text = " in " + path
 	}
+	if near != "" {
+		text += fmt.Sprintf("; did you mean %q?", near)
+	}
+	return text
+}
+
+// nearest returns the known key that is most like another; "" where none is.
+func nearest[T any](key string, known map[string]T) string {
 	best, bestDist := "", len(key)/2+2
 	for k := range known {
 		if d := distance(key, k); d < bestDist || d == bestDist && k < best {
 			best, bestDist = k, d
 		}
 	}
-	if best == "" {
-		return in
-	}
-	return fmt.Sprintf("%s; did you mean %q?", in, best)
+	return best
 }
 
 // distance is the Levenshtein distance in bytes.
@@ -223,10 +297,9 @@ func distance(a, b string) int {
 
 // override applies FLINT_SECTION_KEY variables to scalars. A variable with our prefix that names nothing is an error,
 // as an unknown key in the file is.
-func (c *Config) override(environ []string) error {
+func (c *Config) override(environ []string) (found problems) {
 	known := map[string]reflect.Value{}
 	collect(reflect.ValueOf(c).Elem(), "FLINT", known)
-	var errs []error
 	for _, kv := range environ {
 		name, value, _ := strings.Cut(kv, "=")
 		// Whoever exports the variable of `make test-kvm` can still run all else.
@@ -235,18 +308,14 @@ func (c *Config) override(environ []string) error {
 		}
 		field, ok := known[name]
 		if !ok {
-			names := map[string]reflect.Type{}
-			for k := range known {
-				names[k] = nil
-			}
-			errs = append(errs, fmt.Errorf("unknown variable %s%s", name, suggest(name, "", names)))
+			found = append(found, &problem{"", fmt.Errorf("unknown variable %s%s", name, suggest("", nearest(name, known)))})
 			continue
 		}
 		if err := yaml.Unmarshal([]byte(value), field.Addr().Interface()); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+			found.add(name, "%w", err)
 		}
 	}
-	return errors.Join(errs...)
+	return found
 }
 
 func collect(v reflect.Value, prefix string, known map[string]reflect.Value) {

@@ -39,7 +39,7 @@ func (c Config) Take(next Config) Config {
 		}
 	}
 	// What is valid in next need not be so beside what stays: a new pool may have the label an old one is to lose.
-	if len(moved.Pools) == 0 || moved.validateServing() != nil {
+	if len(moved.Pools) == 0 || len(moved.validateServing()) > 0 {
 		return out
 	}
 	return moved
