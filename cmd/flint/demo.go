@@ -29,8 +29,9 @@ const (
 )
 
 type demoFlags struct {
-	workflow, image, runner, stateDir, accel, ipv4 string
-	fail, verbose                                  bool
+	workflow, image, runner, stateDir, accel string
+	ipv4                                     netip.Prefix
+	fail, verbose                            bool
 }
 
 func newDemo() *cobra.Command {
@@ -46,7 +47,7 @@ func newDemo() *cobra.Command {
 	fl.StringVar(&f.image, "image", "images/demo", "the VMs' image")
 	fl.StringVar(&f.runner, "runner", "images/demo-runner", "Go module of the demo's runner software, or a directory as runner.dir takes it")
 	fl.StringVar(&f.stateDir, "state-dir", "", "where images, kernels and records are kept (overrides FLINT_STATE_DIR)")
-	fl.StringVar(&f.ipv4, "ipv4", demoIPv4, "subnet of the VMs' network")
+	fl.TextVar(&f.ipv4, "ipv4", netip.MustParsePrefix(demoIPv4), "`subnet` of the VMs' network")
 	fl.StringVar(&f.accel, "accel", "", "auto, kvm or tcg (overrides FLINT_VM_ACCEL)")
 	fl.BoolVar(&f.fail, "fail", false, "make one of the jobs fail")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "show what the runner says of itself, too")
@@ -63,7 +64,7 @@ func newDemo() *cobra.Command {
 	return c
 }
 
-func (f *demoFlags) config() (config.Config, error) {
+func (f *demoFlags) config(c *cobra.Command) (config.Config, error) {
 	cfg, err := config.FromEnvironment(os.Environ())
 	if err != nil {
 		return cfg, err
@@ -71,19 +72,15 @@ func (f *demoFlags) config() (config.Config, error) {
 	if f.stateDir != "" {
 		cfg.StateDir = f.stateDir
 	}
-	subnet, err := netip.ParsePrefix(f.ipv4)
-	if err != nil {
-		return cfg, fmt.Errorf("--ipv4: %w", err)
-	}
 	if f.accel != "" {
 		cfg.VM.Accel = f.accel
 	}
-	cfg.Network = config.Network{Bridge: demoBridge, IPv4: subnet, IPv6: netip.MustParsePrefix(demoIPv6)}
+	cfg.Network = config.Network{Bridge: demoBridge, IPv4: f.ipv4, IPv6: netip.MustParsePrefix(demoIPv6)}
 	cfg.Pools = []config.Pool{{
 		Name: "flint", Image: f.image, Max: 2,
 		VM: config.Shape{CPUs: 1, Memory: 512 * flint.MiB, Disk: 4 * flint.GiB},
 	}}
-	return cfg, cfg.Complete()
+	return cfg, flagged(c, cfg.Complete(), map[string]string{"pools[0].image": "image", "network.ipv4": "ipv4", "vm.accel": "accel"})
 }
 
 // demo is what one demonstration holds.
@@ -100,7 +97,7 @@ type demo struct {
 // run shows everything there is to show and reports whether the workflow succeeded.
 func (f *demoFlags) run(c *cobra.Command) (ok bool, err error) {
 	ctx := c.Context()
-	cfg, err := f.config()
+	cfg, err := f.config(c)
 	if err != nil {
 		return false, err
 	}

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -135,6 +136,34 @@ func usage(c *cobra.Command, err error) error {
 	return &flint.Fault{
 		Code: "usage", What: "understand the command line", Kind: flint.ErrUsage, Err: err, Fix: "see " + c.CommandPath() + " --help",
 	}
+}
+
+// flagged turns what is wrong with values of the configuration that flags gave into wrong usage of these flags. keys says which
+// flag stands for which key; where one was not given, its value came from elsewhere, but for pools: those are made of flags.
+func flagged(c *cobra.Command, err error, keys map[string]string) error {
+	var fault *flint.Fault
+	if !errors.As(err, &fault) || !errors.Is(err, flint.ErrConfig) {
+		return err
+	}
+	var ours, rest []error
+	for _, e := range parts(fault.Err) {
+		key, text, _ := strings.Cut(e.Error(), ": ")
+		if flag, ok := keys[key]; ok && (c.Flags().Changed(flag) || strings.HasPrefix(key, "pools[")) {
+			ours = append(ours, fmt.Errorf("--%s: %s", flag, text))
+		} else {
+			rest = append(rest, e)
+		}
+	}
+	if len(ours) == 0 {
+		return err
+	}
+	err = usage(c, errors.Join(ours...))
+	if len(rest) > 0 {
+		other := *fault
+		other.Err = errors.Join(rest...)
+		err = errors.Join(err, &other)
+	}
+	return err
 }
 
 func noArgs(c *cobra.Command, args []string) error {

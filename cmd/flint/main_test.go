@@ -52,7 +52,19 @@ func TestExitCodesAndErrors(t *testing.T) {
 		"unknown key":        {[]string{"config", "check", "-c", bad}, 3, []string{`line 1, column 1: unknown key "log_levle"; did you mean "log_level"?`}},
 		"everything at once": {[]string{"config", "check", "-c", garbage}, 3, []string{"no key in PEM form", "runner.dir: it has no program to start", "pools[0].image"}},
 		"level":              {[]string{"demo", "--log-level", "loud"}, 2, []string{`"loud" is none of debug`}},
-		"size":               {[]string{"run", "--memory", "512", "--", "true"}, 125, []string{"--memory", "is not a number with a unit"}},
+		"size":               {[]string{"run", "--memory", "512", "--", "true"}, 125, []string{"[usage]", "--memory", "is not a number with a unit", "fix: see flint run --help"}},
+		"no flag of run":     {[]string{"run", "--bogus", "--", "true"}, 125, []string{"[usage]", "unknown flag: --bogus"}},
+		"nothing to run":     {[]string{"run"}, 125, []string{"[usage]", "no command to run"}},
+		"no subnet":          {[]string{"run", "--ipv4", "x", "--", "true"}, 125, []string{"[usage]", "--ipv4"}},
+		"no subnet of demo":  {[]string{"demo", "--ipv4", "x"}, 2, []string{"[usage]", "--ipv4", "fix: see flint demo --help"}},
+		"small subnet":       {[]string{"demo", "--ipv4", "10.0.0.0/31", "--accel", "warp"}, 2, []string{"--ipv4: 10.0.0.0/31 is not an IPv4 prefix", `--accel: "warp" is none of`}},
+		"values of run": {
+			[]string{"run", "--timeout", "-1s", "--root", "x", "--cpus", "0", "--memory", "1MiB", "--disk", "1KiB", "--filesystem", "fat", "--image", "", "--ipv4", "10.0.0.0/31", "--", "true"}, 125,
+			[]string{
+				"[usage]", "--timeout: -1s is not above zero", `--root: "x" is none of`, "--cpus: 0 is", "--memory: 1MiB is", "--disk: 1KiB is", `--filesystem: "fat" is none of`,
+				"--image: is missing", "--ipv4: 10.0.0.0/31 is", "fix: see flint run --help",
+			},
+		},
 		"everything in a launch line": {
 			[]string{"--kernel=/nowhere/k", "--jailer=" + key, "--firecracker=" + dir, "--privateKey=MIIhunter2", "--webhookSecret=/hunter2", "--appID=-1", "--organization=a/b", "--interactive"},
 			3,
@@ -87,6 +99,35 @@ func TestExitCodesAndErrors(t *testing.T) {
 	}
 	if code, stdout, _ := flintCommand("config", "example"); code != 0 || !strings.HasPrefix(stdout, "schema_version: 1\n") {
 		t.Errorf("config example: exit %d, %q", code, stdout)
+	}
+}
+
+func TestHelpSaysTheRealDefault(t *testing.T) {
+	if _, stdout, _ := flintCommand("serve", "--help"); !strings.Contains(stdout, "such as 10m; told again, stop at once (default: do not wait)") {
+		t.Errorf("of --drain-timeout one learns\n%s", stdout)
+	}
+}
+
+func TestWhatFlagsDidNotSayIsOfTheConfiguration(t *testing.T) {
+	t.Setenv("FLINT_HOST_MEMORY", "256MiB")
+	for name, tt := range map[string]struct {
+		args []string
+		code int
+		want []string
+	}{
+		"a default":     {[]string{"run", "--", "true"}, 125, []string{"[usage]", "--memory: 512MiB is more than host.memory"}},
+		"no flag":       {[]string{"demo"}, 3, []string{"[config.invalid]", "pools[0].vm.memory: 512MiB is more than host.memory"}},
+		"some of each":  {[]string{"demo", "--ipv4", "10.0.0.0/31"}, 2, []string{"[usage]", "--ipv4: 10.0.0.0/31", "[config.invalid]", "pools[0].vm.memory"}},
+		"none any more": {[]string{"run", "--memory", "128MiB", "--root", "x", "--", "true"}, 125, []string{`--root: "x"`}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			code, _, stderr := flintCommand(tt.args...)
+			for _, want := range tt.want {
+				if code != tt.code || !strings.Contains(stderr, want) {
+					t.Errorf("exit %d, want %d; %q should be in\n%s", code, tt.code, want, stderr)
+				}
+			}
+		})
 	}
 }
 

@@ -30,13 +30,15 @@ const (
 const maxInstances = 16
 
 type runFlags struct {
-	image, kernel, file, user, dir, stateDir, ipv4 string
-	env                                            []string
-	memory, disk, root, tools, format              string
-	cpus                                           int
-	timeout                                        time.Duration
-	interactive, tty, verbose                      bool
-	preset                                         *config.Config // what the other flags would say
+	image, kernel, file, user, dir, stateDir string
+	env                                      []string
+	memory, disk                             flint.Bytes
+	root, tools, format                      string
+	cpus                                     int
+	timeout                                  time.Duration
+	ipv4                                     netip.Prefix
+	interactive, tty, verbose                bool
+	preset                                   *config.Config // what the other flags would say
 }
 
 func newRun() *cobra.Command {
@@ -49,11 +51,12 @@ func newRun() *cobra.Command {
 		Example: "  flint run --image ./images/demo -- uname -a\n  flint run -it -- bash",
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usage(c, errors.New("no command to run"))
+				return runFailed(c, usage(c, errors.New("no command to run")))
 			}
 			return nil
 		},
 	}
+	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return runFailed(c, usage(c, withoutValues(err))) })
 	fl := c.Flags()
 	fl.SetInterspersed(false)
 	fl.StringVar(&f.image, "image", "images/demo", "a Dockerfile's directory, an OCI layout, an archive, or an OCI reference")
@@ -62,14 +65,14 @@ func newRun() *cobra.Command {
 	fl.StringVarP(&f.user, "user", "u", "", "user in the guest (default root)")
 	fl.StringVarP(&f.dir, "workdir", "w", "", "working directory in the guest (default: the image's WORKDIR, or /work)")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "KEY=value for the command; may be given again")
-	fl.StringVar(&f.memory, "memory", "512MiB", "guest memory")
-	fl.StringVar(&f.disk, "disk", "4GiB", "scratch disk")
+	fl.TextVar(&f.memory, "memory", 512*flint.MiB, "`size` of the guest's memory")
+	fl.TextVar(&f.disk, "disk", 4*flint.GiB, "`size` of the scratch disk")
 	fl.StringVar(&f.root, "root", config.DiskRoot, "where what is written to the root goes: disk, or memory (at most half of it)")
 	fl.StringVar(&f.tools, "tool-cache", "", "a directory that the VM finds as actions' tool cache, /opt/hostedtoolcache")
 	fl.StringVar(&f.format, "filesystem", config.Ext4, "of the image that is made: ext4 or erofs")
 	fl.IntVar(&f.cpus, "cpus", 1, "virtual CPUs")
 	fl.DurationVar(&f.timeout, "timeout", 0, "end the command after so long (default vm.job_timeout): by SIGTERM, and by force 10 s later")
-	fl.StringVar(&f.ipv4, "ipv4", "", "subnet of the VM's network (default the first free of 10.213.32.0/24, 10.213.33.0/24, …)")
+	fl.TextVar(&f.ipv4, "ipv4", netip.Prefix{}, "`subnet` of the VM's network (default the first free of 10.213.32.0/24, 10.213.33.0/24, …)")
 	fl.BoolVarP(&f.interactive, "interactive", "i", false, "hand standard input to the command")
 	fl.BoolVarP(&f.tty, "tty", "t", false, "give the command a terminal")
 	fl.BoolVarP(&f.verbose, "verbose", "v", false, "show what is done, and how long it takes")
@@ -82,11 +85,7 @@ func newRun() *cobra.Command {
 func (f *runFlags) command(c *cobra.Command, args []string) error {
 	code, err := f.run(c, args)
 	if err != nil {
-		complain(c.ErrOrStderr(), err)
-		if errors.Is(err, flint.ErrTimeout) {
-			return exitError(exitTimeout)
-		}
-		return exitError(exitRunFailed)
+		return runFailed(c, err)
 	}
 	if c.Context().Err() != nil {
 		return exitError(exitInterrupted)
@@ -97,7 +96,24 @@ func (f *runFlags) command(c *cobra.Command, args []string) error {
 	return nil
 }
 
-func (f *runFlags) config() (config.Config, error) {
+// runFailed says what went wrong with flint itself, down to its flags. The exit code is none that a command is likely to have.
+func runFailed(c *cobra.Command, err error) error {
+	complain(c.ErrOrStderr(), err)
+	if errors.Is(err, flint.ErrTimeout) {
+		return exitError(exitTimeout)
+	}
+	return exitError(exitRunFailed)
+}
+
+// runKeys are the keys of the configuration that flags stand for.
+func runKeys() map[string]string {
+	return map[string]string{
+		"pools[0].image": "image", "pools[0].vm.cpus": "cpus", "pools[0].vm.memory": "memory", "pools[0].vm.disk": "disk",
+		"pools[0].root": "root", "pools[0].filesystem": "filesystem", "vm.job_timeout": "timeout", "network.ipv4": "ipv4",
+	}
+}
+
+func (f *runFlags) config(c *cobra.Command) (config.Config, error) {
 	if f.preset != nil {
 		cfg := *f.preset
 		cfg.Pools[0].Name = "run"
@@ -119,22 +135,19 @@ func (f *runFlags) config() (config.Config, error) {
 	if f.kernel != "" {
 		cfg.Kernel = config.Kernel{Vmlinuz: f.kernel}
 	}
-	pool := config.Pool{Name: "run", Image: f.image, Max: 1, VM: config.Shape{CPUs: f.cpus}, Root: f.root, Format: f.format, Tools: f.tools}
-	if pool.VM.Memory, err = flint.ParseBytes(f.memory); err != nil {
-		return cfg, fmt.Errorf("--memory: %w", err)
-	}
-	if pool.VM.Disk, err = flint.ParseBytes(f.disk); err != nil {
-		return cfg, fmt.Errorf("--disk: %w", err)
-	}
 	if f.timeout != 0 { // a negative one is refused below
 		cfg.VM.JobTimeout = config.Duration(f.timeout)
 	}
-	cfg.Pools, cfg.Runner.Dir = []config.Pool{pool}, ""
-	return cfg, cfg.Complete()
+	cfg.Pools = []config.Pool{{
+		Name: "run", Image: f.image, Max: 1, VM: config.Shape{CPUs: f.cpus, Memory: f.memory, Disk: f.disk}, Root: f.root, Format: f.format, Tools: f.tools,
+	}}
+	cfg.Runner.Dir = ""
+	f.network(&cfg, 0)
+	return cfg, flagged(c, cfg.Complete(), runKeys())
 }
 
 func (f *runFlags) run(c *cobra.Command, args []string) (code int, err error) {
-	cfg, err := f.config()
+	cfg, err := f.config(c)
 	if err != nil {
 		return 0, err
 	}
@@ -203,9 +216,7 @@ func (f *runFlags) openInstance(ctx context.Context, cfg config.Config, opt app.
 	var last error
 	for n := range maxInstances {
 		opt.Instance = fmt.Sprintf("run%d", n)
-		if err := f.network(&cfg, n); err != nil {
-			return nil, err
-		}
+		f.network(&cfg, n)
 		if opened != nil {
 			if err := app.Recover(ctx, cfg, opt); err != nil {
 				opt.Log.Warn("what a dead flint run left could not be undone", "instance", opt.Instance, "err", err)
@@ -233,20 +244,15 @@ func (f *runFlags) openInstance(ctx context.Context, cfg config.Config, opt app.
 }
 
 // network gives an instance its bridge and subnets.
-func (f *runFlags) network(cfg *config.Config, n int) error {
+func (f *runFlags) network(cfg *config.Config, n int) {
 	cfg.Network = config.Network{
 		Bridge: fmt.Sprintf("flintrun%d", n),
 		IPv4:   netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 213, byte(32 + n), 0}), 24),
 		IPv6:   netip.MustParsePrefix(fmt.Sprintf("fd4f:6c69:6e74:%x::/64", 32+n)),
 	}
-	if f.ipv4 != "" {
-		p, err := netip.ParsePrefix(f.ipv4)
-		if err != nil {
-			return fmt.Errorf("--ipv4: %w", err)
-		}
-		cfg.Network.IPv4 = p
+	if f.ipv4.IsValid() {
+		cfg.Network.IPv4 = f.ipv4
 	}
-	return cfg.Complete()
 }
 
 // terminal makes this terminal the command's, and returns what gives it back.

@@ -66,6 +66,7 @@ func TestBadFilesSayWhereAndWhat(t *testing.T) {
 		"twice":               {"pools:\n  - {name: a, image: b, max: 1, max: 2}\n", "line 2, column 33: pools[0].max is given twice; it is in line 2 already"},
 		"list of arguments":   {"pools: [{name: a, image: b, build_args: [K]}]\n", "line 1, column 41: pools[0].build_args: cannot unmarshal"},
 		"argument of lists":   {"pools: [{name: a, image: b, build_args: {K: [v]}}]\n", "line 1, column 45: pools[0].build_args.K: cannot unmarshal"},
+		"no time":             {"vm: {boot_timeout: 0s}\n", "vm.boot_timeout: 0s is not above zero"},
 		"no CPUs":             {"host: {cpus: -3}\n", "host.cpus: -3 is below zero"},
 		"more than all CPUs":  {"host: {cpus: 1}\npools: [{name: a, image: b, vm: {cpus: 8}}]\n", "pools[0].vm.cpus: 8 are more than host.cpus gives all VMs, which is 1"},
 		"more than all of it": {"host: {memory: 2GiB}\npools: [{name: a, image: b}]\n", "pools[0].vm.memory: 4GiB is more than host.memory gives all VMs, which is 2GiB"},

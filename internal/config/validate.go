@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"flint"
 )
@@ -39,7 +40,13 @@ func (p *problems) oneOf(key, value string, words ...string) {
 	}
 }
 
-// consequent are the problems of keys that have one already: a key whose name is misspelt is not missing, too.
+func (p *problems) positive(key string, d Duration) {
+	if d <= 0 {
+		p.add(key, "%s is not above zero", time.Duration(d))
+	}
+}
+
+// consequent reports whether a problem is of a key that has one already: a key whose name is misspelt is not missing, too.
 func (p problems) consequent(of *problem) bool {
 	return slices.ContainsFunc(p, func(cause *problem) bool {
 		rest, ok := strings.CutPrefix(of.key, cause.key)
@@ -85,9 +92,8 @@ func (c *Config) validate() problems {
 	if f := c.Firecracker; f.UIDFirst < 1000 || f.UIDCount < 1 || uint64(f.UIDFirst)+uint64(f.UIDCount) > 1<<32-1 {
 		found.add("firecracker", "uid_first %d and uid_count %d name no range of users above 999", f.UIDFirst, f.UIDCount)
 	}
-	if c.VM.BootTimeout <= 0 || c.VM.JobTimeout <= 0 {
-		found.add("vm", "boot_timeout and job_timeout must be above zero")
-	}
+	found.positive("vm.boot_timeout", c.VM.BootTimeout)
+	found.positive("vm.job_timeout", c.VM.JobTimeout)
 	if n := len(c.Network.Bridge); n == 0 || n > 11 {
 		found.add("network.bridge", "%q must have 1 to 11 bytes, so that the names made from it fit an interface's 15", c.Network.Bridge)
 	}
