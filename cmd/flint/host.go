@@ -114,7 +114,7 @@ func showHosts(w io.Writer, hosts []api.Host) {
 			fmt.Sprintf("%s of %s", flint.Bytes(h.Memory.Free), flint.Bytes(h.Memory.Of)),
 		}
 	}
-	table(w, s, []string{"host", "state", "runners", "free cpus", "free memory"}, rows)
+	table(w, s, []string{"host", "state", "#runners", "#free cpus", "#free memory"}, rows)
 	for _, h := range hosts {
 		for _, r := range h.Reasons {
 			fmt.Fprintf(w, "\n  %s: %s %s\n", oneLine(h.Name), oneLine(r.Text), s.paint(dim, "["+oneLine(r.Code)+"]"))

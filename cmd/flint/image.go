@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -48,7 +48,7 @@ type openState func(*cobra.Command) (config.Config, app.Options, error)
 
 func newImageList(open openState) *cobra.Command {
 	c := &cobra.Command{
-		Use: "ls", Short: "List images, runner drives and kernels, the least recently used first", Args: noArgs,
+		Use: "ls", Short: "List images, runner drives and kernels, the most recently used first", Args: noArgs,
 	}
 	asJSON := c.Flags().Bool("json", false, "print an array of {digest, kind, source, size, last_used, in_use, wanted, failed}")
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -57,6 +57,7 @@ func newImageList(open openState) *cobra.Command {
 			return err
 		}
 		list, err := app.StoredImages(c.Context(), cfg, opt)
+		slices.Reverse(list)
 		if *asJSON {
 			if list == nil {
 				list = []app.Stored{}
@@ -114,23 +115,15 @@ func showStored(w io.Writer, list []app.Stored, now time.Time) {
 		fmt.Fprintln(w, "Nothing is kept.")
 		return
 	}
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "DIGEST\tKIND\tSOURCE\tSIZE\tLAST USED\tIN USE\tWANTED BY")
-	for _, s := range list {
-		source, use := "-", "no"
+	rows := make([][]string, len(list))
+	for i, s := range list {
+		source := ""
 		if n := len(s.Source); n > 0 {
-			source = oneLine(s.Source[n-1])
+			source = s.Source[n-1]
 		}
-		if s.InUse {
-			use = "yes"
-		}
-		wanted := s.Wanted
-		if wanted == "" {
-			wanted = "-"
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(s.Digest), s.Kind, source, s.Size, ago(now.Sub(s.Used)), use, wanted)
+		rows[i] = []string{short(s.Digest), s.Kind, orNone(source), s.Size.String(), ago(now.Sub(s.Used)), yesOrNo(s.InUse), orNone(s.Wanted)}
 	}
-	_ = t.Flush() // as every other write here
+	table(w, styleOf(w), []string{"digest", "kind", "source", "#size", "#last used", "in use", "wanted by"}, rows)
 	for _, s := range list {
 		if s.Failed != nil {
 			fmt.Fprintf(w, "! %s is not newer: %s: %s\n", short(s.Digest), ago(now.Sub(s.Failed.At)), oneLine(s.Failed.Why))
@@ -138,11 +131,14 @@ func showStored(w io.Writer, list []app.Stored, now time.Time) {
 	}
 }
 
-// short is as much of a digest as people tell images apart by.
+// short is as much of a digest as people tell images apart by. An initramfs is called by its kernel's id, and little of its own.
 func short(digest string) string {
-	const hexDigits = 12
+	const hexDigits, ofInitramfs = 12, 4
 	if name, ok := strings.CutPrefix(digest, "sha256:"); ok {
 		return name[:min(hexDigits, len(name))]
+	}
+	if of, name, ok := strings.Cut(digest, "/initrd-"); ok {
+		return of + "/" + name[:min(ofInitramfs, len(name))]
 	}
 	return digest
 }

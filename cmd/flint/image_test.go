@@ -78,17 +78,18 @@ func TestImagesOfAnotherUser(t *testing.T) {
 func TestImageList(t *testing.T) {
 	_, cfg, wanted, other := stateWith(t)
 	table := flintSays(t, 0, "image", "ls", "--config", cfg)
-	lines := strings.Split(strings.TrimSpace(table), "\n")
-	if len(lines) != 3 || !strings.HasPrefix(lines[0], "DIGEST") ||
-		strings.Join(strings.Fields(lines[1]), " ") != wanted[:12]+" base docker.io/acme/runner:1 64KiB 3d ago no pool big" ||
-		strings.Join(strings.Fields(lines[2]), " ") != other[:12]+" base - 64KiB now no -" {
-		t.Errorf("got\n%s", table)
+	want := "" +
+		"  digest        kind  source                    size  last used  in use  wanted by\n" +
+		"  " + other[:12] + "  base  -                        64KiB        now  no      -\n" +
+		"  " + wanted[:12] + "  base  docker.io/acme/runner:1  64KiB     3d ago  no      pool big\n"
+	if table != want {
+		t.Errorf("got\n%s\nwant\n%s", table, want)
 	}
 	var list []app.Stored
 	if err := json.Unmarshal([]byte(flintSays(t, 0, "image", "ls", "--json", "--config", cfg)), &list); err != nil {
 		t.Fatal(err)
 	}
-	if len(list) != 2 || list[0].Digest != "sha256:"+wanted || list[0].Wanted != "pool big" || list[0].Size != 64*flint.KiB || list[0].InUse {
+	if len(list) != 2 || list[1].Digest != "sha256:"+wanted || list[1].Wanted != "pool big" || list[1].Size != 64*flint.KiB || list[1].InUse {
 		t.Errorf("got %+v", list)
 	}
 	empty := t.TempDir()
@@ -103,6 +104,33 @@ func TestImageList(t *testing.T) {
 	}
 	flintSays(t, exitUsage, "image", "ls", "more")
 	flintSays(t, exitNotFound, "image", "ls", "--config", filepath.Join(empty, "none.yaml"))
+}
+
+func TestImageIsShownWithWhatIsInIt(t *testing.T) {
+	now := time.Now()
+	d := app.ImageDetails{Stored: app.Stored{Digest: "sha256:ab", Kind: "base", Source: []string{"docker.io/a", "docker.io/b"}, Size: flint.MiB, Used: now}}
+	d.Contents = &app.ImageContents{OS: "Debian", Arch: "arm64", Libc: "glibc", Shell: true}
+	d.Env = []string{"A=b\x1b[2J"}
+	var out strings.Builder
+	showImage(&out, d, now)
+	want := "  digest       sha256:ab\n  kind         base\n  made of      docker.io/a\n               docker.io/b\n  size         1MiB\n  last used    now\n" +
+		"  in use       no\n  system       Debian\n  machine      arm64\n  C library    glibc\n  has          a shell\n  environment  A=b[2J\n"
+	if out.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
+	}
+}
+
+func TestShortNames(t *testing.T) {
+	for digest, want := range map[string]string{
+		"sha256:" + strings.Repeat("a1", 32):            "a1a1a1a1a1a1",
+		"19a371318413f0f4":                              "19a371318413f0f4",
+		"19a371318413f0f4/initrd-13eb5bc602481da2.cpio": "19a371318413f0f4/13eb",
+		"bookworm-amd64":                                "bookworm-amd64",
+	} {
+		if got := short(digest); got != want {
+			t.Errorf("%s is called %s, want %s", digest, got, want)
+		}
+	}
 }
 
 func TestImagePrune(t *testing.T) {

@@ -3,10 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -115,43 +115,44 @@ func newImageInspect(open openState) *cobra.Command {
 		if *asJSON {
 			return printJSON(c.OutOrStdout(), d)
 		}
-		t := tabwriter.NewWriter(c.OutOrStdout(), 0, 8, 2, ' ', 0)
-		row := func(key string, values ...string) {
-			for _, v := range values {
-				if v != "" {
-					fmt.Fprintf(t, "%s\t%s\n", key, oneLine(v))
-					key = ""
-				}
-			}
-		}
-		use := "no"
-		if d.InUse {
-			use = "yes"
-		}
-		row("digest", d.Digest)
-		row("kind", d.Kind)
-		row("made of", d.Source...)
-		row("size", d.Size.String())
-		row("last used", ago(time.Since(d.Used)))
-		row("in use", use)
-		row("wanted by", d.Wanted)
-		if has := d.Contents; has != nil {
-			row("system", has.OS)
-			row("machine", has.Arch)
-			row("C library", has.Libc)
-			row("has", found(*has))
-		}
-		row("user", d.User)
-		row("directory", d.Dir)
-		row("command", strings.Join(d.Cmd, " "))
-		row("environment", d.Env...)
-		if d.Failed != nil {
-			row("not newer", fmt.Sprintf("%s: %s", ago(time.Since(d.Failed.At)), d.Failed.Why))
-		}
-		_ = t.Flush() // as every other write here
+		showImage(c.OutOrStdout(), d, time.Now())
 		return nil
 	}
 	return c
+}
+
+// showImage writes all that is known of an image.
+func showImage(w io.Writer, d app.ImageDetails, now time.Time) {
+	var rows [][2]string
+	row := func(key string, values ...string) {
+		for _, v := range values {
+			if v != "" {
+				rows = append(rows, [2]string{key, oneLine(v)})
+				key = ""
+			}
+		}
+	}
+	row("digest", d.Digest)
+	row("kind", d.Kind)
+	row("made of", d.Source...)
+	row("size", d.Size.String())
+	row("last used", ago(now.Sub(d.Used)))
+	row("in use", yesOrNo(d.InUse))
+	row("wanted by", d.Wanted)
+	if has := d.Contents; has != nil {
+		row("system", has.OS)
+		row("machine", has.Arch)
+		row("C library", has.Libc)
+		row("has", found(*has))
+	}
+	row("user", d.User)
+	row("directory", d.Dir)
+	row("command", strings.Join(d.Cmd, " "))
+	row("environment", d.Env...)
+	if d.Failed != nil {
+		row("not newer", fmt.Sprintf("%s: %s", ago(now.Sub(d.Failed.At)), d.Failed.Why))
+	}
+	facts(w, styleOf(w), rows)
 }
 
 // found names what flint looks for in an image and found.

@@ -6,7 +6,6 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -188,16 +187,13 @@ func showKernels(w io.Writer, list []app.KeptKernel, now time.Time) {
 		fmt.Fprintln(w, "None is kept; flint kernel pull fetches the distribution's.")
 		return
 	}
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "ID\tVERSION\tSOURCE\tSIZE\tLAST USED\tIN USE\tPOOLS\tJOBS WOULD MISS")
-	for _, k := range list {
-		use := "no"
-		if k.InUse {
-			use = "yes"
+	rows := make([][]string, len(list))
+	for i, k := range list {
+		rows[i] = []string{
+			k.ID, oneLine(k.Version), oneLine(k.Source), k.Size.String(), ago(now.Sub(k.Used)), yesOrNo(k.InUse), poolsOf(k), misses(k.Workloads),
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.ID, oneLine(k.Version), oneLine(k.Source), k.Size, ago(now.Sub(k.Used)), use, poolsOf(k), misses(k.Workloads))
 	}
-	_ = t.Flush() // as every other write here
+	table(w, styleOf(w), []string{"id", "version", "source", "#size", "#last used", "in use", "pools", "jobs would miss"}, rows)
 }
 
 // poolsOf names the pools that boot a kernel.

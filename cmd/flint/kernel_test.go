@@ -57,9 +57,9 @@ func TestKernel(t *testing.T) {
 		t.Fatalf("%+v, %v", list, err)
 	}
 	id := list[0].ID
-	lines := strings.Split(strings.TrimSpace(do(0, "ls")), "\n")
-	if len(lines) != 2 || !strings.HasPrefix(lines[0], "ID ") || !strings.HasPrefix(lines[1], id+"  6.99.1-mine  "+given) ||
-		strings.Index(lines[0], "POOLS") != strings.Index(lines[1], "-      docker") {
+	lines := strings.Split(strings.TrimSuffix(do(0, "ls"), "\n"), "\n")
+	if len(lines) != 2 || !strings.HasPrefix(lines[0], "  id ") || !strings.HasPrefix(lines[1], "  "+id+"  6.99.1-mine  "+given) ||
+		strings.Index(lines[0], "pools") != strings.Index(lines[1], "-      docker") {
 		t.Errorf("%q", lines)
 	}
 	for _, args := range [][]string{{"inspect", "6.99.1-mine"}, {"inspect", id[:6]}, {"ls", "-v"}} {

@@ -59,7 +59,8 @@ func TestExitCodesAndErrors(t *testing.T) {
 		"no subnet of demo":  {[]string{"demo", "--ipv4", "x"}, 2, []string{"[usage]", "--ipv4", "fix: see flint demo --help"}},
 		"small subnet":       {[]string{"demo", "--ipv4", "10.0.0.0/31", "--accel", "warp"}, 2, []string{"--ipv4: 10.0.0.0/31 is not an IPv4 prefix", `--accel: "warp" is none of`}},
 		"values of run": {
-			[]string{"run", "--timeout", "-1s", "--root", "x", "--cpus", "0", "--memory", "1MiB", "--disk", "1KiB", "--filesystem", "fat", "--image", "", "--ipv4", "10.0.0.0/31", "--", "true"}, 125,
+			[]string{"run", "--timeout", "-1s", "--root", "x", "--cpus", "0", "--memory", "1MiB", "--disk", "1KiB", "--filesystem", "fat", "--image", "", "--ipv4", "10.0.0.0/31", "--", "true"},
+			125,
 			[]string{
 				"[usage]", "--timeout: -1s is not above zero", `--root: "x" is none of`, "--cpus: 0 is", "--memory: 1MiB is", "--disk: 1KiB is", `--filesystem: "fat" is none of`,
 				"--image: is missing", "--ipv4: 10.0.0.0/31 is", "fix: see flint run --help",
@@ -274,8 +275,8 @@ func TestStoppedKeepsWhatElseWentWrong(t *testing.T) {
 
 func TestTableAligns(t *testing.T) {
 	var out bytes.Buffer
-	table(&out, style{}, []string{"job", "ms", "state"}, [][]string{{"übersetzen", "7", "ready"}, {"a", "12345", "no"}})
-	if want := "  job            ms  state\n  übersetzen      7  ready\n  a           12345  no\n"; out.String() != want {
+	table(&out, style{}, []string{"job", "#ms", "address"}, [][]string{{"übersetzen", "7", "10.0.0.1"}, {"a", "12345", "–"}})
+	if want := "  job            ms  address\n  übersetzen      7  10.0.0.1\n  a           12345  –\n"; out.String() != want {
 		t.Errorf("%q, want %q", out.String(), want)
 	}
 	if got := fit("übersetzen", 5); got != "über…" {

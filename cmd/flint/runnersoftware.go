@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -92,7 +91,7 @@ func newRunnerList(open openState) *cobra.Command {
 	c := &cobra.Command{
 		Use: "ls", Short: "List what is there, the newest first, with its age and how long GitHub takes it", Args: noArgs,
 		Long: "Ls lists the runner software that is there. GitHub gives no job to software that is older than 30 days, unless it is the newest\n" +
-			"there is; LEFT says how many of these days are left.",
+			"there is; the column left says how many of these days are left.",
 	}
 	asJSON := c.Flags().Bool("json", false, "print an array of {version, arch, released, dir, size, current, pinned, age_days, days_left}")
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -119,9 +118,8 @@ func showSoftware(w io.Writer, list []app.KeptRunner) {
 		fmt.Fprintln(w, "None is there; flint runner-software pull fetches it.")
 		return
 	}
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "VERSION\tARCH\tRELEASED\tAGE\tLEFT\tSIZE\tUSED")
-	for _, s := range list {
+	rows := make([][]string, len(list))
+	for i, s := range list {
 		day, age, left, use := "-", "-", "-", "-"
 		if s.AgeDays != nil && s.DaysLeft != nil {
 			day, age, left = s.Released.Format(time.DateOnly), fmt.Sprintf("%d days", *s.AgeDays), fmt.Sprintf("%d days", *s.DaysLeft)
@@ -132,9 +130,9 @@ func showSoftware(w io.Writer, list []app.KeptRunner) {
 		case s.Current:
 			use = "current"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.Version, s.Arch, day, age, left, s.Size, use)
+		rows[i] = []string{s.Version, s.Arch, day, age, left, s.Size.String(), use}
 	}
-	_ = t.Flush() // as every other write here
+	table(w, styleOf(w), []string{"version", "arch", "released", "#age", "#left", "#size", "used"}, rows)
 }
 
 func newRunnerRemove(open openState) *cobra.Command {

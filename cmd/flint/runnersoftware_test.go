@@ -52,7 +52,7 @@ func TestRunnerSoftware(t *testing.T) {
 	do(2, "import", runnerFile(t, "2.335.0"), "--released", "soon")
 	do(1, "import", runnerFile(t, "2.335.0"), "--sha256", strings.Repeat("0", 64))
 	lines := strings.Split(strings.TrimSpace(do(0, "ls")), "\n")
-	if len(lines) != 3 || !strings.HasPrefix(lines[1], "2.335.0") || !strings.HasSuffix(lines[1], "current") || !strings.Contains(lines[2], "2026-10-01") || !strings.Contains(lines[2], " days") {
+	if len(lines) != 3 || !strings.HasPrefix(lines[0], "version  arch") || !strings.HasPrefix(lines[1], "  2.335.0") || !strings.HasSuffix(lines[1], "current") || !strings.Contains(lines[2], "2026-10-01") || !strings.Contains(lines[2], " days") {
 		t.Errorf("%q", lines)
 	}
 	var list []struct {

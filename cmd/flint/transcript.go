@@ -185,7 +185,9 @@ func (t *transcript) end(conclusion githubsim.Conclusion, left []string) {
 }
 
 func (t *transcript) timeline() {
-	header := []string{"ms since queued", "planned", "booting", "agent ready", "registered", "job started", "job done", "gone", "VM memory", "in the guest"}
+	header := []string{
+		"ms since queued", "#planned", "#booting", "#agent ready", "#registered", "#job started", "#job done", "#gone", "#VM memory", "#in the guest",
+	}
 	var rows [][]string
 	for _, name := range t.order {
 		j := t.jobs[name]

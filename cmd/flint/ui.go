@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/term"
@@ -223,24 +222,25 @@ func fit(s string, n int) string {
 	return pad(s, n)
 }
 
-// table writes rows in columns: numbers flush right, words flush left.
-func table(w io.Writer, s style, header []string, rows [][]string) {
-	widths, words := make([]int, len(header)), make([]bool, len(header))
-	words[0] = true
-	for n, row := range append([][]string{header}, rows...) {
+// table writes rows in columns. Words stand flush left, numbers flush right: those of the columns whose heads begin with #.
+func table(w io.Writer, s style, heads []string, rows [][]string) {
+	header, widths, numbers := make([]string, len(heads)), make([]int, len(heads)), make([]bool, len(heads))
+	for i, head := range heads {
+		header[i], numbers[i] = strings.CutPrefix(head, "#")
+	}
+	for _, row := range append([][]string{header}, rows...) {
 		for i, cell := range row {
 			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
-			words[i] = words[i] || n > 0 && strings.IndexFunc(cell, unicode.IsLetter) == 0
 		}
 	}
 	write := func(row []string, sgr string) {
 		var b bytes.Buffer
 		for i, cell := range row {
 			gap := strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell))
-			if words[i] {
-				b.WriteString("  " + cell + gap)
-			} else {
+			if numbers[i] {
 				b.WriteString("  " + gap + cell)
+			} else {
+				b.WriteString("  " + cell + gap)
 			}
 		}
 		text := strings.TrimRight(b.String(), " ")
@@ -253,6 +253,24 @@ func table(w io.Writer, s style, header []string, rows [][]string) {
 	for _, row := range rows {
 		write(row, "")
 	}
+}
+
+// facts writes what is known of one thing: keys and values. A value without a key belongs to the one above it.
+func facts(w io.Writer, s style, rows [][2]string) {
+	width := 0
+	for _, row := range rows {
+		width = max(width, utf8.RuneCountInString(row[0]))
+	}
+	for _, row := range rows {
+		fmt.Fprintf(w, "  %s  %s\n", s.paint(dim, pad(row[0], width)), row[1])
+	}
+}
+
+func yesOrNo(is bool) string {
+	if is {
+		return "yes"
+	}
+	return "no"
 }
 
 // notices shows a program's warnings to the person in front of it, where a daemon would have a log.
