@@ -27,7 +27,7 @@ test: build ## the tests, with the race detector; boots real VMs
 	@scripts/test.sh
 
 test-kvm: build ## what needs a real /dev/kvm, and what systemd does, in emulated hosts; HOST=systemd or HOST=kvm takes one
-	@# FLINT_FIRECRACKER_DIR=DIR tries Firecracker too
+	@# FLINT_TEST_FIRECRACKER_DIR=DIR tries Firecracker too
 	@scripts/test-kvm.sh $(HOST)
 
 test-arm64: setup ## boots arm64 guests by emulation

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Runs on a real /dev/kvm what needs one, in an emulated Debian host (test/kvmhost): the probe of KVM, the driver suite, and
-# whole jobs. FLINT_FIRECRACKER_DIR names a directory with static `firecracker` and `jailer` binaries, to try those too.
+# whole jobs. FLINT_TEST_FIRECRACKER_DIR names a directory with static `firecracker` and `jailer` binaries, to try those too.
 # FLINT_TEST_TIMEOUT bounds the host's life: by default the sum of what its parts may take, which is ten times what they take.
 # Nothing is built inside the host: it gets test binaries, programs and prepared assets. A second host, with systemd, tries the
 # unit. With an argument, kvm or systemd, only that one runs; without one they run side by side, as each has one processor.
 set -euo pipefail
 hosts=${1:-kvm systemd}
-programs=${FLINT_FIRECRACKER_DIR:+$(realpath -- "$FLINT_FIRECRACKER_DIR")} # before we go elsewhere
+programs=${FLINT_TEST_FIRECRACKER_DIR:+$(realpath -- "$FLINT_TEST_FIRECRACKER_DIR")} # before we go elsewhere
 cd "$(dirname "$0")/.."
 
 if [ "$(uname -m)" != x86_64 ]; then
@@ -17,13 +17,13 @@ fi
 if [ -n "$programs" ]; then
 	for program in firecracker jailer; do
 		if ! [ -f "$programs/$program" ]; then
-			echo "test-kvm: FLINT_FIRECRACKER_DIR=$FLINT_FIRECRACKER_DIR holds no program $program" >&2
+			echo "test-kvm: FLINT_TEST_FIRECRACKER_DIR=$FLINT_TEST_FIRECRACKER_DIR holds no program $program" >&2
 			echo "  fix: unpack a Firecracker release there, under the plain names firecracker and jailer" >&2
 			exit 1
 		fi
 	done
 	# The doctor knows what is wrong with them now, not minutes later. What else it says of this machine does not matter.
-	said=$(env -u FLINT_FIRECRACKER_DIR FLINT_VM_DRIVER=firecracker FLINT_FIRECRACKER_BINARY=$programs/firecracker FLINT_FIRECRACKER_JAILER=$programs/jailer build/flint doctor) || true
+	said=$(FLINT_VM_DRIVER=firecracker FLINT_FIRECRACKER_BINARY=$programs/firecracker FLINT_FIRECRACKER_JAILER=$programs/jailer build/flint doctor) || true
 	if grep -q '^FAIL firecracker' <<<"$said"; then
 		grep -A1 '^FAIL firecracker' <<<"$said" >&2
 		exit 1

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"flint"
 	"flint/internal/api"
 	"flint/internal/config"
 )
@@ -14,9 +17,29 @@ import (
 // defaultConfig is where `flint serve` looks unless told otherwise.
 const defaultConfig = "/etc/flint/flint.yaml"
 
+// configFlag gives a command the flag that names the configuration file, and returns its value.
+func configFlag(fl *pflag.FlagSet, what string) *string {
+	file := defaultConfig
+	if named := os.Getenv(config.FileVariable); named != "" {
+		file = named
+	}
+	return fl.StringP("config", "c", file, what)
+}
+
+// loadOrDefault reads the configuration. Where nobody named a file, and there is none at the usual place, it is the defaults with
+// the environment above them, and there is false.
+func loadOrDefault(c *cobra.Command, file string) (cfg config.Config, there bool, err error) {
+	cfg, err = config.Load(file, os.Environ())
+	if errors.Is(err, flint.ErrNotFound) && !c.Flags().Changed("config") && os.Getenv(config.FileVariable) == "" {
+		cfg, err = config.FromEnvironment(os.Environ())
+		return cfg, false, err
+	}
+	return cfg, true, err
+}
+
 func newConfig() *cobra.Command {
 	c := &cobra.Command{Use: "config", Short: "Check the configuration, let the running flint read it again, or print an example"}
-	file := c.PersistentFlags().StringP("config", "c", defaultConfig, "configuration file")
+	file := configFlag(c.PersistentFlags(), "configuration file")
 	c.AddCommand(
 		&cobra.Command{
 			Use: "check", Short: "Check the configuration file, and say everything that is wrong with it", Args: noArgs,
@@ -38,7 +61,7 @@ func newConfig() *cobra.Command {
 }
 
 func newConfigReload(file *string) *cobra.Command {
-	daemon := daemonFlags{}
+	daemon := daemonFlags{file: file}
 	c := &cobra.Command{
 		Use: "reload", Short: "Let the running flint read its configuration again, and say what it applied", Args: noArgs,
 		Long: "Reload lets the running flint (flint serve) read its own configuration file again and apply what can change, as SIGHUP\n" +
@@ -47,7 +70,6 @@ func newConfigReload(file *string) *cobra.Command {
 	c.Flags().StringVar(&daemon.socket, "socket", "", "path of its API's socket (overrides the configuration)")
 	asJSON := c.Flags().Bool("json", false, "print {applied, restart}, arrays of {key, from, to, note}")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		daemon.file = *file
 		client, err := daemon.connect(c)
 		if err != nil {
 			return err

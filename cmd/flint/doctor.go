@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"flint"
 	"flint/internal/app"
 	"flint/internal/config"
 	"flint/internal/doctor"
@@ -26,10 +24,10 @@ func newDoctor() *cobra.Command {
 		Long: "Doctor checks this machine against the configuration, or against the defaults where there is no file. It changes\n" +
 			"nothing. Run it as the user that runs flint: root. Its exit code is 7 if a check failed, else 0.",
 	}
-	file := c.Flags().StringP("config", "c", defaultConfig, "configuration file")
+	file := configFlag(c.Flags(), "configuration file")
 	asJSON := c.Flags().Bool("json", false, "print an array of {id, verdict, text, fix}")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		cfg, source, err := doctorConfig(*file, c.Flags().Changed("config"))
+		cfg, source, err := doctorConfig(c, *file)
 		if err != nil {
 			return err
 		}
@@ -55,12 +53,10 @@ func newDoctor() *cobra.Command {
 	return c
 }
 
-// doctorConfig reads the configuration and says where it is from. Where nobody named a file and there is none, it is the
-// defaults with the environment above them.
-func doctorConfig(file string, named bool) (cfg config.Config, source string, err error) {
-	cfg, err = config.Load(file, os.Environ())
-	if errors.Is(err, flint.ErrNotFound) && !named {
-		cfg, err = config.FromEnvironment(os.Environ())
+// doctorConfig reads the configuration and says where it is from.
+func doctorConfig(c *cobra.Command, file string) (cfg config.Config, source string, err error) {
+	cfg, there, err := loadOrDefault(c, file)
+	if !there {
 		return cfg, "the defaults, as there is no " + file, err
 	}
 	return cfg, file, err

@@ -53,11 +53,11 @@ func TestDoctorReadsTheConfiguration(t *testing.T) {
 		t.Errorf("a file that is named and missing: exit %d, %s%s", code, stdout, stderr)
 	}
 	missing := filepath.Join(t.TempDir(), "flint.yaml")
-	if _, source, err := doctorConfig(missing, false); err != nil || source != "the defaults, as there is no "+missing {
+	if _, source, err := doctorConfig(newDoctor(), missing); err != nil || source != "the defaults, as there is no "+missing {
 		t.Errorf("no file at the default path: %q, %v", source, err)
 	}
 	file := doctorFile(t)
-	cfg, _, err := doctorConfig(file, true)
+	cfg, _, err := doctorConfig(newDoctor(), file)
 	if err != nil {
 		t.Fatal(err)
 	}

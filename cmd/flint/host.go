@@ -2,24 +2,24 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"flint"
 	"flint/internal/api"
-	"flint/internal/config"
 )
 
 // daemonFlags say where the running flint is.
-type daemonFlags struct{ file, socket string }
+type daemonFlags struct {
+	file   *string
+	socket string
+}
 
 func (f *daemonFlags) register(fl *pflag.FlagSet) {
-	fl.StringVarP(&f.file, "config", "c", defaultConfig, "configuration file of the running flint")
+	f.file = configFlag(fl, "configuration file of the running flint")
 	fl.StringVar(&f.socket, "socket", "", "path of its API's socket (overrides the configuration)")
 }
 
@@ -28,10 +28,7 @@ func (f *daemonFlags) connect(c *cobra.Command) (*api.Client, error) {
 	if f.socket != "" {
 		return api.Connect(f.socket), nil
 	}
-	cfg, err := config.Load(f.file, os.Environ())
-	if errors.Is(err, flint.ErrNotFound) && !c.Flags().Changed("config") {
-		cfg, err = config.FromEnvironment(os.Environ())
-	}
+	cfg, _, err := loadOrDefault(c, *f.file)
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -26,13 +25,10 @@ func newImage() *cobra.Command {
 
 // stateFlags gives a command and those below it the flags that say which state directory is meant.
 func stateFlags(c *cobra.Command) openState {
-	file := c.PersistentFlags().StringP("config", "c", defaultConfig, "configuration file; without one, the defaults")
+	file := configFlag(c.PersistentFlags(), "configuration file; without one, the defaults")
 	stateDir := c.PersistentFlags().String("state-dir", "", "where images, kernels and runner software are kept (overrides the configuration)")
 	return func(c *cobra.Command) (config.Config, app.Options, error) {
-		cfg, err := config.Load(*file, os.Environ())
-		if errors.Is(err, flint.ErrNotFound) && !c.Flags().Changed("config") {
-			cfg, err = config.FromEnvironment(os.Environ())
-		}
+		cfg, _, err := loadOrDefault(c, *file)
 		if err != nil {
 			return cfg, app.Options{}, err
 		}

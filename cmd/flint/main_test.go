@@ -103,6 +103,31 @@ func TestExitCodesAndErrors(t *testing.T) {
 	}
 }
 
+func TestTheEnvironmentNamesTheFile(t *testing.T) {
+	dir := t.TempDir()
+	bad, missing := filepath.Join(dir, "bad.yaml"), filepath.Join(dir, "none.yaml")
+	if err := os.WriteFile(bad, []byte("log_levle: info\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"serve"}, {"config", "check"}, {"image", "ls"}, {"host", "ls"}, {"doctor"}, {"explain"}, {"run", "--", "true"}} {
+		invalid, absent := exitConfig, exitNotFound
+		if args[0] == "run" {
+			invalid, absent = exitRunFailed, exitRunFailed
+		}
+		t.Setenv(config.FileVariable, bad)
+		if code, _, stderr := flintCommand(args...); code != invalid || !strings.Contains(stderr, bad) {
+			t.Errorf("%s: exit %d\n%s", args, code, stderr)
+		}
+		t.Setenv(config.FileVariable, missing) // it was named, so the defaults are not meant
+		if code, _, stderr := flintCommand(args...); code != absent || !strings.Contains(stderr, missing) {
+			t.Errorf("%s: exit %d\n%s", args, code, stderr)
+		}
+	}
+	if code, _, stderr := flintCommand("config", "check", "--config", bad); code != exitConfig || !strings.Contains(stderr, bad) {
+		t.Errorf("the flag goes before it: exit %d\n%s", code, stderr)
+	}
+}
+
 func TestHelpSaysTheRealDefault(t *testing.T) {
 	if _, stdout, _ := flintCommand("serve", "--help"); !strings.Contains(stdout, "such as 10m; told again, stop at once (default: do not wait)") {
 		t.Errorf("of --drain-timeout one learns\n%s", stdout)

@@ -61,7 +61,7 @@ func newRun() *cobra.Command {
 	fl.SetInterspersed(false)
 	fl.StringVar(&f.image, "image", "images/demo", "a Dockerfile's directory, an OCI layout, an archive, or an OCI reference")
 	fl.StringVar(&f.kernel, "kernel", "", "a kernel that has all it needs built in, such as make kernel builds (overrides the configuration)")
-	fl.StringVarP(&f.file, "config", "c", "", "configuration file (kernel, vm, state_dir; the VM has a network of its own, and pools are not used)")
+	fl.StringVarP(&f.file, "config", "c", os.Getenv(config.FileVariable), "configuration file (kernel, vm, state_dir; the VM has a network of its own, and pools are not used)")
 	fl.StringVarP(&f.user, "user", "u", "", "user in the guest (default root)")
 	fl.StringVarP(&f.dir, "workdir", "w", "", "working directory in the guest (default: the image's WORKDIR, or /work)")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "KEY=value for the command; may be given again")

@@ -18,7 +18,7 @@ func newServe() *cobra.Command {
 	c := &cobra.Command{
 		Use: "serve", Short: "Run the coordinator: serve the jobs of the configured pools until told to stop", Args: noArgs,
 	}
-	file := c.Flags().StringP("config", "c", defaultConfig, "configuration file")
+	file := configFlag(c.Flags(), "configuration file")
 	drain := c.Flags().Duration("drain-timeout", 0, "when told to stop, let running jobs finish for so long at first, such as 10m; told again, stop at once (default: do not wait)")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		load := func() (config.Config, error) { return config.LoadServe(*file, os.Environ()) }

@@ -160,7 +160,7 @@ func TestKernelWithoutModules(t *testing.T) {
 
 func TestEnvironmentOverridesTheFile(t *testing.T) {
 	c, err := config.Parse("flint.yaml", []byte("log_level: info\n"), []string{
-		"FLINT_GITHUB_APP_ID=77", "FLINT_NETWORK_IPV4=10.9.0.0/24", "FLINT_HOST_MEMORY=3GiB", "FLINT_VM_BOOT_TIMEOUT=7s", "PATH=/bin", "FLINT_FIRECRACKER_DIR=/opt",
+		"FLINT_GITHUB_APP_ID=77", "FLINT_NETWORK_IPV4=10.9.0.0/24", "FLINT_HOST_MEMORY=3GiB", "FLINT_VM_BOOT_TIMEOUT=7s", "PATH=/bin", "FLINT_TEST_FIRECRACKER_DIR=/opt", "FLINT_CONFIG=/etc/flint.yaml",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -208,17 +208,17 @@ func FuzzParse(f *testing.F) {
 func TestRunnerSoftware(t *testing.T) {
 	const serving = "github: {app_id: 1, organization: acme, private_key_file: key.pem}\n"
 	for src, want := range map[string]string{
-		"":                                  "",
-		"runner: {version: 2.335.0}":        "",
-		"runner: {releases: https://ghe/x}": "",
-		"runner: {dir: /opt/runner}":        "",
-		"runner: {version: latest}":         "runner.version",
-		"runner: {version: 2.335}":          "runner.version",
-		"runner: {version: 2.335.0, dir: /opt/runner}":                                      "runner.version: is of GitHub's",
-		"runner: {version: 2.335.0, in_image: auto}":                                        "runner.version: is of GitHub's",
-		"runner: {dir: /opt/runner, in_image: auto}":                                        "runner.in_image",
-		"pools: [{name: b, image: i, runner_version: 2.334.0}]":                             "",
-		"pools: [{name: b, image: i, runner_version: old}]":                                 "pools[0].runner_version",
+		"":                                                      "",
+		"runner: {version: 2.335.0}":                            "",
+		"runner: {releases: https://ghe/x}":                     "",
+		"runner: {dir: /opt/runner}":                            "",
+		"runner: {version: latest}":                             "runner.version",
+		"runner: {version: 2.335}":                              "runner.version",
+		"runner: {version: 2.335.0, dir: /opt/runner}":          "runner.version: is of GitHub's",
+		"runner: {version: 2.335.0, in_image: auto}":            "runner.version: is of GitHub's",
+		"runner: {dir: /opt/runner, in_image: auto}":            "runner.in_image",
+		"pools: [{name: b, image: i, runner_version: 2.334.0}]": "",
+		"pools: [{name: b, image: i, runner_version: old}]":     "pools[0].runner_version",
 		"runner: {dir: /opt/runner}\npools: [{name: b, image: i, runner_version: 2.334.0}]": "pools[0].runner_version: is of GitHub's",
 		"runner: {releases: api.github.com}":                                                "runner.releases",
 		"runner: {releases: 'file:///etc'}":                                                 "runner.releases",

@@ -18,6 +18,9 @@ import (
 	"flint"
 )
 
+// FileVariable is the variable that names the configuration file where no flag does. Whoever calls Load obeys it.
+const FileVariable = "FLINT_CONFIG"
+
 // maxFile bounds the configuration file, and separately the key file.
 const maxFile = 1 << 20
 
@@ -302,8 +305,8 @@ func (c *Config) override(environ []string) (found problems) {
 	collect(reflect.ValueOf(c).Elem(), "FLINT", known)
 	for _, kv := range environ {
 		name, value, _ := strings.Cut(kv, "=")
-		// Whoever exports the variable of `make test-kvm` can still run all else.
-		if !strings.HasPrefix(name, "FLINT_") || strings.HasPrefix(name, "FLINT_TEST_") || name == "FLINT_CONFIG" || name == "FLINT_FIRECRACKER_DIR" {
+		// Tests have variables of their own, and one names the file.
+		if !strings.HasPrefix(name, "FLINT_") || strings.HasPrefix(name, "FLINT_TEST_") || name == FileVariable {
 			continue
 		}
 		field, ok := known[name]
