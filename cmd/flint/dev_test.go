@@ -80,7 +80,7 @@ func TestDevGitHub(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	out := &screen{more: make(chan struct{})}
-	c := newRoot()
+	c := newRoot(newSignals())
 	c.SetArgs([]string{"dev", "github", "--listen", "127.0.0.1:0", "--key-file", key, "--scenario", scenario, "--seed", "3"})
 	c.SetOut(out)
 	c.SetErr(out)
@@ -112,7 +112,7 @@ func TestDevGitHub(t *testing.T) {
 	}
 	submit := func(file string) (string, error) {
 		var said bytes.Buffer
-		c := newRoot()
+		c := newRoot(newSignals())
 		c.SetArgs([]string{"dev", "github", "submit", "--url", url, filepath.Join(dir, file)})
 		c.SetOut(&said)
 		err := c.ExecuteContext(t.Context())
@@ -169,7 +169,7 @@ func TestDevGitHubRefuses(t *testing.T) {
 		"dev.listen":      {"--listen", "192.0.2.1:1"},
 		"usage":           {"now"},
 	} {
-		c := newRoot()
+		c := newRoot(newSignals())
 		c.SetArgs(append([]string{"dev", "github", "--listen", "127.0.0.1:0"}, args...))
 		c.SetOut(&bytes.Buffer{})
 		var fault *flint.Fault

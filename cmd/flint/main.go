@@ -49,7 +49,8 @@ func main() {
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	// A second signal hurries flint serve, and changes nothing otherwise: what has to be given back is bounded in time.
-	ctx, stop := withSignals(context.Background())
+	told := newSignals()
+	ctx, stop := told.watch(context.Background())
 	defer stop()
 	// A pipe nobody reads ends the program like a signal, not by one: a signal would leave everything behind.
 	ctx, cancel := context.WithCancel(ctx)
@@ -57,7 +58,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	pipe := make(chan os.Signal, 1)
 	signal.Notify(pipe, syscall.SIGPIPE)
 	defer signal.Stop(pipe)
-	root := newRoot()
+	root := newRoot(told)
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(&guard{stdout, cancel})
@@ -72,7 +73,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return exitCode(err)
 }
 
-func newRoot() *cobra.Command {
+func newRoot(told *signals) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "flint",
 		Short:         "Run every GitHub Actions job in its own throw-away microVM",
@@ -90,13 +91,13 @@ func newRoot() *cobra.Command {
 	seed.register(root.Flags())
 	root.RunE = func(c *cobra.Command, _ []string) error {
 		if seedGiven(c.Flags()) {
-			return seed.run(c)
+			return seed.run(c, told)
 		}
 		return c.Help()
 	}
 	root.PersistentFlags().String("log-level", "", "debug, info, warn or error (overrides the configuration)")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, withoutValues(err)) })
-	root.AddCommand(newDemo(), newRun(), newServe(), newExplain(), newImage(), newKernel(), newRunnerSoftware(), newDoctor(), newHost(), newConfig(), newDev(), newVersion())
+	root.AddCommand(newDemo(), newRun(), newServe(told), newExplain(), newImage(), newKernel(), newRunnerSoftware(), newDoctor(), newHost(), newConfig(), newDev(), newVersion())
 	return root
 }
 

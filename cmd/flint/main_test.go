@@ -158,7 +158,7 @@ func TestWhatFlagsDidNotSayIsOfTheConfiguration(t *testing.T) {
 }
 
 func TestGroupsRefuseWhatIsNoCommandOfTheirs(t *testing.T) {
-	root := newRoot()
+	root := newRoot(newSignals())
 	root.InitDefaultCompletionCmd()
 	tried := 0
 	var try func(c *cobra.Command)

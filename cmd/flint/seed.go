@@ -182,7 +182,7 @@ func (f *seedFlags) warn(log *slog.Logger) {
 	}
 }
 
-func (f *seedFlags) run(c *cobra.Command) error {
+func (f *seedFlags) run(c *cobra.Command, told *signals) error {
 	cfg, err := f.config(os.Environ())
 	if err != nil {
 		return err
@@ -196,7 +196,7 @@ func (f *seedFlags) run(c *cobra.Command) error {
 		if err := cfg.CheckServe("of the launch line"); err != nil {
 			return err
 		}
-		return coordinate(c, cfg, app.Options{})
+		return coordinate(c, told, cfg, app.Options{})
 	}
 	if in, ok := c.InOrStdin().(*os.File); !ok || !term.IsTerminal(int(in.Fd())) {
 		return usage(c, errors.New("--interactive needs a terminal on standard input"))

@@ -14,7 +14,7 @@ import (
 	"flint/internal/config"
 )
 
-func newServe() *cobra.Command {
+func newServe(told *signals) *cobra.Command {
 	c := &cobra.Command{
 		Use: "serve", Short: "Run the coordinator: serve the jobs of the configured pools until told to stop", Args: noArgs,
 	}
@@ -29,13 +29,13 @@ func newServe() *cobra.Command {
 		if *drain < 0 {
 			return usage(c, fmt.Errorf("--drain-timeout %s is below zero", *drain))
 		}
-		return coordinate(c, cfg, app.Options{DrainTimeout: *drain, Reload: load})
+		return coordinate(c, told, cfg, app.Options{DrainTimeout: *drain, Reload: load})
 	}
 	return c
 }
 
 // coordinate is the coordinator of a configuration that is complete, until the program is told to stop.
-func coordinate(c *cobra.Command, cfg config.Config, opt app.Options) error {
+func coordinate(c *cobra.Command, told *signals, cfg config.Config, opt app.Options) error {
 	at, err := levelOf(c, cfg.LogLevel)
 	if err != nil {
 		return err
@@ -45,8 +45,7 @@ func coordinate(c *cobra.Command, cfg config.Config, opt app.Options) error {
 	log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: &level}))
 	ctx := c.Context()
 	opt.Outlive = true
-	told := signalsOf(ctx)
-	opt.Log, opt.Progress, opt.API, opt.Reloads, opt.Hurry = log, newSteps(c.ErrOrStderr()).report, cfg.API.Socket, told.reload, told.hurry
+	opt.Log, opt.Progress, opt.API, opt.Reloads, opt.Hurry = log, newSteps(c.ErrOrStderr()).report, cfg.API.Socket, told.takeReloads(), told.hurry
 	opt.SetLevel = func(configured string) bool {
 		l, err := levelOf(c, configured)
 		if err == nil {

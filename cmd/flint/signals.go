@@ -16,12 +16,19 @@ type signals struct {
 	reloads atomic.Bool   // SIGHUP does not end the program
 }
 
-type signalsKey struct{}
+func newSignals() *signals {
+	return &signals{reload: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
+}
 
-// withSignals returns a context that ends with the first signal to end, and that signalsOf knows. stop gives the signals back.
-func withSignals(parent context.Context) (_ context.Context, stop func()) {
-	s := &signals{reload: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
-	ctx, cancel := context.WithCancel(context.WithValue(parent, signalsKey{}, s))
+// takeReloads lets SIGHUP ask for a reload from now on, instead of ending the program.
+func (s *signals) takeReloads() <-chan struct{} {
+	s.reloads.Store(true)
+	return s.reload
+}
+
+// watch returns a context that ends with the first signal to end. stop gives the signals back.
+func (s *signals) watch(parent context.Context) (_ context.Context, stop func()) {
+	ctx, cancel := context.WithCancel(parent)
 	got, over := make(chan os.Signal, 4), make(chan struct{})
 	signal.Notify(got, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	var watching sync.WaitGroup
@@ -48,16 +55,6 @@ func withSignals(parent context.Context) (_ context.Context, stop func()) {
 		watching.Wait()
 		cancel()
 	}
-}
-
-// signalsOf returns the signals of a command's context. From then on SIGHUP does not end the program.
-func signalsOf(ctx context.Context) *signals {
-	s, ok := ctx.Value(signalsKey{}).(*signals)
-	if !ok {
-		return &signals{} // nobody sends any
-	}
-	s.reloads.Store(true)
-	return s
 }
 
 func nudge(c chan struct{}) {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"strings"
 	"syscall"
 	"testing"
@@ -26,33 +25,23 @@ func send(t *testing.T, sig syscall.Signal, c <-chan struct{}) {
 }
 
 func TestHangupReloadsAndASecondSignalHurries(t *testing.T) {
-	ctx, stop := withSignals(t.Context())
+	s := newSignals()
+	ctx, stop := s.watch(t.Context())
 	defer stop()
-	s := signalsOf(ctx)
-	send(t, syscall.SIGHUP, s.reload)
+	reload := s.takeReloads()
+	send(t, syscall.SIGHUP, reload)
 	if ctx.Err() != nil {
 		t.Fatal("SIGHUP ends flint serve")
 	}
 	send(t, syscall.SIGTERM, ctx.Done())
 	send(t, syscall.SIGINT, s.hurry)
-	send(t, syscall.SIGHUP, s.reload)
+	send(t, syscall.SIGHUP, reload)
 }
 
 func TestHangupEndsOtherCommands(t *testing.T) {
-	ctx, stop := withSignals(t.Context())
+	ctx, stop := newSignals().watch(t.Context())
 	defer stop()
 	send(t, syscall.SIGHUP, ctx.Done())
-}
-
-func TestNobodySendsSignals(t *testing.T) {
-	s := signalsOf(context.Background())
-	select {
-	case <-s.reload:
-	case <-s.hurry:
-	default:
-		return
-	}
-	t.Error("a command without signals hears one")
 }
 
 func TestTablesOfHostsAndReloads(t *testing.T) {

@@ -32,7 +32,7 @@ func TestUnitsCommandsExist(t *testing.T) {
 			continue
 		}
 		words := strings.Fields(line[1])
-		c, rest, err := newRoot().Find(words[1:])
+		c, rest, err := newRoot(newSignals()).Find(words[1:])
 		if err != nil || c.CommandPath() != want {
 			t.Errorf("%s is %q, of %v, %v; want %s", key, c.CommandPath(), words, err, want)
 			continue
@@ -44,11 +44,11 @@ func TestUnitsCommandsExist(t *testing.T) {
 			t.Errorf("%s does not name %s", key, defaultConfig)
 		}
 	}
-	if c, _, err := newRoot().Find([]string{"serve"}); err != nil || c.Flags().Lookup("drain-timeout") == nil {
+	if c, _, err := newRoot(newSignals()).Find([]string{"serve"}); err != nil || c.Flags().Lookup("drain-timeout") == nil {
 		t.Error("the unit speaks of --drain-timeout, and serve has none")
 	}
 	for _, verb := range []string{"drain", "ls", "uncordon"} {
-		if c, _, err := newRoot().Find([]string{"host", verb}); err != nil || c.CommandPath() != "flint host "+verb {
+		if c, _, err := newRoot(newSignals()).Find([]string{"host", verb}); err != nil || c.CommandPath() != "flint host "+verb {
 			t.Errorf("the unit and the docs speak of flint host %s: %v", verb, err)
 		}
 	}
