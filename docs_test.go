@@ -97,6 +97,7 @@ func nameOf(e ast.Expr) string {
 
 func TestEveryDependencyIsDocumented(t *testing.T) {
 	page := read(t, "docs/dependencies.md")
+	direct := map[string]bool{}
 	for line := range strings.Lines(read(t, "go.mod")) {
 		fields := strings.Fields(line)
 		if len(fields) != 2 || !strings.Contains(fields[0], ".") {
@@ -106,6 +107,23 @@ func TestEveryDependencyIsDocumented(t *testing.T) {
 		if !strings.Contains(page, module) {
 			t.Errorf("docs/dependencies.md lacks %s", fields[0])
 		}
+		direct[module] = true
+	}
+	listed := 0
+	for line := range strings.Lines(page) {
+		cells := strings.Split(line, " | ")
+		if len(cells) != 3 || !strings.ContainsAny(cells[0], "./") {
+			continue // not of the table
+		}
+		for name := range strings.SplitSeq(strings.TrimPrefix(cells[0], "| "), ", ") {
+			listed++
+			if !direct[strings.TrimPrefix(name, "golang.org/")] {
+				t.Errorf("docs/dependencies.md lists %s, which go.mod does not require directly", name)
+			}
+		}
+	}
+	if listed < len(direct) {
+		t.Errorf("only %d of %d modules are listed", listed, len(direct))
 	}
 }
 

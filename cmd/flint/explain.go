@@ -13,7 +13,7 @@ import (
 
 func newExplain() *cobra.Command {
 	c := &cobra.Command{
-		Use: "explain [JOB-OR-RUN]", Short: "Say in one sentence why a job waits; without a job, why anything waits",
+		Use: "explain [URL | OWNER/REPO RUN]", Short: "Say in one sentence why a job waits; without a job, why anything waits",
 		Long: "Explain asks the running flint (flint serve) why a job is where it is. A job or a run is named by its address, as\n" +
 			"the browser shows it, or as OWNER/REPOSITORY followed by the number of the run: acme/app 1234.",
 		Example: "  flint explain https://github.com/acme/app/actions/runs/1234/job/5678\n  flint explain acme/app 1234\n  flint explain",

@@ -128,7 +128,10 @@ func TestTheEnvironmentNamesTheFile(t *testing.T) {
 	}
 }
 
-func TestHelpSaysTheRealDefault(t *testing.T) {
+func TestHelpSaysWhatIsTrue(t *testing.T) {
+	if _, stdout, _ := flintCommand("explain", "--help"); !strings.Contains(stdout, "flint explain [URL | OWNER/REPO RUN] [flags]\n") || !strings.Contains(stdout, "flint explain acme/app 1234\n") {
+		t.Errorf("of its arguments one learns\n%s", stdout)
+	}
 	if _, stdout, _ := flintCommand("serve", "--help"); !strings.Contains(stdout, "such as 10m; told again, stop at once (default: do not wait)") {
 		t.Errorf("of --drain-timeout one learns\n%s", stdout)
 	}
