@@ -91,9 +91,10 @@ type App struct {
 	pressure   pressure   // why no VM is started for now
 	collecting sync.Mutex // held by collect
 
-	drain     drain     // why the host takes no new runner although it could
-	reloading reloading // what reloads have changed
-	notifier  notifier
+	drain        drain        // why the host takes no new runner although it could
+	reloading    reloading    // what reloads have changed
+	preparations preparations // pools' images that are being made
+	notifier     notifier
 
 	// Ways to the network that tests replace; nil: the machine's own.
 	transport http.RoundTripper
@@ -110,6 +111,8 @@ type App struct {
 
 	tasks  *errgroup.Group // what runs from New to Close
 	served chan struct{}   // closed when the network no longer serves
+
+	fetching sync.Mutex // held while runner software is fetched for pools: one at a time can change what is kept
 
 	mu sync.Mutex
 	// Guarded by mu, after Prepare: the path of the runner software's drive, and what that was made of.

@@ -110,7 +110,7 @@ func TestPoolsOfUnfitImagesAreHeldAtTheStart(t *testing.T) {
 			if !errors.As(err, &f) || f.Code != tt.code || !strings.Contains(f.Error(), tt.says) || f.Fix == "" {
 				t.Errorf("error %v", err)
 			}
-			if err := a.preparePools(t.Context()); err != nil {
+			if err := a.preparePools(t.Context(), nil); err != nil {
 				t.Fatal(err)
 			}
 			held := a.reloading.pools(a.cfg)

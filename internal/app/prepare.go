@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"time"
 
 	"flint"
 	"flint/internal/config"
@@ -35,28 +36,47 @@ func (a *App) Prepare(ctx context.Context) error {
 	return nil
 }
 
-// PrepareToServe is Prepare for a coordinator that one pool shall not stop: a pool whose image cannot be made, or is none that
-// GitHub's runner can run in, is held, and Serve tries again.
+// serveAfter is how long pools may hold up the others at the start: most images are there already, and are ready by then.
+const serveAfter = 30 * time.Second
+
+// PrepareToServe is Prepare for a coordinator that one pool shall not stop: a pool whose image takes long, cannot be made, or is
+// none that GitHub's runner can run in, is held; Serve goes on with it, and tries again.
 func (a *App) PrepareToServe(ctx context.Context) error {
 	if err := a.prepareKernel(ctx); err != nil {
 		return err
 	}
-	return a.preparePools(ctx)
+	a.undo.Push("stop preparing images", func(context.Context) error { a.preparations.stop(); return nil })
+	wait := time.NewTimer(serveAfter)
+	defer wait.Stop()
+	return a.preparePools(ctx, wait.C)
 }
 
-// preparePools prepares a coordinator's pools, and holds those without an image. From then on making images leaves of the disk what VMs are to
+// preparePools prepares a coordinator's pools, side by side, and holds those that have no image. It returns when it is through with
+// all of them, or enough is told; preparations that still run go on. From then on making images leaves of the disk what VMs are to
 // have, too.
-func (a *App) preparePools(ctx context.Context) error {
+func (a *App) preparePools(ctx context.Context, enough <-chan time.Time) error {
 	a.store.LeaveFree(func(disk flint.Bytes) flint.Bytes { return a.current().Host.MinFree.Of(disk) })
+	tried := make(chan error, len(a.cfg.Pools))
 	for _, p := range a.cfg.Pools {
-		err := a.preparePool(ctx, p)
-		var bad *imageError
-		if err != nil && (ctx.Err() != nil || !errors.As(err, &bad)) {
-			return err
+		a.reloading.await(p.Name)
+		a.beginPreparing(ctx, p.Name, untried, tried)
+	}
+	for range a.cfg.Pools {
+		select {
+		case err := <-tried:
+			var bad *imageError
+			if err != nil && ctx.Err() == nil && !errors.As(err, &bad) {
+				a.preparations.stop() // no image mends that
+				return err
+			}
+		case <-enough:
+			a.log.Info("images of some pools take longer; these pools start no VMs until then")
+			return nil
+		case <-ctx.Done():
 		}
-		if err != nil {
-			a.log.Error("image of a pool cannot be prepared yet, it starts no VMs until then", "pool", p.Name, "image", p.Image, "err", err)
-			a.reloading.hold(p.Name, err)
+		if ctx.Err() != nil {
+			a.preparations.stop()
+			return context.Cause(ctx)
 		}
 	}
 	return nil
@@ -93,15 +113,21 @@ func (a *App) supplyPool(ctx context.Context, p config.Pool, base image.Base) er
 	if err != nil {
 		return err
 	}
-	defer a.letGo(ctx) // after mu
+	defer a.letGo(ctx) // after the locks
+	// From here on nothing is let go: another pool may have had the same until a moment ago.
+	a.collecting.Lock()
+	defer a.collecting.Unlock()
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if !a.pinsRunner(p) {
+		runner = a.runnerDrive // a newer one may have come
+	}
+	if err := a.store.Keep(base.Path, runner, tools); err != nil {
+		return err
+	}
 	now, ok := poolNamed(a.current(), p.Name)
 	if !ok || !madeFrom(now).equal(madeFrom(p)) {
 		return errOutdated
-	}
-	if !a.pinsRunner(p) {
-		runner = a.runnerDrive // a newer one may have come
 	}
 	a.supply[p.Name] = host.Supply{
 		Shape: flint.Shape(now.VM), Kernel: a.pack.Kernel, Initrd: a.pack.Initrd, Modules: a.pack.Modules,

@@ -19,8 +19,10 @@ const (
 )
 
 // supplyPools prepares the images that reloads ask for, gives the next VMs newer images as the pools' policies say, and lets go
-// of removed pools, until ctx ends. Nothing else changes what pools are made of while flint serves, but the runner software.
+// of removed pools, until ctx ends and all it began has ended. Nothing else changes what pools are made of while flint serves, but
+// the runner software.
 func (a *App) supplyPools(ctx context.Context) error {
+	defer a.preparations.stop()
 	newer, again, look := time.NewTicker(imagesEvery), time.NewTicker(prepareAgain), time.NewTicker(retireLook)
 	defer newer.Stop()
 	defer again.Stop()
@@ -32,83 +34,70 @@ func (a *App) supplyPools(ctx context.Context) error {
 		case <-look.C:
 			a.retire(ctx, time.Now())
 		case <-newer.C:
-			a.refreshImages(ctx, false, nil)
+			a.renewPools(ctx, hourly)
 		case <-a.reloading.todo:
-			a.followReload(ctx)
-			again.Reset(prepareAgain)
+			a.renewPools(ctx, told)
 		case <-again.C:
-			a.prepareNew(ctx)
-			again.Reset(prepareAgain) // it may have taken long
+			a.renewPools(ctx, untried)
 		}
 	}
 }
 
-// followReload prepares what a reload has changed, and looks at the rest.
-func (a *App) followReload(ctx context.Context) {
-	tried := a.prepareNew(ctx)
-	a.refreshImages(ctx, true, tried)
+// makePool prepares a pool that is made of something new, or looks whether there is a newer image.
+func (a *App) makePool(ctx context.Context, p config.Pool, why renewal) error {
+	if !a.reloading.isMade(p) {
+		return a.prepareNew(ctx, p)
+	}
+	if p.Pull != config.PullAlways || why == told { // with `pull: always` at reloads only
+		a.refreshImage(ctx, p)
+	}
+	return nil
 }
 
-// prepareNew prepares what the pools are made of now and were not before. It returns the pools it tried.
-func (a *App) prepareNew(ctx context.Context) (tried []string) {
+// prepareNew prepares a pool that is made of something else than before.
+func (a *App) prepareNew(ctx context.Context, p config.Pool) error {
 	r := &a.reloading
-	for _, p := range a.current().Pools {
-		want := madeFrom(p)
-		r.mu.Lock()
-		have, made := r.made[p.Name]
-		r.mu.Unlock()
-		if made && have.equal(want) {
-			continue
-		}
-		tried = append(tried, p.Name)
-		err := a.preparePool(ctx, p)
-		if ctx.Err() != nil {
-			return tried
-		}
-		if errors.Is(err, errOutdated) {
-			continue
-		}
-		if err != nil {
-			a.log.Error("image of a pool cannot be prepared yet", "pool", p.Name, "image", p.Image, "err", err)
-			if !made {
-				r.hold(p.Name, err)
-			}
-			continue
-		}
-		r.mu.Lock()
-		r.made[p.Name] = want
-		delete(r.held, p.Name)
-		r.mu.Unlock()
-		a.log.Info("image of a pool is ready", "pool", p.Name, "image", p.Image)
-		a.demand.signal()
+	err := a.preparePool(ctx, p)
+	if ctx.Err() != nil || errors.Is(err, errOutdated) {
+		return err
 	}
-	return tried
+	r.mu.Lock()
+	_, before := r.made[p.Name]
+	if err == nil {
+		r.made[p.Name] = madeFrom(p)
+		delete(r.held, p.Name)
+	}
+	r.mu.Unlock()
+	if err != nil {
+		a.log.Error("image of a pool cannot be prepared yet", "pool", p.Name, "image", p.Image, "err", err)
+		if !before {
+			r.hold(p.Name, err)
+		}
+		return err
+	}
+	a.log.Info("image of a pool is ready", "pool", p.Name, "image", p.Image)
+	a.demand.signal()
+	return nil
 }
 
-// refreshImages looks at the image of each pool that has one, but those that were just prepared. Those with `pull: always` are
-// had anew only when told.
-func (a *App) refreshImages(ctx context.Context, told bool, but []string) {
-	for _, p := range a.current().Pools {
-		a.mu.Lock()
-		have, prepared := a.supply[p.Name]
-		a.mu.Unlock()
-		if !prepared || p.Pull == config.PullAlways && !told || slices.Contains(but, p.Name) {
-			continue
-		}
-		base, err := a.prepareImage(ctx, p, nil)
-		if ctx.Err() != nil {
-			return
-		}
-		if err != nil || base.Path == have.Base && slices.Equal(poolEnv(p, base.Env), have.Env) {
-			continue // prepareImage has said what is wrong
-		}
-		switch err := a.supplyPool(ctx, p, base); {
-		case err == nil:
-			a.log.Info("the next VMs have a new image", "pool", p.Name, "image", p.Image, "digest", base.Digest)
-			a.demand.signal()
-		case ctx.Err() == nil && !errors.Is(err, errOutdated):
-			a.log.Warn("a new image cannot be used yet, because what else VMs need cannot be had", "pool", p.Name, "err", err)
-		}
+// refreshImage looks at the image of a pool that has one.
+func (a *App) refreshImage(ctx context.Context, p config.Pool) {
+	a.mu.Lock()
+	have, prepared := a.supply[p.Name]
+	a.mu.Unlock()
+	if !prepared {
+		return
+	}
+	base, err := a.prepareImage(ctx, p, nil)
+	if ctx.Err() != nil || err != nil || base.Path == have.Base && base.Dir == have.Dir && slices.Equal(poolEnv(p, base.Env), have.Env) {
+		return // prepareImage has said what is wrong
+	}
+	switch err := a.supplyPool(ctx, p, base); {
+	case err == nil:
+		a.log.Info("the next VMs have a new image", "pool", p.Name, "image", p.Image, "digest", base.Digest)
+		a.demand.signal()
+	case ctx.Err() == nil && !errors.Is(err, errOutdated):
+		a.log.Warn("a new image cannot be used yet, because what else VMs need cannot be had", "pool", p.Name, "err", err)
 	}
 }
 

@@ -29,6 +29,7 @@ cd BIN || exit 1
 case "$1" in
 build)
 	for last; do :; done
+	while grep -q HANGS "$last/Dockerfile"; do echo hanging; sleep 60; done
 	if [ -e slow ]; then touch building; while [ -e slow ]; do sleep 0.02; done; fi
 	grep -q BROKEN "$last/Dockerfile" && { echo 'unknown instruction: BROKEN' >&2; exit 1; }
 	echo built >>builds
@@ -47,6 +48,7 @@ esac
 	put(t, dir, "Dockerfile", "FROM scratch\n")
 	cfg := config.Default()
 	cfg.StateDir = t.TempDir()
+	cfg.Host.MinFree = littleFree
 	store, err := image.Open(filepath.Join(cfg.StateDir, "images"), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -60,6 +62,14 @@ esac
 	}
 	a.reloading.open(cfg)
 	return a, dir, bin
+}
+
+// renew has a's pools looked at, and waits.
+func renew(t *testing.T, a *App, why renewal) {
+	t.Helper()
+	a.preparations.tasks.Wait() // what has just told its end, too
+	a.renewPools(t.Context(), why)
+	a.preparations.tasks.Wait()
 }
 
 func putProgram(t *testing.T, dir, name, text string) {
@@ -77,7 +87,7 @@ func TestImageOfAChangedDockerfile(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := a.Supplies()["a"].Base
-	look := func() string { a.refreshImages(t.Context(), false, nil); return a.Supplies()["a"].Base }
+	look := func() string { renew(t, a, hourly); return a.Supplies()["a"].Base }
 	if look() != first {
 		t.Error("the image of an unchanged Dockerfile is another one")
 	}
@@ -109,7 +119,7 @@ func TestSupersededImagesCanGo(t *testing.T) {
 	}
 	for n := range 3 {
 		put(t, dir, "Dockerfile", fmt.Sprintf("FROM scratch\nRUN %d\n", n))
-		a.refreshImages(ctx, false, nil)
+		renew(t, a, hourly)
 		putProgram(t, a.cfg.Runner.Dir, "start", fmt.Sprintf("#!/bin/sh\n# %d\n", n))
 		if _, err := a.useRunner(ctx, a.cfg.Runner.Dir); err != nil {
 			t.Fatal(err)
@@ -133,7 +143,7 @@ func TestChangedEnvironmentReachesVMs(t *testing.T) {
 	}
 	first := a.Supplies()["a"]
 	put(t, dir, "Dockerfile", "FROM scratch\nENV x=1\n")
-	a.refreshImages(t.Context(), false, nil)
+	renew(t, a, hourly)
 	if now := a.Supplies()["a"]; now.Base != first.Base || !slices.Equal(now.Env, []string{"x=1"}) {
 		t.Errorf("VMs have %+v, and had %+v", now, first)
 	}
@@ -185,7 +195,7 @@ func TestWhatChangesDuringABuildStays(t *testing.T) {
 			put(t, dir, "Dockerfile", "FROM scratch\nRUN x\n")
 			put(t, bin, "slow", "")
 			done := make(chan struct{})
-			go func() { defer close(done); a.refreshImages(t.Context(), false, nil) }()
+			go func() { defer close(done); renew(t, a, hourly) }()
 			eventually(t, "it builds", func() bool { _, err := os.Stat(filepath.Join(bin, "building")); return err == nil })
 			tt.change(t, a)
 			if err := os.Remove(filepath.Join(bin, "slow")); err != nil {
@@ -234,7 +244,7 @@ func TestToolsThatCannotBeHadAreNotAStaleImage(t *testing.T) {
 	first := a.Supplies()["a"]
 	a.cfg.Pools[0].Tools = filepath.Join(t.TempDir(), "none")
 	put(t, dir, "Dockerfile", "FROM scratch\nRUN x\n")
-	a.refreshImages(t.Context(), false, nil)
+	renew(t, a, hourly)
 	if now, why := a.Supplies()["a"], a.stale["a"]; now.Base != first.Base || !why.IsZero() {
 		t.Errorf("VMs have %+v, said %+v", now, why)
 	}
@@ -251,7 +261,7 @@ func TestReloadBuildsOnce(t *testing.T) {
 	cfg.Pools = slices.Clone(cfg.Pools)
 	cfg.Pools[0].Format = string(image.Erofs)
 	a.reloading.cfg.Store(&cfg)
-	a.followReload(t.Context())
+	renew(t, a, told)
 	if base := a.Supplies()["a"].Base; filepath.Ext(base) != ".erofs" {
 		t.Errorf("VMs have %s", base)
 	}
@@ -368,25 +378,25 @@ func TestPoolsWithoutAnImageAreHeldAtTheStart(t *testing.T) {
 	put(t, bad.Image, "Dockerfile", "FROM scratch\nBROKEN\n")
 	a.cfg.Pools = []config.Pool{bad, config.NewPool("a", dir)}
 	a.reloading.open(a.cfg)
-	if err := a.preparePools(t.Context()); err != nil {
+	if err := a.preparePools(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	held := func() string { return a.reloading.pools(a.cfg)[0].Held.Code + a.reloading.pools(a.cfg)[1].Held.Code }
 	if s := a.Supplies(); len(s) != 1 || s["a"].Base == "" || held() != "pool.image" {
 		t.Errorf("pools have %+v, held: %s", s, held())
 	}
-	a.prepareNew(t.Context())
+	renew(t, a, untried)
 	if held() != "pool.image" {
 		t.Errorf("held after one more try: %s", held())
 	}
 	put(t, bad.Image, "Dockerfile", "FROM scratch\n")
-	a.prepareNew(t.Context())
+	renew(t, a, untried)
 	if s := a.Supplies(); len(s) != 2 || held() != "" {
 		t.Errorf("pools have %+v, held: %s", s, held())
 	}
 	// It is not for other faults, which no image mends.
 	a.cfg.Pools[0].Tools = filepath.Join(dir, "none")
-	if err := a.preparePools(t.Context()); err == nil {
+	if err := a.preparePools(t.Context(), nil); err == nil {
 		t.Error("a tool cache that is not there is no error")
 	}
 }
@@ -396,7 +406,7 @@ func TestImagesLeaveMinFree(t *testing.T) {
 	a, dir, _ := dockerfileRig(t)
 	a.cfg.Host.MinFree = config.Free{Bytes: 1 << 60} // no disk has that
 	a.reloading.open(a.cfg)
-	if err := a.preparePools(t.Context()); err != nil {
+	if err := a.preparePools(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	held := func() flint.Reason { return a.reloading.pools(a.cfg)[0].Held }
@@ -409,7 +419,7 @@ func TestImagesLeaveMinFree(t *testing.T) {
 	lower := a.cfg
 	lower.Host.MinFree = config.Free{}
 	a.reloading.cfg.Store(&lower)
-	a.prepareNew(t.Context())
+	renew(t, a, untried)
 	if s := a.Supplies(); s["a"].Base == "" || !held().IsZero() {
 		t.Errorf("pools have %+v, held: %+v", s, held())
 	}

@@ -158,7 +158,7 @@ func (a *App) takePools(old, taken config.Config) error {
 	r.retiring = retire
 	for _, p := range taken.Pools {
 		if _, made := r.made[p.Name]; !made && !named(old, p.Name) {
-			r.held[p.Name] = flint.Because("pool.preparing", "the image of pool %s is being prepared", p.Name)
+			r.held[p.Name] = preparing(p.Name)
 		}
 	}
 	return nil
@@ -239,6 +239,26 @@ func (r *reloading) hold(pool string, why error) {
 	defer r.mu.Unlock()
 	delete(r.made, pool)
 	r.held[pool] = flint.Because("pool.image", "the image of pool %s cannot be prepared: %v; it is tried again every minute", pool, why)
+}
+
+// await notes that a pool of the start has no image yet.
+func (r *reloading) await(pool string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.made, pool)
+	r.held[pool] = preparing(pool)
+}
+
+func preparing(pool string) flint.Reason {
+	return flint.Because("pool.preparing", "the image of pool %s is being prepared", pool)
+}
+
+// isMade reports whether the next VMs of a pool are made of what is configured.
+func (r *reloading) isMade(p config.Pool) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	have, made := r.made[p.Name]
+	return made && have.equal(madeFrom(p))
 }
 
 // open notes what the supplies of the start are made of.

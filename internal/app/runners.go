@@ -214,17 +214,32 @@ func (a *App) poolRunner(ctx context.Context, p config.Pool) (string, error) {
 		if drive != "" {
 			return drive, nil
 		}
-		if err := a.prepareRunner(ctx); err != nil {
-			return "", err
-		}
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		return a.runnerDrive, nil
+		return a.firstRunner(ctx)
 	}
+	a.fetching.Lock()
+	defer a.fetching.Unlock()
 	done := a.opt.Progress.Step("runner software of " + p.Name)
 	drive, err := a.pinRunner(ctx, p)
 	done(p.RunnerVersion, err)
 	return drive, err
+}
+
+// firstRunner prepares the runner software of all pools, for the first of them that needs it.
+func (a *App) firstRunner(ctx context.Context) (string, error) {
+	a.fetching.Lock()
+	defer a.fetching.Unlock()
+	drive := func() string {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.runnerDrive
+	}
+	if d := drive(); d != "" {
+		return d, nil // another was quicker
+	}
+	if err := a.prepareRunner(ctx); err != nil {
+		return "", err
+	}
+	return drive(), nil
 }
 
 // pinRunner makes the drive of the version that a pool pins.

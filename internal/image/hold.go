@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -43,6 +44,20 @@ func (s *Store) hold(path string) error {
 	}
 	s.held[path] = &hold{f: f}
 	s.used(path)
+	return nil
+}
+
+// Keep holds files of the store that are still held, or at least there. What Base or Drive returned may have been let go since, by a
+// GC that was told what was needed then. Paths elsewhere, and empty ones, are not the store's to keep.
+func (s *Store) Keep(paths ...string) error {
+	for _, path := range paths {
+		if dir := filepath.Dir(path); dir != s.path(baseDir) && dir != s.path(driveDir) {
+			continue
+		}
+		if err := s.hold(path); err != nil {
+			return fmt.Errorf("keep image: %w", err)
+		}
+	}
 	return nil
 }
 

@@ -1,12 +1,16 @@
 package image
 
 import (
+	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+
+	"flint"
 )
 
 // damage changes a byte of a file and nothing that a look at it would tell.
@@ -31,6 +35,36 @@ func damage(t testing.TB, path string) {
 	}
 	if err := os.Chtimes(path, info.ModTime(), info.ModTime()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestKeptAgain: what was let go is held again where it is still there.
+func TestKeptAgain(t *testing.T) {
+	s := testStore(t)
+	layout := filepath.Join(t.TempDir(), "layout")
+	writeLayout(t, layout, "v1", testImage(t, pack(t, file("f", "x"))))
+	base, other := wantBase(t, s, Want{Ref: layout}), another(t, s)
+	for _, keep := range [][]string{{base.Path}, nil} { // needed, and then no longer
+		if _, _, err := s.GC(t.Context(), keep, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Keep("", "/dev/null", base.Path); err != nil {
+		t.Fatal(err)
+	}
+	if _, removed, err := other.GC(t.Context(), nil, flint.TiB); err != nil || removed != nil {
+		t.Fatalf("another process removed %v, %v", removed, err)
+	}
+	for _, keep := range [][]string{{base.Path}, nil} {
+		if _, _, err := s.GC(t.Context(), keep, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, removed, err := other.GC(t.Context(), nil, flint.TiB); err != nil || len(removed) != 1 {
+		t.Fatalf("another process removed %v, %v", removed, err)
+	}
+	if err := s.Keep(base.Path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what is gone: %v", err)
 	}
 }
 

@@ -46,6 +46,8 @@ type Store struct {
 	longest time.Duration // that making an image may take
 	spare   spare
 
+	writing chan struct{} // takes the one that writes a base image: that may need much memory
+
 	mu   sync.Mutex
 	held map[string]*hold // by path; what this process uses
 }
@@ -118,7 +120,7 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
 	}
-	s := &Store{dir: dir, log: log, pause: firstPause, silence: longestSilence, longest: longestMaking, held: map[string]*hold{}}
+	s := &Store{dir: dir, log: log, pause: firstPause, silence: longestSilence, longest: longestMaking, writing: make(chan struct{}, 1), held: map[string]*hold{}}
 	for _, d := range []struct {
 		name string
 		mode os.FileMode

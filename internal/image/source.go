@@ -293,6 +293,12 @@ func (s *Store) fromImage(ctx context.Context, img v1.Image, w Want) (Base, erro
 	if err != nil {
 		return Base{}, err
 	}
+	select {
+	case s.writing <- struct{}{}:
+		defer func() { <-s.writing }()
+	case <-ctx.Done():
+		return Base{}, fmt.Errorf("wait for another image to be written: %w", context.Cause(ctx))
+	}
 	b := Base{
 		Env:  config.Config.Env,
 		User: config.Config.User,
