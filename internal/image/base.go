@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -202,7 +203,8 @@ func layoutImage(dir, tag string) (v1.Image, error) {
 	return inDir(dir).image(dir, tag)
 }
 
-// pick chooses from an index: by tag, then by platform, going into indexes within it.
+// pick chooses from an index: by tag, then by platform, going into indexes within it. Depth 0 is a layout's own index, whose entries
+// are images of their own; in all others they are one image for several platforms.
 func pick(index v1.ImageIndex, ref, tag string, depth int) (v1.Image, error) {
 	m, err := index.IndexManifest()
 	if err != nil {
@@ -235,17 +237,36 @@ func pick(index v1.ImageIndex, ref, tag string, depth int) (v1.Image, error) {
 		return nil, missing(ref, fmt.Sprintf("it has no image for linux/%s with the tag %q%s", runtime.GOARCH, tag, have), nil)
 	case len(fit) == 0:
 		return nil, missing(ref, fmt.Sprintf("it has no image for linux/%s%s", runtime.GOARCH, have), nil)
-	case len(fit) > 1:
+	case len(fit) > 1 && depth == 0 && !oneImage(fit):
 		return nil, missing(ref, "it has several images: say which with :tag"+have, nil)
 	}
-	if fit[0].MediaType.IsImage() {
-		return index.Image(fit[0].Digest)
+	chosen := fit[max(0, slices.IndexFunc(fit, ordinary))]
+	if chosen.MediaType.IsImage() {
+		return index.Image(chosen.Digest)
 	}
-	inner, err := index.ImageIndex(fit[0].Digest)
+	inner, err := index.ImageIndex(chosen.Digest)
 	if err != nil {
 		return nil, fmt.Errorf("read index: %w", err)
 	}
 	return pick(inner, ref, "", depth+1)
+}
+
+// oneImage reports whether entries of a layout's own index are one image for several variants of a platform.
+func oneImage(all []v1.Descriptor) bool {
+	seen := map[string]bool{}
+	for _, d := range all {
+		if d.Platform == nil || seen[d.Platform.String()] || d.Annotations[refAnnotation] != all[0].Annotations[refAnnotation] {
+			return false
+		}
+		seen[d.Platform.String()] = true
+	}
+	return true
+}
+
+// ordinary reports whether an image is for every machine of its architecture: newer variants need newer ones.
+func ordinary(d v1.Descriptor) bool {
+	p := d.Platform
+	return p != nil && p.OS != "" && (p.Variant == "" || p.Architecture == "arm64" && p.Variant == "v8")
 }
 
 // wrongPlatform is the fault of an image that is for other machines than this one.

@@ -111,7 +111,7 @@ func find(ref name.Reference, as string, options []remote.Option) (v1.Image, err
 	if err != nil {
 		return nil, err
 	}
-	return pick(index, as, "", 0)
+	return pick(index, as, "", 1)
 }
 
 // fetch makes dir a layout that holds img.

@@ -23,6 +23,7 @@ import (
 	fake "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/static"
@@ -274,6 +275,53 @@ func TestRegistryHasNothingForThisMachine(t *testing.T) {
 	_, err = s.Base(t.Context(), Want{Ref: r.host + "/a/none:1"})
 	wantFault(t, err, "image.pull", "connection refused")
 	wantNoDownload(t, s)
+}
+
+// TestVariantsOfAnArchitecture has images for several variants of this machine's: the one for all of them is taken.
+func TestVariantsOfAnArchitecture(t *testing.T) {
+	r := newRegistry(t)
+	var variants []v1.Image
+	for i := range 4 {
+		variants = append(variants, testImage(t, pack(t, file("f", fmt.Sprint(i)))))
+	}
+	here := func(variant string) *v1.Platform {
+		return &v1.Platform{OS: "linux", Architecture: runtime.GOARCH, Variant: variant}
+	}
+	for name, tc := range map[string]struct {
+		platforms []*v1.Platform
+		want      int
+		several   bool // where they are the entries of a layout
+	}{
+		"plain comes last":  {[]*v1.Platform{here("v3"), here("v2"), here("")}, 2, false},
+		"plain comes first": {[]*v1.Platform{here(""), here("v2")}, 0, false},
+		"none is plain":     {[]*v1.Platform{here("v2"), here("v3")}, 0, false},
+		"two are the same":  {[]*v1.Platform{here("v2"), here(""), here("")}, 1, true}, // with other compression, say
+		"one says nothing":  {[]*v1.Platform{nil, here("")}, 1, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, plain := hastyStore(t), filepath.Join(t.TempDir(), "layout")
+			want := wantBase(t, s, Want{Ref: r.push(t, "a/alone:1", variants[tc.want]), Pull: Always})
+			var index v1.ImageIndex = empty.Index
+			for i, p := range tc.platforms {
+				index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: variants[i], Descriptor: v1.Descriptor{Platform: p}})
+			}
+			if b := wantBase(t, s, Want{Ref: r.push(t, "a/index:1", index), Pull: Always}); b.Digest != want.Digest {
+				t.Error("the registry gave another")
+			}
+			if _, err := layout.Write(plain, index); err != nil {
+				t.Fatal(err)
+			}
+			b, err := s.Base(t.Context(), Want{Ref: plain})
+			if tc.several {
+				wantFault(t, err, "image.missing", "several images")
+			} else if err != nil || b.Digest != want.Digest {
+				t.Errorf("the layout gave %+v, %v", b, err)
+			}
+		})
+	}
+	if p := here("v8"); ordinary(v1.Descriptor{Platform: p}) != (p.Architecture == "arm64") {
+		t.Error("v8 is what all machines of arm64 are, and of no other architecture")
+	}
 }
 
 // TestDamagedLayer has a registry that serves what the manifest promises, which is no layer.
