@@ -75,7 +75,10 @@ func (s *Store) fresh(key string, suffices func(asked time.Time) bool) (Base, bo
 	return s.recallBase(key)
 }
 
-func failureKey(ref string) string { return "failed-" + keyOf(ref) }
+// failurePrefix is what the keys of failures begin with.
+const failurePrefix = "failed-"
+
+func failureKey(ref string) string { return failurePrefix + keyOf(ref) }
 
 // Failed returns why a reference could not be had when that was tried last; nil where it could, or was not tried.
 func (s *Store) Failed(ref string) *Failure {

@@ -134,7 +134,7 @@ func (s *Store) take(i Image) (release func(), free bool, err error) {
 	return nil, false, err
 }
 
-// GC makes room. It removes what killed processes left half made, and then, until room more bytes are free, images that
+// GC makes room. It removes what killed processes left half made, what is remembered and not needed, and then, until room more bytes are free, images that
 // nobody uses and that keep does not name, those not used for longest first. keep names them by digest or by path.
 //
 // Safe from it is what another process had from Base or Drive and lives, what any process has open, and what this process
@@ -142,6 +142,7 @@ func (s *Store) take(i Image) (release func(), free bool, err error) {
 // does not hinder the rest.
 func (s *Store) GC(ctx context.Context, keep []string, room flint.Bytes) (freed flint.Bytes, removed []string, err error) {
 	freed = s.sweep()
+	s.tidy()
 	kept := func(path string) bool {
 		return slices.ContainsFunc(keep, func(k string) bool {
 			return k != "" && (k == path || isNamed(path, k))

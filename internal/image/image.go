@@ -273,7 +273,21 @@ func (s *Store) work() (dir string, release func(), err error) {
 // lock takes the lock of a key and waits for it as long as ctx lasts. Locks hold between processes too, and end with
 // the process that holds them.
 func (s *Store) lock(ctx context.Context, key string) (unlock func(), err error) {
-	f, err := os.OpenFile(s.path(lockDir, key), os.O_RDWR|os.O_CREATE, 0o600)
+	path := s.path(lockDir, key)
+	for {
+		f, err := waitForLock(ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		if inuse.IsAt(f, path) {
+			return func() { f.Close() }, nil
+		}
+		f.Close() // tidy removed it before it was ours
+	}
+}
+
+func waitForLock(ctx context.Context, path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock: %w", err)
 	}
@@ -281,11 +295,11 @@ func (s *Store) lock(ctx context.Context, key string) (unlock func(), err error)
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return func() { f.Close() }, nil
+			return f, nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", key, err)
+			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
 		select {
 		case <-ctx.Done():

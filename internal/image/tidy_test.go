@@ -1,0 +1,120 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestTidy: what every change of a directory and every failure adds goes when it is old, and a lock when it is free.
+func TestTidy(t *testing.T) {
+	s, made := testStore(t), filepath.Join(t.TempDir(), "made")
+	writeLayout(t, made, "", testImage(t, pack(t, file("f", "1"))))
+	log := fakeTool(t, "buildah", strings.ReplaceAll(fakeBuildah, "$FAKE_LAYOUT", made))
+	dir := dockerfileDir(t, "FROM scratch")
+	base := wantBase(t, s, Want{Ref: dir})
+	const ref = "./nowhere"
+	if _, err := s.Base(t.Context(), Want{Ref: ref}); err == nil {
+		t.Fatal("it is there")
+	}
+	s.note(keyOf("tree", dir, "stamp"), "digest of a directory")
+	unlock, err := s.lock(t.Context(), keyOf("held"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	collect := func() (locks, records int) {
+		t.Helper()
+		if _, _, err := s.GC(t.Context(), nil, 0); err != nil {
+			t.Error(err)
+		}
+		for dir, n := range map[string]*int{lockDir: &locks, recordDir: &records} {
+			entries, err := os.ReadDir(s.path(dir))
+			if err != nil {
+				t.Fatal(err)
+			}
+			*n = len(entries)
+		}
+		return locks, records
+	}
+	const named = 2 // workLock and builderLock
+	locks, before := collect()
+	if locks != named+1 || s.Failed(ref) == nil {
+		t.Errorf("%d locks, want %d; the failure is %v", locks, named+1, s.Failed(ref))
+	}
+	unlock()
+	records, err := filepath.Glob(s.path(recordDir, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := time.Now().Add(-memory - time.Hour)
+	for _, r := range records {
+		if err := os.Chtimes(r, old, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if locks, after := collect(); locks != named || after != before-2 || s.Failed(ref) != nil {
+		t.Errorf("%d locks, want %d; %d records of %d, want two less; the failure is %v", locks, named, after, before, s.Failed(ref))
+	}
+	if again := wantBase(t, s, Want{Ref: dir}); again.Digest != base.Digest {
+		t.Errorf("got %s, was %s", again.Digest, base.Digest)
+	}
+	if b, err := os.ReadFile(log); err != nil || strings.Count(string(b), " build ") != 1 {
+		t.Errorf("it was built again: %q, %v", b, err)
+	}
+}
+
+// TestLockThatIsRemoved: who waited for a lock that was removed meanwhile has the one that others find.
+func TestLockThatIsRemoved(t *testing.T) {
+	s := testStore(t)
+	unlock, err := s.lock(t.Context(), "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	type result struct {
+		unlock func()
+		err    error
+	}
+	waited := make(chan result)
+	go func() {
+		unlock, err := s.lock(t.Context(), "key")
+		waited <- result{unlock, err}
+	}()
+	for !openTwice(t, s.path(lockDir, "key")) {
+		runtime.Gosched()
+	}
+	if err := os.Remove(s.path(lockDir, "key")); err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	second := <-waited
+	if second.err != nil {
+		t.Fatal(second.err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := s.lock(ctx, "key"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a third has it, too: %v", err)
+	}
+	second.unlock()
+}
+
+// openTwice reports whether this process has a file open more than once.
+func openTwice(t *testing.T, path string) bool {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, e := range entries {
+		if at, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && at == path {
+			n++
+		}
+	}
+	return n > 1
+}
