@@ -150,6 +150,14 @@ func explain(err error, w Want) error {
 			Kind: flint.ErrConfig,
 			Err:  err,
 		}
+	case errors.Is(err, errLinks):
+		return &flint.Fault{
+			Code: "image.links",
+			What: fmt.Sprintf("make image %q", w.Ref),
+			Fix:  "make it an erofs (filesystem: erofs, or flint run --filesystem erofs)",
+			Kind: flint.ErrConfig,
+			Err:  err,
+		}
 	case errors.Is(err, fs.ErrPermission):
 		return &flint.Fault{
 			Code: "image.denied",

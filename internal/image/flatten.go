@@ -179,6 +179,9 @@ func (p *plan) room() int64 {
 
 // emit writes the merged tree as one tar stream.
 func (p *plan) emit(ctx context.Context, contents *spool, w io.Writer) error {
+	if err := p.fitLinks(); err != nil {
+		return err
+	}
 	buf := bufio.NewWriterSize(w, chunk)
 	t := tar.NewWriter(buf)
 	write := func(path string, n *node) error {
