@@ -91,9 +91,15 @@ func TestLyingLayouts(t *testing.T) {
 	wantBase(t, testStore(t), Want{Ref: lyingLayout(t, lie{})})
 	for _, l := range []lie{
 		{in: "index.json"},
-		{in: "index"}, {in: "index", announced: true}, {in: "index", changed: true},
-		{in: "manifest"}, {in: "manifest", announced: true}, {in: "manifest", changed: true},
-		{in: "configuration"}, {in: "configuration", announced: true}, {in: "configuration", changed: true},
+		{in: "index"},
+		{in: "index", announced: true},
+		{in: "index", changed: true},
+		{in: "manifest"},
+		{in: "manifest", announced: true},
+		{in: "manifest", changed: true},
+		{in: "configuration"},
+		{in: "configuration", announced: true},
+		{in: "configuration", changed: true},
 	} {
 		t.Run(fmt.Sprintf("%+v", l), func(t *testing.T) {
 			dir := lyingLayout(t, l)
