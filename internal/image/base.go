@@ -142,6 +142,14 @@ func explain(err error, w Want) error {
 			Kind: flint.ErrConfig,
 			Err:  err,
 		}
+	case errors.Is(err, errBudget):
+		return &flint.Fault{
+			Code: "image.size",
+			What: fmt.Sprintf("make image %q", w.Ref),
+			Fix:  fmt.Sprintf("make the image of fewer or smaller files; all layers together may have %d entries and %s unpacked", maxEntries, flint.Bytes(maxStream(w.Limit))),
+			Kind: flint.ErrConfig,
+			Err:  err,
+		}
 	case errors.Is(err, errAttributes):
 		return &flint.Fault{
 			Code: "image.attributes",

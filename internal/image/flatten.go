@@ -177,7 +177,8 @@ func (p *plan) room() int64 {
 	return (p.bytes + p.bytes/4 + step) / step * step
 }
 
-// emit writes the merged tree as one tar stream.
+// emit writes the merged tree as one tar stream, once: what is written is forgotten, because what reads the stream keeps tables of as
+// many files.
 func (p *plan) emit(ctx context.Context, contents *spool, w io.Writer) error {
 	if err := p.fitLinks(); err != nil {
 		return err
@@ -196,8 +197,13 @@ func (p *plan) emit(ctx context.Context, contents *spool, w io.Writer) error {
 	if err := p.bare(write); err != nil {
 		return fmt.Errorf("write stream: %w", err)
 	}
+	p.tree.root.forget()
 	copies := make([]byte, chunk)
-	for _, n := range p.contents {
+	for i, n := range p.contents {
+		p.contents[i] = nil
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if err := write(n.path(), n); err != nil {
 			return fmt.Errorf("write %q: %w", n.path(), err)
 		}

@@ -328,9 +328,11 @@ func TestFlattenBounds(t *testing.T) {
 		"stream":  {entries: 1, text: 100, stream: 1 << 20, content: 1 << 30},
 		"content": {entries: 1, text: 100, stream: 1 << 30, content: 1 << 20},
 	} {
-		if _, err := layerOf(big).entries(context.Background(), &b, contents); !errors.Is(err, errBudget) {
+		_, err := layerOf(big).entries(context.Background(), &b, contents)
+		if !errors.Is(err, errBudget) {
 			t.Errorf("%s: %v", name, err)
 		}
+		wantFault(t, explain(err, Want{Limit: flint.GiB}), "image.size")
 	}
 	l := layerOf(big)
 	l.diffID = "sha256:" + strings.Repeat("0", 64)

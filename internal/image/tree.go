@@ -360,6 +360,14 @@ func (t *tree) walk(visit func(path string, n *node) error) error {
 	return nil
 }
 
+// forget lets go of all names below a directory. Who has one of their nodes still has its path.
+func (n *node) forget() {
+	for _, kid := range n.kids {
+		kid.forget()
+	}
+	n.kids = nil
+}
+
 // splitPath splits a clean path into its directory and its last component.
 func splitPath(name string) (dir, base string) {
 	if i := strings.LastIndexByte(name, '/'); i >= 0 {
