@@ -201,9 +201,6 @@ func (p *plan) emit(ctx context.Context, contents *spool, w io.Writer) error {
 	copies := make([]byte, chunk)
 	for i, n := range p.contents {
 		p.contents[i] = nil
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
 		if err := write(n.path(), n); err != nil {
 			return fmt.Errorf("write %q: %w", n.path(), err)
 		}
