@@ -254,7 +254,8 @@ func final(err error) bool {
 		return t.StatusCode < http.StatusInternalServerError && t.StatusCode != http.StatusTooManyRequests && t.StatusCode != http.StatusRequestTimeout
 	}
 	var path *os.PathError
-	return errors.As(err, &path)
+	var redirect *redirectError
+	return errors.As(err, &path) || errors.As(err, &redirect)
 }
 
 // holdDownload makes the directory of a download and keeps it from a GC until release.

@@ -19,7 +19,9 @@ type patient struct {
 }
 
 // transport is the way to registries.
-func (s *Store) transport() http.RoundTripper { return patient{remote.DefaultTransport, s.silence} }
+func (s *Store) transport() http.RoundTripper {
+	return patient{wary{remote.DefaultTransport}, s.silence}
+}
 
 // RoundTrip implements http.RoundTripper.
 func (p patient) RoundTrip(req *http.Request) (*http.Response, error) {

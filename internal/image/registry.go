@@ -159,11 +159,16 @@ func pullFault(ctx context.Context, ref string, err error) error {
 	}
 	var t *transport.Error
 	var bad *digestError
+	var redirect *redirectError
 	switch {
 	case errors.As(err, &bad):
 		f.Code, f.Kind = "image.digest", flint.ErrConflict
 		f.What = fmt.Sprintf("pull image %q: the registry sent something else than its manifest promises", ref)
 		f.Fix = "try again; if it stays so, the registry or a proxy before it is damaged: push the image again"
+	case errors.As(err, &redirect):
+		f.Code, f.Kind, f.Err = "image.redirect", flint.ErrConfig, redirect
+		f.What = fmt.Sprintf("pull image %q: flint does not go where the registry sends it", ref)
+		f.Fix = "have the registry serve its blobs itself (registry's storage.redirect.disable), or name their storage by a host name and https"
 	case errors.As(err, &t) && (t.StatusCode == http.StatusUnauthorized || t.StatusCode == http.StatusForbidden):
 		f.Code, f.Kind = "image.login", flint.ErrPermission
 		f.What = fmt.Sprintf("pull image %q: the registry refuses the login", ref)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -489,19 +490,93 @@ func TestManyPullAtOnce(t *testing.T) {
 	}
 }
 
-// TestRedirectsAreNotTold: where a registry sends us may hold a signature.
-func TestRedirectsAreNotTold(t *testing.T) {
-	r, s := newRegistry(t), hastyStore(t)
-	ref := r.push(t, "a/image:1", testImage(t, pack(t, file("f", "x"))))
-	r.misbehave(func(w http.ResponseWriter, req *http.Request) bool {
-		if isBlob(req) {
-			http.Redirect(w, req, "http://127.0.0.1:1/blob?signature=hunter2", http.StatusTemporaryRedirect)
-			return true
-		}
-		return false
-	})
-	_, err := s.Base(t.Context(), Want{Ref: ref})
-	if err == nil || strings.Contains(err.Error(), "hunter2") {
-		t.Errorf("error %v", err)
+// TestRedirects has a registry that sends us elsewhere: to a host that fails, into this machine's network, out of TLS.
+func TestRedirects(t *testing.T) {
+	secret := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusBadRequest)
+		_, _ = io.WriteString(w, "secret of an internal service")
+	}))
+	defer secret.Close()
+	_, port, err := net.SplitHostPort(secret.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	blob := func(r *http.Request) bool { return isBlob(r) }
+	ping := func(r *http.Request) bool { return r.URL.Path == "/v2/" }
+	for name, tc := range map[string]struct {
+		of         func(r *http.Request) bool
+		to         string
+		code, says string
+	}{
+		"this machine":          {blob, "http://127.0.0.2:" + port, "image.redirect", "127.0.0.2"},
+		"this machine's name":   {blob, "http://localhost:" + port, "image.redirect", "localhost"},
+		"this machine, by ping": {ping, "http://127.0.0.2:" + port, "image.redirect", "127.0.0.2"},
+		"itself":                {blob, "http://127.0.0.1:1", "image.pull", "connection refused"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, s := newRegistry(t), hastyStore(t)
+			ref := r.push(t, "a/image:1", testImage(t, pack(t, file("f", "x"))))
+			r.misbehave(func(w http.ResponseWriter, req *http.Request) bool {
+				if tc.of(req) {
+					http.Redirect(w, req, tc.to+"/blob?signature=hunter2", http.StatusTemporaryRedirect)
+				}
+				return tc.of(req)
+			})
+			_, err := s.Base(t.Context(), Want{Ref: ref})
+			wantFault(t, err, tc.code, tc.says)
+			// Where a registry sends us may hold a signature.
+			if strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), "secret") {
+				t.Errorf("error %v", err)
+			}
+		})
 	}
 }
+
+// TestWary asks through a transport that answers everything with a redirect, or at its end with an error.
+func TestWary(t *testing.T) {
+	for name, tc := range map[string]struct {
+		hops []string
+		says string // of the error; empty: it is followed to the end
+	}{
+		"to storage":              {[]string{"https://r.example/", "https://storage.example/"}, ""},
+		"on to storage":           {[]string{"http://r.example/", "https://cdn.example/", "http://storage.example/"}, ""},
+		"out of TLS":              {[]string{"https://r.example/", "http://storage.example/"}, "out of TLS"},
+		"out of TLS, later":       {[]string{"https://r.example/", "https://cdn.example/", "http://r.example/"}, "out of TLS"},
+		"metadata":                {[]string{"https://r.example/", "https://169.254.169.254/"}, "no public address"},
+		"metadata, later":         {[]string{"http://r.example/", "http://cdn.example/", "http://[::ffff:169.254.169.254]/"}, "no public address"},
+		"private":                 {[]string{"http://10.0.0.1/", "http://10.0.0.2/"}, "no public address"},
+		"private, by IPv6":        {[]string{"http://r.example/", "http://[fd00::1]/"}, "no public address"},
+		"link-local, with a zone": {[]string{"http://r.example/", "http://[fe80::1%25eth0]/"}, "no public address"},
+		"any":                     {[]string{"http://r.example/", "http://0.0.0.0/"}, "no public address"},
+		"public address":          {[]string{"http://r.example/", "http://8.8.8.8/"}, ""},
+		"itself":                  {[]string{"http://10.0.0.1:5000/", "http://10.0.0.1:9000/"}, "body"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			hop := 0
+			client := http.Client{Transport: wary{tripper(func(req *http.Request) (*http.Response, error) {
+				resp := &http.Response{StatusCode: http.StatusFound, Header: http.Header{}, Body: io.NopCloser(strings.NewReader("body")), Request: req}
+				if hop++; hop == len(tc.hops) {
+					resp.StatusCode = http.StatusBadRequest
+				} else {
+					resp.Header.Set("Location", tc.hops[hop])
+				}
+				return resp, nil
+			})}}
+			resp, err := client.Get(tc.hops[0])
+			if err == nil {
+				defer resp.Body.Close()
+				b, _ := io.ReadAll(resp.Body)
+				err = errors.New(string(b))
+			}
+			if got := err.Error(); !strings.Contains(got, tc.says) || tc.says == "" && got != "" {
+				t.Errorf("got %q", got)
+			}
+		})
+	}
+}
+
+// tripper is a RoundTripper that is a function.
+type tripper func(*http.Request) (*http.Response, error)
+
+// RoundTrip implements http.RoundTripper.
+func (t tripper) RoundTrip(r *http.Request) (*http.Response, error) { return t(r) }
