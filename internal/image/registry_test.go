@@ -433,7 +433,7 @@ func TestLogins(t *testing.T) {
 	t.Setenv("XDG_CONFIG_HOME", "")
 	t.Setenv("XDG_RUNTIME_DIR", filepath.Join(home, "run"))
 	t.Setenv("REGISTRY_AUTH_FILE", "")
-	t.Setenv("DOCKER_CONFIG", "")
+	t.Setenv("DOCKER_CONFIG", filepath.Join(home, ".docker")) // the library looks for HOME once in a process
 	put := func(path, content string, mode os.FileMode) {
 		path = filepath.Join(home, path)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), mode)); err != nil {

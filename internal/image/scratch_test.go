@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"flint"
 )
@@ -87,10 +88,13 @@ func mount(t testing.TB, path, options string) (dir string, unmount func()) {
 		}
 	}
 	out, err := exec.Command("mount", "-t", format, "-o", "loop,"+options, path, dir).CombinedOutput()
-	for range 10 { // whoever else takes the same free loop device was quicker
+	// Whoever else takes the same free loop device was quicker, or the device of an earlier mount of the same file is still mounted
+	// in a mount namespace that was made meanwhile, by a VMM's jail of another test, say, until that is gone.
+	for range 600 {
 		if err == nil || !strings.Contains(string(out), "already mounted or mount point busy") {
 			break
 		}
+		<-time.After(100 * time.Millisecond)
 		out, err = exec.Command("mount", "-t", format, "-o", "loop,"+options, path, dir).CombinedOutput()
 	}
 	if err != nil {
