@@ -8,7 +8,8 @@ packages=(
 	buildah crun       # builds images from Dockerfiles when neither docker nor podman does
 	mmdebstrap         # makes the base image where no registry can be reached
 	kmod               # depmod, for the kernel pack
-	e2fsprogs          # e2fsck checks images in the tests
+	e2fsprogs          # e2fsck checks images in the tests,
+	erofs-utils        # and fsck.erofs and mkfs.erofs do
 	iproute2 nftables  # ip and nft look for what is left, in the tests
 	gcc libc6-dev      # the race detector needs cgo
 	ca-certificates git make

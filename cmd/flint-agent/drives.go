@@ -119,15 +119,15 @@ func fileSystem(device string) (string, error) {
 }
 
 // superblock tells the file systems apart by the first 2048 bytes of a device. The magics are the kernel's, of
-// include/uapi/linux/magic.h and erofs_fs.h.
+// include/uapi/linux/magic.h and erofs_fs.h. Where ext4 has its magic erofs has a random number.
 func superblock(head []byte) (string, error) {
 	switch {
 	case len(head) < 2048:
 		return "", errors.New("device is too small for a file system")
-	case binary.LittleEndian.Uint16(head[1024+56:]) == 0xEF53:
-		return "ext4", nil
 	case binary.LittleEndian.Uint32(head[1024:]) == 0xE0F5E1E2:
 		return "erofs", nil
+	case binary.LittleEndian.Uint16(head[1024+56:]) == 0xEF53:
+		return "ext4", nil
 	case string(head[:4]) == "hsqs":
 		return "squashfs", nil
 	}

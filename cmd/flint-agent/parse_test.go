@@ -185,6 +185,7 @@ func TestSuperblock(t *testing.T) {
 	ext, erofs, squash := make([]byte, 2048), make([]byte, 2048), make([]byte, 2048)
 	binary.LittleEndian.PutUint16(ext[1080:], 0xEF53)
 	binary.LittleEndian.PutUint32(erofs[1024:], 0xE0F5E1E2)
+	binary.LittleEndian.PutUint16(erofs[1080:], 0xEF53) // part of its UUID
 	copy(squash, "hsqs")
 	for want, head := range map[string][]byte{"ext4": ext, "erofs": erofs, "squashfs": squash} {
 		if got, err := superblock(head); got != want || err != nil {

@@ -19,6 +19,7 @@ import (
 
 	"flint"
 	"flint/internal/config"
+	"flint/internal/image"
 )
 
 // packFiles makes a tar of files; a content that begins with "-> " is a symbolic link's target.
@@ -121,5 +122,21 @@ func TestPoolsOfUnfitImagesAreHeldAtTheStart(t *testing.T) {
 				t.Errorf("pools have %+v; held: %+v", s, held[1].Held)
 			}
 		})
+	}
+}
+
+// TestImagesAreInspectedWhateverTheirFileSystem looks into one image as ext4 and as erofs.
+func TestImagesAreInspectedWhateverTheirFileSystem(t *testing.T) {
+	a, _, _ := dockerfileRig(t)
+	from := imageOf(t, runtime.GOARCH, map[string]string{"bin/bash": "x", "bin/sh": "-> bash", "etc/os-release": "PRETTY_NAME=Test\n"})
+	for _, format := range []image.Format{image.Ext4, image.Erofs} {
+		base, err := a.store.Base(t.Context(), image.Want{Ref: from, Format: format})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := InspectImage(t.Context(), a.cfg, a.opt, base.Digest)
+		if err != nil || d.Contents == nil || *d.Contents != (ImageContents{OS: "Test", Shell: true, Libc: "none"}) {
+			t.Errorf("%s: %+v, %v", format, d.Contents, err)
+		}
 	}
 }

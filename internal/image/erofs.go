@@ -7,31 +7,39 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"flint"
 )
 
-// Numbers and places below are those of the Linux kernel's fs/erofs/erofs_fs.h. The file system written here is the plainest of
-// its kind: blocks of 4 KiB, nothing compressed, every inode of the extended form, every content in blocks of its own.
+// Numbers and places below are those of the Linux kernel's fs/erofs/erofs_fs.h and of its Documentation/filesystems/erofs.rst. The
+// file system written here is a plain one: blocks of 4 KiB, nothing compressed, every inode of the extended form.
 const (
 	erofsBlock   = 4096
 	erofsMagic   = 0xE0F5E1E2
 	erofsSuperAt = 1024
 	erofsSlot    = 32 // inodes stand at multiples of this, which number them
 	erofsInode   = 64
-	erofsExtents = 1 // i_format: extended inode, flat plain content
 	erofsDirent  = 12
 	erofsXattrs  = 12 // the header before an inode's attributes
+
+	// An inode's i_format: its form in bit 0, and from bit 1 on where its content is.
+	erofsExtended = 1
+	erofsPlain    = 0 << 1 // in blocks
+	erofsInline   = 2 << 1 // behind the inode, if it is less than a block
 )
 
 // erofsFile is an inode of the file system being written.
 type erofsFile struct {
-	*node        // its first name
-	nid   uint64 // place in the table of inodes, in slots
-	links uint32
-	block uint32 // where its content begins
-	size  int64
+	*node         // its first name
+	nid    uint64 // place in the table of inodes, in slots
+	links  uint32
+	block  uint32 // where its content begins
+	size   int64  // of it
+	inline bool   // its content stands behind the inode
 }
 
 // erofsWriter lays a merged tree out: the superblock's block, the table of inodes, directories and symbolic links, contents.
@@ -39,45 +47,53 @@ type erofsWriter struct {
 	files []*erofsFile // in the order of their inodes, the root first
 	of    map[*inode]*erofsFile
 	slots uint64 // so far
-	next  uint32 // block
+	next  int64  // block
 }
 
-// writeErofs writes the tree as a read-only erofs into the empty file out.
-func (p *plan) writeErofs(ctx context.Context, contents *spool, out *guard) error {
+// writeErofs writes the tree as a read-only erofs of at most limit bytes into the empty file out.
+func (p *plan) writeErofs(ctx context.Context, contents *spool, limit flint.Bytes, out *guard) error {
 	w := &erofsWriter{of: map[*inode]*erofsFile{}}
 	if err := w.number(p.tree); err != nil {
 		return err
 	}
 	w.place(p.contents)
+	if w.next > min(int64(limit)/erofsBlock, math.MaxUint32) {
+		return tooBig(limit)
+	}
 	file := &holes{f: out}
 	buf := bufio.NewWriterSize(file, chunk)
 	buf.Write(w.superblock())
-	for _, f := range w.files {
-		buf.Write(w.inode(f))
+	if err := w.table(ctx, contents, buf); err != nil {
+		return err
 	}
-	pad(buf, int64(w.slots)*erofsSlot)
 	for _, f := range w.files {
-		switch f.kind {
-		case directory:
-			buf.Write(w.directory(f))
-			pad(buf, f.size)
-		case symlink:
-			buf.WriteString(f.target)
+		if f.kind != regular && !f.inline {
+			buf.Write(w.content(f))
 			pad(buf, f.size)
 		}
 	}
-	copies := make([]byte, chunk)
 	for _, n := range p.contents {
-		if _, err := io.CopyBuffer(struct{ io.Writer }{buf}, contextReader{ctx, contents.section(n.at, n.size)}, copies); err != nil {
-			return fmt.Errorf("copy %q: %w", n.path(), err)
+		if !w.of[n.inode].inline {
+			if err := copyContent(ctx, contents, n, buf); err != nil {
+				return err
+			}
+			pad(buf, n.size)
 		}
-		pad(buf, n.size)
 		contents.drop(n.at + n.size)
 	}
 	if err := buf.Flush(); err != nil { // a bufio.Writer keeps its first error
 		return fmt.Errorf("write erofs: %w", err)
 	}
 	return file.finish()
+}
+
+// copyContent copies a file's content out of the spool.
+func copyContent(ctx context.Context, contents *spool, n *node, out *bufio.Writer) error {
+	// The buffer reads from the spool itself, whole chunks of it.
+	if _, err := io.Copy(out, contextReader{ctx, contents.section(n.at, n.size)}); err != nil {
+		return fmt.Errorf("copy %q: %w", n.path(), err)
+	}
+	return nil
 }
 
 // pad fills the block that something of that size ends in.
@@ -108,7 +124,7 @@ func (w *erofsWriter) number(t *tree) error {
 }
 
 func (w *erofsWriter) add(n *node) error {
-	f := &erofsFile{node: n, nid: w.slots, links: 1, size: n.inode.size}
+	f := &erofsFile{node: n, links: 1, size: n.inode.size}
 	switch n.kind {
 	case directory:
 		f.links = 2
@@ -121,25 +137,49 @@ func (w *erofsWriter) add(n *node) error {
 		return err
 	}
 	w.files, w.of[n.inode] = append(w.files, f), f
-	w.slots += (erofsInode + uint64(len(attributes)) + erofsSlot - 1) / erofsSlot
+	w.stand(f, erofsInode+int64(len(attributes)))
 	return nil
+}
+
+// stand gives an inode, which has head bytes with its attributes, its place, and decides whether its content stands behind it. Such
+// content must not go over the end of a block, and that of a symbolic link must be in one block with inode and attributes: the
+// kernel's fs/erofs/data.c and inode.c refuse others. So all of it stands in one block, the next one if need be. Where what
+// that leaves unused costs as much as a block for the content, the content has one. The last part of a larger content could
+// stand there too; docs/decisions/0004 says why it does not.
+func (w *erofsWriter) stand(f *erofsFile, head int64) {
+	gap := int64(0)
+	if left := erofsBlock - int64(w.slots)*erofsSlot%erofsBlock; head+f.size > left {
+		gap = left
+	}
+	if f.size > 0 && head+f.size <= erofsBlock && gap+f.size < erofsBlock {
+		f.inline = true
+		w.slots += uint64(gap) / erofsSlot
+		head += f.size
+	}
+	f.nid = w.slots
+	w.slots += uint64(head+erofsSlot-1) / erofsSlot
 }
 
 // place gives every content its blocks, in the order it is written.
 func (w *erofsWriter) place(contents []*node) {
-	blocks := func(size int64) uint32 { return uint32((size + erofsBlock - 1) / erofsBlock) }
 	w.next = 1 + blocks(int64(w.slots)*erofsSlot)
-	for _, f := range w.files {
-		if f.kind == directory || f.kind == symlink {
-			f.block = w.next
+	give := func(f *erofsFile) {
+		if f.size > 0 && !f.inline {
+			f.block = uint32(w.next)
 			w.next += blocks(f.size)
 		}
 	}
+	for _, f := range w.files {
+		if f.kind != regular {
+			give(f)
+		}
+	}
 	for _, n := range contents {
-		w.of[n.inode].block = w.next
-		w.next += blocks(n.size)
+		give(w.of[n.inode])
 	}
 }
+
+func blocks(size int64) int64 { return (size + erofsBlock - 1) / erofsBlock }
 
 func (w *erofsWriter) superblock() []byte {
 	b := make([]byte, erofsBlock)
@@ -148,17 +188,55 @@ func (w *erofsWriter) superblock() []byte {
 	s[12] = 12 // block size 1 << this
 	// The root's number has 16 bits: it is the first, 0.
 	le.PutUint64(s[16:], uint64(len(w.files)))
-	le.PutUint32(s[36:], w.next)
+	le.PutUint32(s[36:], uint32(w.next))
 	le.PutUint32(s[40:], 1) // block of the table of inodes
 	return b
 }
 
-// inode returns an inode with its attributes, in whole slots.
+// table writes the inodes, each with what stands behind it.
+func (w *erofsWriter) table(ctx context.Context, contents *spool, out *bufio.Writer) error {
+	var at int64
+	for _, f := range w.files {
+		begin := int64(f.nid) * erofsSlot
+		out.Write(zeroBlock[:begin-at])
+		b := w.inode(f)
+		out.Write(b)
+		at = begin + int64(len(b))
+		if !f.inline {
+			continue
+		}
+		at += f.size
+		if f.kind != regular {
+			out.Write(w.content(f))
+		} else if err := copyContent(ctx, contents, f.node, out); err != nil {
+			return err
+		}
+	}
+	pad(out, at)
+	return nil
+}
+
+// content is what a directory or a symbolic link holds; other files that are not regular hold nothing.
+func (w *erofsWriter) content(f *erofsFile) []byte {
+	switch f.kind {
+	case directory:
+		return w.directory(f)
+	case symlink:
+		return []byte(f.target)
+	}
+	return nil
+}
+
+// inode returns an inode with its attributes.
 func (w *erofsWriter) inode(f *erofsFile) []byte {
 	attributes, _ := erofsAttributes(f.xattrs) // add has refused those that have none
-	b := make([]byte, (erofsInode+len(attributes)+erofsSlot-1)/erofsSlot*erofsSlot)
+	b := make([]byte, erofsInode+len(attributes))
 	le := binary.LittleEndian
-	le.PutUint16(b, erofsExtents)
+	format := uint16(erofsExtended | erofsPlain)
+	if f.inline {
+		format = erofsExtended | erofsInline
+	}
+	le.PutUint16(b, format)
 	if len(attributes) > 0 {
 		le.PutUint16(b[2:], uint16((len(attributes)-erofsXattrs)/4+1))
 	}

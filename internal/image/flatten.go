@@ -40,14 +40,14 @@ func flatten(ctx context.Context, layers []layer, limit flint.Bytes, format Form
 	if err != nil {
 		return err
 	}
-	p, err := t.plan(limit)
+	p, err := t.plan()
 	if err != nil {
 		return err
 	}
 	if format == Erofs {
-		return p.writeErofs(ctx, contents, out)
+		return p.writeErofs(ctx, contents, limit, out)
 	}
-	if err := p.writeExt4(ctx, contents, out); err != nil {
+	if err := p.writeExt4(ctx, contents, limit, out); err != nil {
 		return err
 	}
 	err = ext4.PadInodeBitmaps(out)
@@ -60,8 +60,11 @@ func flatten(ctx context.Context, layers []layer, limit flint.Bytes, format Form
 	return nil
 }
 
-// writeExt4 writes the tree as an ext4 into the empty file out.
-func (p *plan) writeExt4(ctx context.Context, contents *spool, out *guard) error {
+// writeExt4 writes the tree as an ext4 of at most limit bytes into the empty file out.
+func (p *plan) writeExt4(ctx context.Context, contents *spool, limit flint.Bytes, out *guard) error {
+	if p.ext4Size > int64(limit) {
+		return tooBig(limit)
+	}
 	pr, pw := io.Pipe()
 	emitted := make(chan error, 1)
 	go func() {
@@ -104,14 +107,19 @@ type plan struct {
 	tree     *tree
 	contents []*node       // regular files
 	links    []furtherName // hard links
-	bytes    int64         // estimate of what the file system needs
+	ext4Size int64         // estimate, from above
 }
 
 type furtherName struct{ name, first *node }
 
-// plan decides what is written when, and refuses what would not fit.
-func (t *tree) plan(limit flint.Bytes) (*plan, error) {
-	p := &plan{tree: t, bytes: int64(2 * flint.MiB)}
+// tooBig says that an image needs more than its limit.
+func tooBig(limit flint.Bytes) error {
+	return fmt.Errorf("%w: it needs more than %s", errTooBig, limit)
+}
+
+// plan decides what is written when.
+func (t *tree) plan() (*plan, error) {
+	p := &plan{tree: t, ext4Size: int64(2 * flint.MiB)}
 	first := map[*inode]*node{}
 	err := t.walk(func(_ string, n *node) error {
 		if n.shared {
@@ -121,9 +129,7 @@ func (t *tree) plan(limit flint.Bytes) (*plan, error) {
 			}
 			first[n.inode] = n
 		}
-		if p.bytes += footprint(n); p.bytes > int64(limit) {
-			return fmt.Errorf("%w: it needs more than %s", errTooBig, limit)
-		}
+		p.ext4Size += ext4Footprint(n)
 		if n.kind == regular {
 			p.contents = append(p.contents, n)
 		}
@@ -150,10 +156,10 @@ func (p *plan) bare(visit func(path string, n *node) error) error {
 	})
 }
 
-// footprint estimates, from above, the bytes a file system needs for a file: content, inode, directory, attributes. Short links have a
-// block only in erofs.
-func footprint(n *node) int64 {
+// ext4Footprint estimates, from above, the bytes an ext4 needs for a file: content, inode, directory, attributes.
+func ext4Footprint(n *node) int64 {
 	const block, inodeSize = 4096, 256
+	const maxInInode = 59 // bytes of a link's target; tar2ext4's smallSymlinkSize
 	size := int64(inodeSize)
 	if n.kind == regular {
 		size += (n.size + block - 1) / block * block
@@ -164,7 +170,10 @@ func footprint(n *node) int64 {
 			size += int64(len(name)) + 16 // an entry is 8 bytes and the name, in whole words; blocks end with a gap
 		}
 	}
-	if n.kind == symlink || len(n.xattrs) > 0 {
+	if n.kind == symlink && len(n.target) > maxInInode {
+		size += block
+	}
+	if len(n.xattrs) > 0 {
 		size += block
 	}
 	return size
@@ -174,7 +183,7 @@ func footprint(n *node) int64 {
 // that small differences do not move every block.
 func (p *plan) room() int64 {
 	const step = int64(16 * flint.GiB)
-	return (p.bytes + p.bytes/4 + step) / step * step
+	return (p.ext4Size + p.ext4Size/4 + step) / step * step
 }
 
 // emit writes the merged tree as one tar stream, once: what is written is forgotten, because what reads the stream keeps tables of as

@@ -88,7 +88,7 @@ type Want struct {
 // version goes into every cache key of w.
 func (w Want) version() string {
 	if w.Format == Erofs {
-		return flatVersion + "-erofs"
+		return flatVersion + "-erofs-2"
 	}
 	return flatVersion
 }

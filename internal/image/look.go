@@ -77,9 +77,9 @@ const typeMask, typeDir, typeFile, typeLink = 0xf000, 0x4000, 0x8000, 0xa000
 
 // openFiles finds out what file system an image is.
 func openFiles(r *glance) (files, error) {
-	e, err := openExt4(r)
-	if errors.Is(err, errExt4) {
-		return openErofs(r)
+	e, err := openErofs(r) // first: where an ext4 has its magic it has a random number
+	if errors.Is(err, errErofs) {
+		return openExt4(r)
 	}
 	return e, err
 }
@@ -182,10 +182,13 @@ func lookInto(r *glance) (c Contents, err error) {
 	}
 	read := func(p string) string {
 		i, ferr := findFile(e, p)
-		if ferr != nil || i.mode&typeMask != typeFile {
+		if ferr != nil || i.mode&typeMask != typeFile { // has tells other errors
 			return ""
 		}
-		b, _ := e.content(i)
+		b, ferr := e.content(i)
+		if ferr != nil {
+			err = fmt.Errorf("read %s: %w", p, ferr)
+		}
 		return string(b)
 	}
 	c.Shell = has("/bin/sh")

@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"flint"
 )
@@ -87,6 +89,49 @@ func TestLookIsBounded(t *testing.T) {
 		if _, err := Look(ctx, f.Name()); !errors.Is(err, context.Canceled) {
 			t.Errorf("%s, cancelled: %v", format, err)
 		}
+	}
+}
+
+// TestLookIntoAnothersErofs looks into what mkfs.erofs makes: its inodes are of the small form where they can be, and the last parts of
+// large contents stand behind them. Where an ext4 has its magic it has a random number.
+func TestLookIntoAnothersErofs(t *testing.T) {
+	if _, err := exec.LookPath("mkfs.erofs"); err != nil {
+		t.Skip("needs mkfs.erofs: sudo apt-get install erofs-utils")
+	}
+	dir := t.TempDir()
+	passwd := strings.Repeat("user:x:1:1::/:/bin/sh\n", 1000) + "runner:x:1000:1000::/home/runner:/bin/sh\n"
+	for name, content := range map[string]string{"bin/sh": "x", "lib64/ld-linux-x86-64.so.2": "x", "etc/passwd": passwd, "usr/lib/os-release": "PRETTY_NAME=Debian\n"} {
+		if err := errors.Join(os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755), os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 1000 { // a directory of several blocks
+		if err := os.Symlink("x", filepath.Join(dir, "etc", fmt.Sprint("link-", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Symlink("../usr/lib/os-release", filepath.Join(dir, "etc/os-release")), os.Chtimes(filepath.Join(dir, "bin/sh"), time.Time{}, time.Unix(1, 0))); err != nil {
+		t.Fatal(err)
+	}
+	mkfs := func(args ...string) string {
+		out := filepath.Join(t.TempDir(), "image")
+		if b, err := exec.Command("mkfs.erofs", append(args, out, dir)...).CombinedOutput(); err != nil {
+			t.Fatalf("mkfs.erofs %q: %v\n%s", args, err, b)
+		}
+		return out
+	}
+	want := Contents{OS: "Debian", Shell: true, Libc: "glibc", Runner: true}
+	for _, args := range [][]string{nil, {"-Eforce-inode-extended"}, {"-Enoinline_data"}, {"-U00000000-0000-0000-53ef-000000000000"}} {
+		path := mkfs(args...)
+		if got, err := Look(t.Context(), path); err != nil || got != want {
+			t.Errorf("mkfs.erofs %q: got %+v, %v", args, got, err)
+		}
+		if err := wholeFile(path); err != nil {
+			t.Errorf("mkfs.erofs %q: %v", args, err)
+		}
+	}
+	if got, err := Look(t.Context(), mkfs("-zlz4")); !errors.Is(err, errErofs) {
+		t.Errorf("compressed: got %+v, %v", got, err)
 	}
 }
 

@@ -33,7 +33,7 @@ func fsck(t testing.TB, path string) {
 	if filepath.Ext(path) == "."+string(Erofs) {
 		if tool, err := exec.LookPath("fsck.erofs"); err != nil {
 			t.Log("not checked: fsck.erofs is missing (sudo apt-get install erofs-utils)")
-		} else if out, err := exec.Command(tool, path).CombinedOutput(); err != nil {
+		} else if out, err := exec.Command(tool, "--extract", path).CombinedOutput(); err != nil {
 			t.Fatalf("fsck.erofs: %v\n%s", err, out)
 		}
 		return

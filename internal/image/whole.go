@@ -56,6 +56,8 @@ func sizeOf(head [2048]byte) (size uint64, unclean bool) {
 	u16, u32, u64 := binary.LittleEndian.Uint16, binary.LittleEndian.Uint32, binary.LittleEndian.Uint64
 	sb := head[1024:]
 	switch {
+	case u32(sb) == erofsMagic: // where an ext4 has its magic it has a random number; fs/erofs/erofs_fs.h
+		return times(uint64(u32(sb[0x24:])), uint64(sb[0xC])), false
 	case u16(sb[0x38:]) == 0xEF53: // Documentation/filesystems/ext4, "The Super Block"
 		const recover, bits64 = 0x4, 0x80
 		incompatible, shift := u32(sb[0x60:]), uint64(u32(sb[0x18:]))
@@ -64,8 +66,6 @@ func sizeOf(head [2048]byte) (size uint64, unclean bool) {
 			blocks |= uint64(u32(sb[0x150:])) << 32
 		}
 		return times(blocks, 10+shift), incompatible&recover != 0
-	case u32(sb) == erofsMagic: // fs/erofs/erofs_fs.h
-		return times(uint64(u32(sb[0x24:])), uint64(sb[0xC])), false
 	case u32(head[:]) == squashfsMagic:
 		return max(u64(head[40:]), 1), false
 	}
