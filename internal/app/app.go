@@ -89,7 +89,7 @@ type App struct {
 	reattach func(ctx context.Context, id string) (host.Port, error)
 
 	pressure   pressure   // why no VM is started for now
-	collecting sync.Mutex // held by collect
+	collecting sync.Mutex // held by collect, and while a pool gets what its VMs are made of
 
 	drain        drain        // why the host takes no new runner although it could
 	reloading    reloading    // what reloads have changed
