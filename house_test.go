@@ -89,6 +89,8 @@ var thirdPartyStopsAt = map[string][]string{
 	"github.com/google/go-cmp":               {"flint/internal/github/webhook", "flint/internal/githubsim"}, // in tests
 	"golang.org/x/sync":                      {"*"},
 	"golang.org/x/sys":                       {"*"},
+
+	"github.com/docker/docker-credential-helpers": {"flint/internal/image"},
 }
 
 // mayStartGoroutines has the functions that may use a bare go, and why. Everything else has an errgroup, or a task of internal/app. The

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
@@ -44,7 +45,7 @@ func (e *digestError) Error() string { return fmt.Sprintf("%s has the digest %s"
 // download fetches blobs of a repository to where a layout in dir has them: verified, and going on where an earlier call was
 // interrupted.
 func (s *Store) download(ctx context.Context, repo name.Repository, blobs []v1.Descriptor, dir string, w Want) error {
-	login, err := logins().Resolve(repo)
+	login, err := authn.Resolve(ctx, logins(), repo)
 	if err != nil {
 		return err
 	}

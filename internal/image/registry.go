@@ -32,8 +32,12 @@ func (s *Store) fromRegistry(ctx context.Context, src source, w Want) (Base, err
 	return s.answer(ctx, q, w, func() (Base, error) {
 		done := w.Progress.Step(q.step)
 		b, err := s.pull(ctx, ref, w)
-		done(summary(b), err)
-		return b, err
+		if err != nil {
+			done("", err)
+			return Base{}, err
+		}
+		done(summary(b), nil)
+		return b, nil
 	})
 }
 
@@ -160,11 +164,20 @@ func pullFault(ctx context.Context, ref string, err error) error {
 	var t *transport.Error
 	var bad *digestError
 	var redirect *redirectError
+	var login *loginError
 	switch {
 	case errors.As(err, &bad):
 		f.Code, f.Kind = "image.digest", flint.ErrConflict
 		f.What = fmt.Sprintf("pull image %q: the registry sent something else than its manifest promises", ref)
 		f.Fix = "try again; if it stays so, the registry or a proxy before it is damaged: push the image again"
+	case errors.As(err, &login):
+		f.Code, f.Kind = "image.login", flint.ErrConfig
+		f.What = fmt.Sprintf("pull image %q: a login that is kept on this machine cannot be used", ref)
+		f.Fix = "mend the file or install the credential helper that is named above; or log out and in again, as the user that flint runs as"
+	case errors.As(err, &t) && t.StatusCode == http.StatusTooManyRequests:
+		f.Code = "image.limit"
+		f.What = fmt.Sprintf("pull image %q: the registry has been asked too often", ref)
+		f.Fix = "wait, log in as the user that flint runs as (docker login or podman login; Docker Hub gives anonymous users few pulls), or pull from a mirror"
 	case errors.As(err, &redirect):
 		f.Code, f.Kind, f.Err = "image.redirect", flint.ErrConfig, redirect
 		f.What = fmt.Sprintf("pull image %q: flint does not go where the registry sends it", ref)

@@ -200,6 +200,12 @@ func TestRegistryThatFails(t *testing.T) {
 			return true
 		}},
 		{"forbids", "image.login", "refuses the login", flint.ErrPermission, blobs(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })},
+		{"is asked too often", "image.limit", "pull rate limit", nil, func(w http.ResponseWriter, _ *http.Request) bool {
+			w.WriteHeader(http.StatusTooManyRequests)
+			_, _ = io.WriteString(w, `{"errors": [{"code": "TOOMANYREQUESTS", "message": "you have reached your pull rate limit"}]}`)
+			return true
+		}},
+		{"is asked for blobs too often", "image.limit", "429", nil, blobs(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTooManyRequests) })},
 		{"is broken", "image.pull", "cannot be reached", nil, always(http.StatusInternalServerError)},
 		{"has broken storage", "image.pull", "500", nil, blobs(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })},
 		{"sends something else", "image.digest", "has the digest", flint.ErrConflict, blobs(func(w http.ResponseWriter, _ *http.Request) {
@@ -267,8 +273,16 @@ func TestRegistryHasNothingForThisMachine(t *testing.T) {
 	}
 	_, err = s.Base(t.Context(), Want{Ref: r.push(t, "a/image:1", alone)})
 	wantFault(t, err, "image.platform", "linux/s390x", runtime.GOARCH)
-	_, err = s.Base(t.Context(), Want{Ref: r.host + "/a/none:1"})
+	var ended []flint.Milestone
+	_, err = s.Base(t.Context(), Want{Ref: r.host + "/a/none:1", Progress: func(m flint.Milestone) {
+		if m.Done {
+			ended = append(ended, m)
+		}
+	}})
 	wantFault(t, err, "image.pull", "does not have it")
+	if len(ended) != 1 || ended[0].Err == nil || ended[0].Detail != "" {
+		t.Errorf("the step ended with %+v", ended)
+	}
 	if !errors.Is(err, flint.ErrNotFound) {
 		t.Errorf("%v is not ErrNotFound", err)
 	}
@@ -440,19 +454,25 @@ func TestLogins(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	t.Setenv("PATH", filepath.Join(home, "bin")+":/usr/bin:/bin")
+	helper := func(name, script string) { put("bin/docker-credential-"+name, "#!/bin/sh\n"+script+"\n", 0o755) }
 	auth := base64.StdEncoding.EncodeToString([]byte("me:secret"))
 	_, err := hastyStore(t).Base(t.Context(), Want{Ref: ref})
 	wantFault(t, err, "image.login")
 	for name, write := range map[string]func(){
 		"docker": func() { put(".docker/config.json", fmt.Sprintf(`{"auths": {%q: {"auth": %q}}}`, r.host, auth), 0o600) },
 		"a credential helper": func() {
-			put("bin/docker-credential-test", "#!/bin/sh\ncat >/dev/null\necho '{\"Username\": \"me\", \"Secret\": \"secret\"}'\n", 0o755)
-			t.Setenv("PATH", filepath.Join(home, "bin")+":/usr/bin:/bin")
+			helper("test", `cat >/dev/null; echo '{"Username": "me", "Secret": "secret"}'`)
 			put(".docker/config.json", fmt.Sprintf(`{"credHelpers": {%q: "test"}}`, r.host), 0o600)
 		},
 		"podman beside docker": func() {
 			put(".docker/config.json", "{}", 0o600)
 			put("run/containers/auth.json", fmt.Sprintf(`{"auths": {%q: {"auth": %q}}}`, r.host+"/team", auth), 0o600)
+		},
+		"a credential helper of podman's beside docker": func() {
+			put(".docker/config.json", "{}", 0o600)
+			helper("podman", `read host; [ "$host" = `+r.host+` ] && echo '{"Username": "me", "Secret": "secret"}'`)
+			put("run/containers/auth.json", fmt.Sprintf(`{"credHelpers": {%q: "podman"}}`, r.host), 0o600)
 		},
 	} {
 		if err := os.RemoveAll(filepath.Join(home, "run")); err != nil {
@@ -462,6 +482,58 @@ func TestLogins(t *testing.T) {
 		if _, err := hastyStore(t).Base(t.Context(), Want{Ref: ref}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestLoginsThatCannotBeUsed: that is not the registry's fault, and what is to be mended is named.
+func TestLoginsThatCannotBeUsed(t *testing.T) {
+	r := newRegistry(t)
+	ref := r.push(t, "team/image:1", testImage(t, pack(t, file("f", "1"))))
+	for name, tc := range map[string]struct {
+		docker, podman string // content of their files; "-" where there is none
+		helper         string // the script of a credential helper
+		says           string // of the error; empty: it is pulled without a login
+	}{
+		"none":                   {"-", "-", "", ""},
+		"podman's is empty":      {"{}", "", "", ""},
+		"docker's is empty":      {"", "-", "", ""},
+		"only podman's, empty":   {"-", "", "", ""},
+		"docker's is broken":     {"{", "-", "", "config.json"},
+		"podman's is broken":     {"{}", "{", "", "auth.json"},
+		"docker's names nobody":  {`{"credHelpers": {"HOST": "none"}}`, "-", "", "docker-credential-none"},
+		"podman's names nobody":  {"{}", `{"credHelpers": {"HOST": "none"}}`, "", "docker-credential-none"},
+		"podman's fails":         {"{}", `{"credHelpers": {"HOST": "bad"}}`, "echo locked; exit 1", "locked"},
+		"podman's talks garbage": {"{}", `{"credHelpers": {"HOST": "bad"}}`, "echo garbage", "docker-credential-bad"},
+		"podman's has none":      {"{}", `{"credHelpers": {"HOST": "bad"}}`, "echo credentials not found in native keychain; exit 1", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			home := t.TempDir()
+			t.Setenv("HOME", home)
+			t.Setenv("XDG_CONFIG_HOME", "")
+			t.Setenv("XDG_RUNTIME_DIR", filepath.Join(home, "run"))
+			t.Setenv("REGISTRY_AUTH_FILE", "")
+			// The library remembers where docker's is, once for a process.
+			t.Setenv("DOCKER_CONFIG", filepath.Join(home, ".docker"))
+			t.Setenv("PATH", home+":/usr/bin:/bin")
+			put := func(path, content string) {
+				if content == "-" {
+					return
+				}
+				path = filepath.Join(home, path)
+				content = strings.ReplaceAll(content, "HOST", r.host)
+				if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o755)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			put(".docker/config.json", tc.docker)
+			put("run/containers/auth.json", tc.podman)
+			put("docker-credential-bad", "#!/bin/sh\n"+tc.helper+"\n")
+			_, err := hastyStore(t).Base(t.Context(), Want{Ref: ref})
+			if tc.says == "" && err == nil {
+				return
+			}
+			wantFault(t, err, "image.login", "kept on this machine", tc.says)
+		})
 	}
 }
 
