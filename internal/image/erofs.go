@@ -197,6 +197,9 @@ func (w *erofsWriter) superblock() []byte {
 func (w *erofsWriter) table(ctx context.Context, contents *spool, out *bufio.Writer) error {
 	var at int64
 	for _, f := range w.files {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		begin := int64(f.nid) * erofsSlot
 		out.Write(zeroBlock[:begin-at])
 		b := w.inode(f)

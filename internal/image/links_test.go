@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"io"
 	"testing"
-
-	"flint"
 )
 
 // TestLinksOfExt4 has as many names and directories as an ext4 can count, and one more. (That tar2ext4 can count so many was tried once:
@@ -36,7 +34,7 @@ func TestLinksOfExt4(t *testing.T) {
 				if err := tree.apply(t.Context(), entries); err != nil {
 					t.Fatal(err)
 				}
-				p, err := tree.plan(flint.GiB)
+				p, err := tree.plan()
 				if err != nil {
 					t.Fatal(err)
 				}

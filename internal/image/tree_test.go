@@ -59,7 +59,7 @@ func TestCancelledTree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := tree.plan(flint.GiB)
+	p, err := tree.plan()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,10 @@ func TestCancelledTree(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	if err := p.writeExt4(ctx, contents, &guard{File: out}); !errors.Is(err, context.Canceled) {
-		t.Errorf("writing: %v", err)
+	if err := p.writeErofs(ctx, contents, flint.GiB, &guard{File: out}); !errors.Is(err, context.Canceled) {
+		t.Errorf("writing an erofs: %v", err)
+	}
+	if err := p.writeExt4(ctx, contents, flint.GiB, &guard{File: out}); !errors.Is(err, context.Canceled) {
+		t.Errorf("writing an ext4: %v", err)
 	}
 }
