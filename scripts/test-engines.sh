@@ -27,10 +27,11 @@ if [ ! -e "$root/done" ]; then
 	touch "$root/done"
 fi
 export PATH=$root/usr/bin:$root/usr/sbin:$PATH
+[ ${#sudo[@]} = 0 ] || sudo=(sudo -E env "PATH=$PATH")
 
 dir=$(mktemp -d /tmp/flint-docker.XXXXXX) # the paths of sockets must be short
 log=build/engines-docker.log
-"${sudo[@]}" env "PATH=$PATH" unshare --net sh -c 'ip link set lo up; exec dockerd --host "unix://$0/socket" --data-root "$0/data" \
+"${sudo[@]}" unshare --net sh -c 'ip link set lo up; exec dockerd --host "unix://$0/socket" --data-root "$0/data" \
 	--exec-root "$0/run" --pidfile "$0/pid" --storage-driver vfs --bip 172.31.255.1/24 --iptables=false --ip6tables=false' "$dir" >"$log" 2>&1 &
 daemon=$!
 end() {
@@ -41,7 +42,7 @@ end() {
 trap end EXIT
 export DOCKER_HOST=unix://$dir/socket
 for _ in $(seq 120); do
-	"${sudo[@]}" env "PATH=$PATH" docker version >/dev/null 2>&1 && break
+	"${sudo[@]}" docker version >/dev/null 2>&1 && break
 	kill -0 "$daemon" || { cat "$log"; exit 1; }
 	sleep 0.5
 done

@@ -87,7 +87,7 @@ func TestBuildThatNeverEnds(t *testing.T) {
 	fakeTool(t, "docker", `case "$1" in save) cp `+saved+` "$3" ;; esac`)
 	dir := dockerfileDir(t, "FROM scratch")
 	good := wantBase(t, s, Want{Ref: dir})
-	fakeTool(t, "docker", `case "$1" in build) while :; do sleep 60; done ;; esac`)
+	fakeTool(t, "docker", `case "$1" in buildx) exit 1 ;; build) while :; do sleep 60; done ;; esac`)
 	s.longest = 300 * time.Millisecond
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -109,6 +109,7 @@ func TestDockerBuildsSideBySide(t *testing.T) {
 	s, saved := testStore(t), dockerSaves(t)
 	hangs, other := dockerfileDir(t, "HANGS"), dockerfileDir(t, "FROM scratch")
 	fakeTool(t, "docker", `case "$1" in
+buildx) exit 1 ;;
 build) for last; do :; done; if grep -q HANGS "$last/Dockerfile"; then echo hanging; while :; do sleep 60; done; fi ;;
 save) cp `+saved+` "$3" ;;
 esac`)
