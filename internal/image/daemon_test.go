@@ -32,7 +32,7 @@ func TestImagesThatAreKeptHere(t *testing.T) {
 		t.Errorf("by its name in the archive: %+v", b)
 	}
 	_, err = s.Base(t.Context(), Want{Ref: "docker-archive:" + saved + ":localhost/other:1"})
-	wantFault(t, err, "image.layer")
+	wantFault(t, err, "image.missing", "it has localhost/team/x:1")
 
 	for ref, script := range map[string]string{
 		"docker-daemon:localhost/team/y": `echo "$@" >>"$log"; case "$*" in "image inspect --format {{.Id}} localhost/team/y") echo sha256:def ;; "save --output "*" sha256:def") cp ` + saved + ` "$3" ;; *) exit 1 ;; esac`,
