@@ -57,7 +57,7 @@ type Config struct {
 
 // Deadlines bound the parts of a runner's life. One that is zero is none.
 type Deadlines struct {
-	Boot   time.Duration // start of the VMM → first word of the agent
+	Boot   time.Duration // start of the VMM → the agent has configured the guest, its init included
 	Online time.Duration // registration → GitHub sees the runner program; the runner fails
 	Pickup time.Duration // seen by GitHub → a job; the registration is withdrawn, and the runner ends unless it has a job after all
 	Job    time.Duration // start of the work → its end

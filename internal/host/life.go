@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -20,15 +19,6 @@ import (
 	"flint/internal/undo"
 	"flint/internal/vm"
 )
-
-// releaseTime bounds the release of everything a runner held.
-const releaseTime = time.Minute
-
-// conclusionTime is how long a runner whose VM is gone waits for GitHub's word on its job. It usually comes first.
-const conclusionTime = 2 * time.Second
-
-// verdictTime is how long a VM whose agent is lost gets to end, and so to say why.
-const verdictTime = 2 * time.Second
 
 // life is one runner while it lives. Its steps run one after the other in the goroutine of Run; only the fields under mu
 // are read or written by others.
@@ -143,16 +133,6 @@ func (l *life) outstayed() {
 	}
 }
 
-// awaitConclusion gives GitHub's word on the job, which comes by another way than the end of its VM, a moment to arrive.
-func (l *life) awaitConclusion(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, conclusionTime)
-	defer cancel()
-	select {
-	case <-l.concluded:
-	case <-ctx.Done():
-	}
-}
-
 // record writes the intent before the first resource exists.
 func (l *life) record() error {
 	if err := os.Mkdir(l.dir, 0o700); err != nil {
@@ -256,62 +236,6 @@ func (l *life) greet(ctx context.Context) (*guest.Session, error) {
 	return agent, nil
 }
 
-// noGuest says why a VM did not come up: the deadline rather than what it interrupted, with the console beside it.
-func (l *life) noGuest(ctx context.Context, what string, err error) error {
-	var why error
-	var fix string
-	switch cause := context.Cause(ctx); {
-	case cause == nil:
-		fix, why = l.verdict(ctx, err)
-	case errors.Is(cause, flint.ErrTimeout):
-		why, fix = cause, l.look()+"; a machine without KVM may need a longer vm.boot_timeout"
-	default:
-		return fmt.Errorf("%s: %w", what, ended(cause))
-	}
-	return &flint.Fault{Code: "vm.boot", What: what, Kind: flint.ErrGuest, Err: &vm.BootError{Err: why, Console: l.console()}, Fix: fix}
-}
-
-// verdict adds to the loss of the agent how its VM ended, or that it did not, and says what to do about it.
-func (l *life) verdict(ctx context.Context, lost error) (fix string, why error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), verdictTime)
-	defer cancel()
-	err := l.machine.Wait(ctx)
-	switch {
-	case err == nil:
-		return l.look(), fmt.Errorf("its guest ended by itself, by a reboot or a panic: %w", lost)
-	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
-		return l.look(), fmt.Errorf("its VMM still runs, and its agent does not answer: %w", lost)
-	}
-	l.result.OOM = l.result.OOM || errors.Is(err, vm.ErrMemory)
-	fix = l.look()
-	var fault *flint.Fault
-	if errors.As(err, &fault) {
-		fix = fault.Fix
-	}
-	return fix, fmt.Errorf("%w (%w)", err, lost)
-}
-
-// look says where to look for why a VM was lost.
-func (l *life) look() string {
-	if c, ok := l.machine.(vm.Console); ok && len(c.Console()) == 0 {
-		return "the guest's console is empty: where VMs run under Firecracker, firecracker.serial: true makes it speak"
-	}
-	return "the end of the guest's console says more"
-}
-
-// console is the end of the guest's console, or of what the VMM itself said where that is all there is.
-func (l *life) console() []byte {
-	if c, ok := l.machine.(vm.Console); ok {
-		if b := c.Console(); len(b) > 0 {
-			return b
-		}
-	}
-	if c, ok := l.machine.(vm.Log); ok {
-		return c.Log()
-	}
-	return nil
-}
-
 const (
 	settleAtMost = time.Minute     // what the init of an image is worth waiting for
 	settleSpares = 5 * time.Second // of the time the guest has to come up, for the rest of its configuration
@@ -412,15 +336,6 @@ func (l *life) exited(exit guest.Exit) {
 	l.result.RootFull = exit.RootFull
 }
 
-// wentLost is the error of a VM whose agent was lost under its work.
-func (l *life) wentLost(ctx context.Context, what string, err error) error {
-	fix, why := l.verdict(ctx, err)
-	return &flint.Fault{
-		Code: "vm.lost", What: what, Kind: flint.ErrGuest, Err: &vm.LostError{Err: why, Console: l.console()},
-		Fix: "the VM ended or fell silent before its work did; " + fix,
-	}
-}
-
 // reboot ends the guest the orderly way. A guest that does not follow is no failure: l.end ends it by force.
 func (l *life) reboot(ctx context.Context, agent *guest.Session) error {
 	l.advance(flint.Finishing)
@@ -434,142 +349,4 @@ func (l *life) reboot(ctx context.Context, agent *guest.Session) error {
 		l.log.Warn("guest did not end by itself", "err", err)
 	}
 	return nil
-}
-
-// end releases everything and says how the runner ended. If something could not be released, what Sweep needs to try
-// again stays on disk.
-func (l *life) end(ctx context.Context, err error) (flint.Result, error) {
-	if errors.Is(err, ErrDetached) {
-		return l.leave(err)
-	}
-	if l.recorded {
-		uerr := l.update(false, func(r *record) {
-			l.h.enter(r, flint.Finishing)
-			r.Ending = err != nil
-		})
-		if uerr != nil {
-			l.log.Warn("the record lags behind", "phase", flint.Finishing, "err", uerr)
-		}
-	}
-	l.result.Lost = l.lost(err)
-	l.result.Console = strings.ToValidUTF8(string(l.console()), "\uFFFD")
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
-	defer cancel()
-	if l.output != nil {
-		_ = l.output.close() // what it has is in memory, too
-	}
-	leftover := l.release(ctx)
-	if m, ok := l.machine.(vm.Metrics); ok {
-		l.result.VMM = m.Metrics()
-	}
-	if u, ok := l.machine.(vm.Usage); ok {
-		l.result.PeakMemory = u.PeakMemory()
-	}
-	l.mu.Lock()
-	l.h.enter(&l.rec, flint.Gone)
-	registered := l.rec.Register
-	if l.overdue != nil {
-		l.overdue.Stop()
-	}
-	l.mu.Unlock()
-	l.h.mu.Lock()
-	l.released = true
-	l.h.mu.Unlock()
-	if (err == nil || l.result.Lost) && registered {
-		l.awaitConclusion(ctx)
-	}
-	l.h.bury(l, leftover != nil && registered)
-
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.result.Timeline = maps.Clone(l.rec.Runner.Timeline)
-	l.result.Runner = l.rec.Runner
-	l.result.Runner.Timeline = l.result.Timeline
-	l.result.Conclusion = l.conclusion
-	if l.output != nil {
-		l.result.Output = strings.ToValidUTF8(string(l.output.Bytes()), "\uFFFD")
-	}
-	l.result.Lost = l.result.Lost && !closed(l.concluded)
-	l.result.Reason = l.why(err)
-	return l.result, errors.Join(err, leftover)
-}
-
-// lost reports whether the runner ended under a job that GitHub has not concluded, without anybody's having ended it. It is
-// logged at once: GitHub itself notices only when it has heard nothing for minutes.
-func (l *life) lost(err error) bool {
-	for _, kind := range []error{flint.ErrUnneeded, flint.ErrStopped, flint.ErrTimeout} {
-		if errors.Is(err, kind) {
-			return false
-		}
-	}
-	l.mu.Lock()
-	job := l.rec.Runner.Job
-	l.mu.Unlock()
-	if job == nil || closed(l.concluded) || err == nil && l.result.Signal == "" {
-		return false
-	}
-	l.log.Error("its VM ended under its job", "job", job.Name, "repository", job.Repository, "run", job.RunID)
-	return true
-}
-
-// release undoes every step. The record goes last, and only if nothing else is left for Sweep to undo.
-func (l *life) release(ctx context.Context) error {
-	if err := l.undo.Run(ctx); err != nil {
-		l.log.Warn("not everything could be released; flint tries again every few minutes", "err", err)
-		return fmt.Errorf("%w: %w", flint.ErrRelease, err)
-	}
-	if !l.recorded {
-		return nil
-	}
-	l.mu.Lock() // nobody writes the record meanwhile
-	defer l.mu.Unlock()
-	l.erased = true
-	return l.h.erase(l.dir)
-}
-
-// why tells a person how the runner ended. The caller holds l.mu.
-func (l *life) why(err error) flint.Reason {
-	var fault *flint.Fault
-	switch r := l.result; {
-	case err != nil && r.Lost:
-		return flint.Because("runner.lost", "the VM was lost under %s; GitHub will declare it failed in about ten minutes (%s)", jobOf(l.rec.Runner), err)
-	case errors.Is(err, errIdle):
-		return flint.Because("runner.idle", "GitHub gave it no job within %s", l.h.c.Deadlines.Pickup)
-	case errors.Is(err, flint.ErrUnneeded):
-		return flint.Because("runner.unneeded", "nobody needed it any more")
-	case errors.Is(err, flint.ErrStopped):
-		return flint.Because("runner.stopped", "flint was told to stop")
-	case errors.As(err, &fault) && fault.Code == "runner.offline":
-		return flint.Because(fault.Code, "%s; %s", fault, fault.Fix)
-	case errors.Is(err, flint.ErrGuest):
-		return flint.Because("runner.guest", "its VM failed: %s", err)
-	case errors.Is(err, flint.ErrTimeout):
-		return flint.Because("runner.time_limit", "its time was up: %s", err)
-	case err != nil:
-		return flint.Because("runner.failed", "it failed: %s", err)
-	case !l.shortage().IsZero() && !l.succeeded(): // what it ran out of did no harm otherwise
-		return l.shortage()
-	case r.Lost:
-		return flint.Because("runner.lost", "its program was ended by %s under %s; GitHub will declare it failed in about ten minutes",
-			r.Signal, jobOf(l.rec.Runner))
-	case r.ExitCode == exitDeprecated && l.rec.Register && l.rec.Runner.Job == nil:
-		return flint.Because("runner.deprecated", "GitHub refuses this version of the runner software: give the pool a newer release")
-	case r.Unstarted != "":
-		return flint.Because("runner.start", "its program could not be started: %s", r.Unstarted)
-	case r.ExitCode != 0:
-		return flint.Because("runner.exit", "its program ended with code %d", r.ExitCode)
-	}
-	return flint.Because("runner.done", "its work was done")
-}
-
-// exitDeprecated is how the runner program ends when GitHub refuses its version (actions/runner, Constants.ReturnCode). One
-// that had a job was not refused: its exit code is then what the job made of it.
-const exitDeprecated = 7
-
-// jobOf names a runner's job for a person.
-func jobOf(r flint.Runner) string {
-	if r.Job.Repository == "" {
-		return "job " + r.Job.Name
-	}
-	return fmt.Sprintf("job %s of %s", r.Job.Name, r.Job.Repository)
 }

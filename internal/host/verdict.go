@@ -7,6 +7,53 @@ import (
 	"flint"
 )
 
+// why tells a person how the runner ended. The caller holds l.mu.
+func (l *life) why(err error) flint.Reason {
+	var fault *flint.Fault
+	switch r := l.result; {
+	case err != nil && r.Lost:
+		return flint.Because("runner.lost", "the VM was lost under %s; GitHub will declare it failed in about ten minutes (%s)", jobOf(l.rec.Runner), err)
+	case errors.Is(err, errIdle):
+		return flint.Because("runner.idle", "GitHub gave it no job within %s", l.h.c.Deadlines.Pickup)
+	case errors.Is(err, flint.ErrUnneeded):
+		return flint.Because("runner.unneeded", "nobody needed it any more")
+	case errors.Is(err, flint.ErrStopped):
+		return flint.Because("runner.stopped", "flint was told to stop")
+	case errors.As(err, &fault) && fault.Code == "runner.offline":
+		return flint.Because(fault.Code, "%s; %s", fault, fault.Fix)
+	case errors.Is(err, flint.ErrGuest):
+		return flint.Because("runner.guest", "its VM failed: %s", err)
+	case errors.Is(err, flint.ErrTimeout):
+		return flint.Because("runner.time_limit", "its time was up: %s", err)
+	case err != nil:
+		return flint.Because("runner.failed", "it failed: %s", err)
+	case !l.shortage().IsZero() && !l.succeeded(): // what it ran out of did no harm otherwise
+		return l.shortage()
+	case r.Lost:
+		return flint.Because("runner.lost", "its program was ended by %s under %s; GitHub will declare it failed in about ten minutes",
+			r.Signal, jobOf(l.rec.Runner))
+	case r.ExitCode == exitDeprecated && l.rec.Register && l.rec.Runner.Job == nil:
+		return flint.Because("runner.deprecated", "GitHub refuses this version of the runner software: give the pool a newer release")
+	case r.Unstarted != "":
+		return flint.Because("runner.start", "its program could not be started: %s", r.Unstarted)
+	case r.ExitCode != 0:
+		return flint.Because("runner.exit", "its program ended with code %d", r.ExitCode)
+	}
+	return flint.Because("runner.done", "its work was done")
+}
+
+// exitDeprecated is how the runner program ends when GitHub refuses its version (actions/runner, Constants.ReturnCode). One
+// that had a job was not refused: its exit code is then what the job made of it.
+const exitDeprecated = 7
+
+// jobOf names a runner's job for a person.
+func jobOf(r flint.Runner) string {
+	if r.Job.Repository == "" {
+		return "job " + r.Job.Name
+	}
+	return fmt.Sprintf("job %s of %s", r.Job.Name, r.Job.Repository)
+}
+
 // shortage says what the VM ran out of under its program; zero if it had enough.
 func (l *life) shortage() flint.Reason {
 	switch r := l.result; {
