@@ -12,6 +12,7 @@ import (
 // same.
 func TestPoolThatCouldStartNothing(t *testing.T) {
 	c := newCoordinator(t, 1, func(cfg *config.Config) {
+		cfg.Host.Memory = 0 // what the machine has: where it is configured, such a pool is refused
 		cfg.Pools = append(cfg.Pools, config.Pool{Name: "big", Image: "unused", Max: 1, VM: config.Shape{CPUs: 1, Memory: flint.TiB, Disk: flint.GiB}})
 	})
 	c.serve(t, func() {

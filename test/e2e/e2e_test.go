@@ -470,7 +470,7 @@ func TestBadInputSaysWhatToDo(t *testing.T) {
 			args: []string{"demo", "--workflow", filepath.Join(dir, "no.yml")},
 			code: 5, want: []string{"[workflow.missing]", "fix:"},
 		},
-		"no command":      {args: []string{"run"}, code: 2, want: []string{"no command to run"}},
+		"no command":      {args: []string{"run"}, code: 125, want: []string{"no command to run"}},
 		"unknown command": {args: []string{"bogus"}, code: 2, want: []string{`unknown command "bogus"`}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -22,7 +22,7 @@ mmdebstrap --quiet --mode=root --variant=minbase \
 	"$suite" "$root"
 
 cp "$root"/boot/vmlinuz-* "$out/vmlinuz"
-rm -rf "$root"/boot/*
+find "$root/boot" -type f ! -name "vmlinuz-*" ! -name "config-*" -delete
 echo kvmhost >"$root/etc/hostname"
 printf '127.0.0.1 localhost kvmhost\n::1 localhost\n' >"$root/etc/hosts"
 mkdir -p "$root/job"

@@ -68,6 +68,11 @@ func (d *Driver) launch(s vm.Spec, m *machine, v view) error {
 	defer out.Close()
 	cmd := d.command(s, m, v)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = null, out, out
+	// Of this process, and so of what it starts: a core would have the guest's memory in it, and so its secrets. Once the jailer has
+	// become another user, only who has all capabilities could set its limits.
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		return fmt.Errorf("forbid core dumps: %w", err)
+	}
 	m.started = time.Now()
 	if err := startApart(cmd, s.NIC); err != nil {
 		return startFault(cmd.Path, err)
@@ -75,10 +80,6 @@ func (d *Driver) launch(s vm.Spec, m *machine, v view) error {
 	pid := cmd.Process.Pid // cannot be another's yet: nobody has waited for it
 	start, err := vm.ProcessStart(pid)
 	err = errors.Join(err, unix.SetNonblock(fd, true)) // os/exec made it block
-	// A core would have the guest's memory in it, and so its secrets.
-	if lerr := unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil); lerr != nil && !errors.Is(lerr, unix.ESRCH) {
-		err = errors.Join(err, fmt.Errorf("forbid core dumps: %w", lerr))
-	}
 	m.watch(&process{pid: pid, start: start, cmd: cmd})
 	return err
 }
