@@ -14,6 +14,8 @@ run=(go test -run '^$' -bench . -benchtime "${BENCHTIME:-1s}")
 [ ${#sudo[@]} = 0 ] || run+=(-exec "${sudo[*]}")
 "${run[@]}" ./internal/... | grep -E '^(Benchmark|pkg:|FAIL)'
 "${sudo[@]}" build/bench -state "$PWD/build/state" -n "${VMS:-15}"
+# The kernel without modules, if make kernel has built it.
+[ ! -e build/kernel/vmlinux ] || "${sudo[@]}" build/bench -state "$PWD/build/state" -n "${VMS:-15}" -kernel build/kernel/vmlinux
 for layout in build/state/images/debian/*; do
 	"${sudo[@]}" build/bench -state "$PWD/build/state" -layout "$layout" -rounds "${ROUNDS:-3}"
 done

@@ -32,13 +32,14 @@ func main() {
 	state := flag.String("state", "build/state", "state directory")
 	agent := flag.String("agent", "build/flint-agent", "the guest's program")
 	runs := flag.Int("n", 15, "VMs per figure")
+	kernel := flag.String("kernel", "", "boot VMs with this kernel, which has all built in, and measure nothing else")
 	layout := flag.String("layout", "", "compare making a base image of this OCI layout with other programs, and measure nothing else; synthetic: tell the memory it takes for a large one made up")
 	rounds := flag.Int("rounds", 3, "of -layout")
 	base := flag.String("base", "", "make a base image of this OCI layout in a store at -state, and nothing else")
 	content := 5 * flint.GiB
 	flag.TextVar(&content, "content", content, "of the synthetic image")
 	flag.Parse()
-	b := &bench{state: *state, agent: *agent, runs: *runs, laps: map[string][]time.Duration{}}
+	b := &bench{state: *state, agent: *agent, kernel: *kernel, runs: *runs, laps: map[string][]time.Duration{}}
 	var err error
 	switch {
 	case *base != "":
@@ -58,6 +59,7 @@ func main() {
 
 type bench struct {
 	state, agent string
+	kernel       string // empty: the distribution's
 	runs         int
 
 	mu   sync.Mutex
@@ -66,7 +68,7 @@ type bench struct {
 
 func (b *bench) run(ctx context.Context) error {
 	cfg := config.Default()
-	cfg.StateDir, cfg.VM.Agent = b.state, b.agent
+	cfg.StateDir, cfg.VM.Agent, cfg.Kernel.Vmlinuz = b.state, b.agent, b.kernel
 	cfg.Network.Bridge = "flintbench"
 	cfg.Host.Memory = 16 * flint.GiB
 	cfg.Host.CPUs = 16
@@ -76,6 +78,9 @@ func (b *bench) run(ctx context.Context) error {
 		{Name: "small", Image: "./test/bench/small", Max: 1, VM: shape},
 		{Name: "large", Image: "./test/bench/large", Max: 1, VM: shape},
 		{Name: "systemd", Image: "./test/bench/systemd", Max: 1, VM: shape},
+	}
+	if b.kernel != "" {
+		cfg.Pools = cfg.Pools[:1]
 	}
 	if err := cfg.Complete(); err != nil {
 		return err
@@ -95,14 +100,17 @@ func (b *bench) run(ctx context.Context) error {
 	if err := a.Prepare(ctx); err != nil {
 		return err
 	}
-	for _, pool := range []string{"small", "large", "systemd"} {
-		info, err := os.Stat(a.Supplies()[pool].Base)
+	for _, pool := range cfg.Pools {
+		info, err := os.Stat(a.Supplies()[pool.Name].Base)
 		if err != nil {
 			return err
 		}
-		if err := b.lives(ctx, a, pool, flint.Bytes(info.Size())); err != nil {
+		if err := b.lives(ctx, a, pool.Name, flint.Bytes(info.Size())); err != nil {
 			return err
 		}
+	}
+	if b.kernel != "" {
+		return nil
 	}
 	if err := b.memory(ctx, a); err != nil {
 		return err
