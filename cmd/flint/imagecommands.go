@@ -29,10 +29,10 @@ func oneArg(what string) cobra.PositionalArgs {
 
 func newImageBuild(open openState) *cobra.Command {
 	c := &cobra.Command{
-		Use: "build DIR", Short: "Build a Dockerfile on a fresh base, and print the image's digest", Args: oneArg("a directory with a Dockerfile, or the file"),
+		Use: "build DIR", Short: "Build a Dockerfile, and print the image's digest", Args: oneArg("a directory with a Dockerfile, or the file"),
 		Long: "Build does what flint serve does for the pools whose image is this directory, with their file systems, and with their build\n" +
 			"arguments where none are given. A running one takes over the result at its next look, within the hour, or at once with\n" +
-			"flint config reload.",
+			"flint config reload. The base is asked for again at its registry, unless the first pool with this image has pull: missing.",
 	}
 	given := c.Flags().StringArray("build-arg", nil, "KEY=value; may be given again")
 	output := c.Flags().StringP("output", "o", "", "also write the file system to this file: ext4, unless the first pool with this image has another")

@@ -32,7 +32,10 @@ func MakeImage(ctx context.Context, cfg config.Config, opt Options, ref string, 
 				return made, err
 			}
 		}
-		b, err := store.Base(ctx, image.Want{Ref: ref, BuildArgs: args, Format: image.Format(p.Format), Progress: opt.Progress, Pull: image.Always})
+		b, err := store.Base(ctx, image.Want{
+			Ref: ref, BuildArgs: args, Format: image.Format(p.Format), Progress: opt.Progress,
+			Pull: image.Always, BaseIsHere: p.Pull == config.PullMissing,
+		})
 		if err != nil {
 			return made, err
 		}
@@ -45,7 +48,7 @@ func MakeImage(ctx context.Context, cfg config.Config, opt Options, ref string, 
 // given are used instead of theirs. Where no pool has the image there is one.
 func makings(cfg config.Config, ref string, args map[string]string) (all []config.Pool) {
 	for _, p := range cfg.Pools {
-		m := config.Pool{Image: ref, Args: p.Args, Format: cmp.Or(p.Format, string(image.Ext4))}
+		m := config.Pool{Image: ref, Args: p.Args, Format: cmp.Or(p.Format, string(image.Ext4)), Pull: p.Pull}
 		if len(args) > 0 {
 			m.Args = args
 		}

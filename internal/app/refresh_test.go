@@ -19,7 +19,7 @@ import (
 
 // dockerfileRig is an App with one pool, a, whose image is the Dockerfile in dir. Its docker makes images whose only file is
 // what the Dockerfile says in RUN, and whose environment is what it says in ENV.
-// In bin it notes each build as a line of builds, and builds nothing while slow is there.
+// In bin it notes each build as a line of builds, that one was on a fresh base as pulled, and builds nothing while slow is there.
 func dockerfileRig(t *testing.T) (a *App, dir, bin string) {
 	t.Helper()
 	bin = t.TempDir()
@@ -34,6 +34,7 @@ build)
 	if [ -e slow ]; then touch building; while [ -e slow ]; do sleep 0.02; done; fi
 	grep -q BROKEN "$last/Dockerfile" && { echo 'unknown instruction: BROKEN' >&2; exit 1; }
 	echo built >>builds
+	case " $* " in *" --pull "*) touch pulled ;; esac
 	sed -n 's/^RUN //p' "$last/Dockerfile" >made
 	sed -n 's/^ENV \(.*\)/"\1"/p' "$last/Dockerfile" >env ;;
 save)
@@ -291,6 +292,17 @@ func TestImageBuildServesPools(t *testing.T) {
 	}
 	if b, err := os.ReadFile(filepath.Join(bin, "builds")); err != nil || strings.Count(string(b), "\n") != 2 {
 		t.Errorf("built %q, %v; want twice", b, err)
+	}
+	for pull, fresh := range map[string]bool{config.PullMissing: false, config.PullDaily: true} {
+		_ = os.Remove(filepath.Join(bin, "pulled"))
+		cfg := a.cfg
+		cfg.Pools = []config.Pool{{Name: "d", Image: dir, Pull: pull, Args: map[string]string{"K": pull}}}
+		if _, err := MakeImage(t.Context(), cfg, a.opt, dir, nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(filepath.Join(bin, "pulled")); (err == nil) != fresh {
+			t.Errorf("pull: %s: on a fresh base: %t", pull, err == nil)
+		}
 	}
 	given := map[string]string{"K": "w"}
 	if got := makings(a.cfg, dir, given); len(got) != 2 || got[0].Args["K"] != "w" || got[1].Args["K"] != "w" {

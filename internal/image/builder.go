@@ -41,7 +41,7 @@ type build struct {
 // builder chooses: docker if its daemon answers and it can build on the base asked for, then podman if it is set up, then buildah.
 func (s *Store) builder(ctx context.Context, file, dir string, w Want) (*build, error) {
 	b := &build{
-		store: s, file: file, dir: dir, args: w.BuildArgs, pull: w.Pull.renews(),
+		store: s, file: file, dir: dir, args: w.BuildArgs, pull: w.Pull.renews() && !w.BaseIsHere,
 		tag: "localhost/flint-" + keyOf(file)[:12] + ":latest",
 	}
 	var unfit []error // why those that are installed cannot do it

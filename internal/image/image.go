@@ -81,6 +81,8 @@ type Want struct {
 	Progress  flint.Progress
 
 	Pull Pull // when it is had anew, though it gave something before
+	// BaseIsHere has a Dockerfile built on the base that the builder keeps, whatever Pull says: no registry may have it.
+	BaseIsHere bool
 	// OrLast is for who would rather go on with what Ref gave last than fail.
 	OrLast bool
 }
