@@ -52,7 +52,7 @@ var testsMayAlsoImport = map[string][]string{
 		"flint/internal/host", "flint/internal/vm", "flint/internal/vm/firecracker", "flint/internal/vm/firecracker/fctest",
 		"flint/internal/vm/qemu",
 	},
-	"flint/test/e2e":           {"flint/internal/githubsim"},
+	"flint/test/e2e":           {"flint/internal/githubsim", "flint/internal/vm"},
 	"flint/cmd/flint":          {"flint/internal/vm"},
 	"flint/internal/githubsim": {"flint/internal/githubsim/simrunner"},
 }

@@ -99,7 +99,8 @@ func (r *rig) nothingLeft(instance string) {
 		r.t.Errorf("tables left: %s", tables)
 	}
 	if pids := strings.TrimSpace(r.command("ip", "netns", "pids", r.netns)); pids != "" {
-		r.t.Errorf("processes left in the namespace: %s", pids)
+		args, _ := exec.Command("ps", "-o", "pid,ppid,stat,etime,args", "-p", strings.Join(strings.Fields(pids), ",")).CombinedOutput()
+		r.t.Errorf("processes left in the namespace: %s\n%s", pids, args)
 	}
 	for _, id := range r.vms {
 		if pid := vmm(r.t, id); pid != "" {

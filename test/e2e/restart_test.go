@@ -18,7 +18,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flint/internal/githubsim"
+	"flint/internal/vm"
 )
 
 // internet is a network namespace behind the rig's, with the simulated GitHub in it.
@@ -94,30 +94,23 @@ func selfSigned(ip net.IP) (tls.Certificate, error) {
 // listenIn listens in a network namespace.
 func listenIn(t *testing.T, netns, addr string) net.Listener {
 	t.Helper()
-	type result struct {
-		l   net.Listener
-		err error
-	}
-	got := make(chan result)
-	go func() {
-		runtime.LockOSThread() // and it ends with this goroutine
+	var l net.Listener
+	err := vm.Apart(func() error {
 		f, err := os.Open("/run/netns/" + netns)
-		if err == nil {
-			defer f.Close()
-			err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET)
-		}
 		if err != nil {
-			got <- result{nil, err}
-			return
+			return err
 		}
-		l, err := net.Listen("tcp", addr)
-		got <- result{l, err}
-	}()
-	res := <-got
-	if res.err != nil {
-		t.Fatal(res.err)
+		defer f.Close()
+		if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		l, err = net.Listen("tcp", addr)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	return res.l
+	return l
 }
 
 func (i *internet) see(ev githubsim.Event) {
