@@ -295,10 +295,5 @@ func (l archivedLayer) Uncompressed() (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := decompress(rc)
-	if err != nil {
-		rc.Close()
-		return nil, err
-	}
-	return unpacked{r, rc}, nil
+	return unpack(rc)
 }

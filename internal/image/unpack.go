@@ -34,6 +34,11 @@ func (u unpackingLayer) Uncompressed() (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
+	return unpack(rc)
+}
+
+// unpack reads what its first bytes say how to decompress. It takes over the stream, which is closed with what it returns, or on error.
+func unpack(rc io.ReadCloser) (io.ReadCloser, error) {
 	r, err := decompress(rc)
 	if err != nil {
 		rc.Close()
