@@ -30,16 +30,17 @@ export PATH=$root/usr/bin:$root/usr/sbin:$PATH
 [ ${#sudo[@]} = 0 ] || sudo=(sudo -E env "PATH=$PATH")
 
 dir=$(mktemp -d /tmp/flint-docker.XXXXXX) # the paths of sockets must be short
+daemon=
+end() {
+	if [ -e "$dir/pid" ]; then "${sudo[@]}" kill "$(cat "$dir/pid")" || true; fi
+	[ -z "$daemon" ] || wait "$daemon" || true
+	"${sudo[@]}" rm -rf "$dir"
+}
+trap end EXIT
 log=build/engines-docker.log
 "${sudo[@]}" unshare --net sh -c 'ip link set lo up; exec dockerd --host "unix://$0/socket" --data-root "$0/data" \
 	--exec-root "$0/run" --pidfile "$0/pid" --storage-driver vfs --bip 172.31.255.1/24 --iptables=false --ip6tables=false' "$dir" >"$log" 2>&1 &
 daemon=$!
-end() {
-	if [ -e "$dir/pid" ]; then "${sudo[@]}" kill "$(cat "$dir/pid")" || true; fi
-	wait "$daemon" || true
-	"${sudo[@]}" rm -rf "$dir"
-}
-trap end EXIT
 export DOCKER_HOST=unix://$dir/socket
 for _ in $(seq 120); do
 	"${sudo[@]}" docker version >/dev/null 2>&1 && break
