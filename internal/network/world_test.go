@@ -47,6 +47,8 @@ func enterNamespace(t testing.TB) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Skipf("needs network namespaces: %v", err)
 	}
+	// A new namespace has the IPv4 sysctls of the machine that runs the tests: where docker runs, it forwards.
+	ok(t, setSysctl("ipv4/ip_forward", "0"))
 	h := handle(t)
 	lo, err := h.LinkByName("lo")
 	ok(t, err)
