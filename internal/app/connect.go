@@ -16,6 +16,7 @@ import (
 
 	"flint"
 	"flint/internal/config"
+	"flint/internal/durable"
 	"flint/internal/github"
 	"flint/internal/github/webhook"
 )
@@ -168,7 +169,7 @@ func namePrefix(file string) (string, error) {
 		id := make([]byte, 3)
 		_, _ = rand.Read(id) // never fails: crypto/rand ends the program instead
 		b = []byte(hex.EncodeToString(id) + "\n")
-		if err := replaceFile(file, b); err != nil {
+		if err := durable.Replace(file, b); err != nil {
 			return "", fmt.Errorf("write this coordinator's id: %w", err)
 		}
 	} else if err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"flint"
 	"flint/internal/api"
+	"flint/internal/durable"
 )
 
 const (
@@ -62,7 +63,7 @@ func (d *drain) ask(want bool, now time.Time) error {
 		return nil
 	}
 	if !want {
-		if err := removeFile(d.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := durable.Remove(d.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove the note that the host is drained: %w", err)
 		}
 		d.person = time.Time{}
@@ -72,7 +73,7 @@ func (d *drain) ask(want bool, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("encode the note that the host is drained: %w", err)
 	}
-	if err := replaceFile(d.path, b); err != nil {
+	if err := durable.Replace(d.path, b); err != nil {
 		return fmt.Errorf("note that the host is drained: %w", err)
 	}
 	d.person = now

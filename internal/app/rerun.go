@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"flint"
+	"flint/internal/durable"
 )
 
 const (
@@ -88,7 +89,7 @@ func (r *reruns) save() error {
 	if err != nil {
 		return fmt.Errorf("encode the jobs to run again: %w", err)
 	}
-	if err := replaceFile(r.path, b); err != nil {
+	if err := durable.Replace(r.path, b); err != nil {
 		return fmt.Errorf("write the jobs to run again: %w", err)
 	}
 	return nil

@@ -10,6 +10,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+
+	"flint/internal/durable"
 )
 
 const (
@@ -73,35 +75,9 @@ func (j *journal) save(p position) error {
 	if err != nil {
 		return fmt.Errorf("encode journal: %w", err)
 	}
-	if err := replaceFile(j.path, b); err != nil {
+	if err := durable.Replace(j.path, b); err != nil {
 		return fmt.Errorf("write journal: %w", err)
 	}
 	j.at = p
 	return nil
-}
-
-// replaceFile writes a new file beside path, syncs it, renames it into place and syncs the directory.
-func replaceFile(path string, b []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".journal-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	_, err = f.Write(b)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

@@ -2,15 +2,14 @@ package host
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"flint"
+	"flint/internal/durable"
 	"flint/internal/guest"
 )
 
@@ -64,34 +63,21 @@ func bootID() string {
 	return strings.TrimSpace(string(b))
 }
 
-// write replaces the record atomically. With durable set it is on stable storage, and so is its directory's entry,
+// write replaces the record atomically. With durably set it is on stable storage, and so is its directory's entry,
 // when write returns; otherwise it survives this process but not a crash of the machine, which ends all VMs anyway.
-func (r record) write(dir string, durable bool) (err error) {
+func (r record) write(dir string, durably bool) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("encode record: %w", err)
 	}
-	f, err := os.CreateTemp(dir, recordFile+".*")
+	path := filepath.Join(dir, recordFile)
+	if !durably {
+		err = durable.Swap(path, b)
+	} else if err = durable.Replace(path, b); err == nil {
+		err = durable.SyncDir(filepath.Dir(dir))
+	}
 	if err != nil {
-		return fmt.Errorf("create record: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	_, err = f.Write(b)
-	if err == nil && durable {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("write record: %w", err)
-	}
-	if err = os.Rename(f.Name(), filepath.Join(dir, recordFile)); err != nil {
-		return fmt.Errorf("replace record: %w", err)
-	}
-	if durable {
-		return errors.Join(syncDir(dir), syncDir(filepath.Dir(dir)))
 	}
 	return nil
 }
@@ -123,23 +109,11 @@ func readRecord(dir string) (record, error) {
 	return r, nil
 }
 
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync directory: %w", err)
-	}
-	err = f.Sync()
-	if err = errors.Join(err, f.Close()); err != nil && !errors.Is(err, fs.ErrInvalid) {
-		return fmt.Errorf("sync directory: %w", err)
-	}
-	return nil
-}
-
 // save writes a record.
-func (h *Host) save(r record, dir string, durable bool) error {
+func (h *Host) save(r record, dir string, durably bool) error {
 	h.step("write record: " + r.Runner.Phase.String())
 	defer h.step("record written: " + r.Runner.Phase.String())
-	return r.write(dir, durable)
+	return r.write(dir, durably)
 }
 
 // erase removes a record and everything beside it.

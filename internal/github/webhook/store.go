@@ -17,6 +17,7 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 
 	"flint"
+	"flint/internal/durable"
 )
 
 const (
@@ -183,11 +184,7 @@ func writeStore(path string, c *contents) (_ *store, err error) {
 	if err := os.Rename(next, path); err != nil {
 		return nil, err
 	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return nil, err
-	}
-	return &store{db: db}, errors.Join(dir.Sync(), dir.Close())
+	return &store{db: db}, durable.SyncDir(filepath.Dir(path))
 }
 
 func (c *contents) write(tx *bbolt.Tx) error {
