@@ -72,6 +72,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root.SetOut(&guard{stdout, cancel})
 	root.SetErr(stderr)
 	root.InitDefaultCompletionCmd()
+	root.InitDefaultHelpCmd()
 	groups(root)
 	err := root.ExecuteContext(ctx)
 	var code exitError
@@ -121,6 +122,9 @@ func newVersion() *cobra.Command {
 func groups(c *cobra.Command) {
 	for _, below := range c.Commands() {
 		groups(below)
+		if below.Name() == "help" {
+			below.Args = anyCommand
+		}
 	}
 	if c.HasSubCommands() && !c.Runnable() {
 		c.Args, c.DisableFlagsInUseLine = knownCommand, true
@@ -139,6 +143,18 @@ func knownCommand(c *cobra.Command, args []string) error {
 		hint = fmt.Sprintf("; did you mean %q?", near[0])
 	}
 	return usage(c, fmt.Errorf("unknown command %q%s", args[0], hint))
+}
+
+// anyCommand refuses what names no command. Cobra's help would say so and succeed.
+func anyCommand(c *cobra.Command, args []string) error {
+	found, rest, err := c.Root().Find(args)
+	if err != nil {
+		return usage(c, err)
+	}
+	if found.HasSubCommands() {
+		return knownCommand(found, rest)
+	}
+	return nil
 }
 
 func usage(c *cobra.Command, err error) error {

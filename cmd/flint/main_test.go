@@ -177,6 +177,13 @@ func TestGroupsRefuseWhatIsNoCommandOfTheirs(t *testing.T) {
 		if code, stdout, stderr := flintCommand(append(path, "bogus")...); code != 2 || stdout != "" || !strings.Contains(stderr, `"bogus"`) || !strings.Contains(stderr, "[usage]") {
 			t.Errorf("%s bogus: exit %d, %q, %q", c.CommandPath(), code, stdout, stderr)
 		}
+		help := append([]string{"help"}, path...)
+		if code, stdout, stderr := flintCommand(help...); code != 0 || !strings.Contains(stdout, "Available Commands:") || stderr != "" {
+			t.Errorf("help of %s: exit %d, %q, %q", c.CommandPath(), code, stdout, stderr)
+		}
+		if code, stdout, stderr := flintCommand(append(help, "bogus")...); code != 2 || stdout != "" || !strings.Contains(stderr, `"bogus"`) {
+			t.Errorf("help of %s bogus: exit %d, %q, %q", c.CommandPath(), code, stdout, stderr)
+		}
 		if c.Runnable() && c.HasParent() {
 			return // it does something by itself
 		}
