@@ -41,7 +41,7 @@ func (s *Store) fromDockerfile(ctx context.Context, src source, w Want) (Base, e
 // builtAs builds a Dockerfile of that key, unless another process did since asked. It says whether the key is another by now.
 func (s *Store) builtAs(ctx context.Context, key, file string, w Want, asked time.Time) (b Base, changed bool, err error) {
 	step := "build image " + w.Ref
-	unlock, err := s.lock(ctx, key)
+	unlock, err := s.lock(ctx, key, w.Progress)
 	if err != nil {
 		return Base{}, false, err
 	}

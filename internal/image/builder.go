@@ -36,12 +36,14 @@ type build struct {
 	args  map[string]string
 	pull  bool // the base is looked up again, though it is here
 	line  func(string)
+
+	progress flint.Progress
 }
 
 // builder chooses: docker if its daemon answers and it can build on the base asked for, then podman if it is set up, then buildah.
 func (s *Store) builder(ctx context.Context, file, dir string, w Want) (*build, error) {
 	b := &build{
-		store: s, file: file, dir: dir, args: w.BuildArgs, pull: w.Pull.renews() && !w.BaseIsHere,
+		store: s, file: file, dir: dir, args: w.BuildArgs, progress: w.Progress, pull: w.Pull.renews() && !w.BaseIsHere,
 		tag: "localhost/flint-" + keyOf(file)[:12] + ":latest",
 	}
 	var unfit []error // why those that are installed cannot do it
@@ -107,7 +109,7 @@ func (b *build) build(ctx context.Context) error {
 
 // withDocker builds with docker's own cache. Names of images it made before go to the new one; what is left without a name is removed.
 func (b *build) withDocker(ctx context.Context) error {
-	unlock, err := b.store.lock(ctx, keyOf("docker", b.tag))
+	unlock, err := b.store.lock(ctx, keyOf("docker", b.tag), b.progress)
 	if err != nil {
 		return err
 	}
@@ -143,7 +145,7 @@ type command func(args ...string) tool.Tool
 // left elsewhere. The run directory is there as long as do runs.
 func (b *build) inStorage(ctx context.Context, do func(run string, with command) error) error {
 	// Builds share the storage, and what a killed build left there is removed by name.
-	unlock, err := b.store.lock(ctx, builderLock)
+	unlock, err := b.store.lock(ctx, builderLock, b.progress)
 	if err != nil {
 		return err
 	}

@@ -48,7 +48,7 @@ func (s *Store) DebianBase(ctx context.Context, suite string, p flint.Progress) 
 	dir := s.path(debianDir, name)
 	ref = ociPrefix + dir + ":latest"
 	step := "make Debian base " + suite
-	unlock, err := s.lock(ctx, "debian-"+name)
+	unlock, err := s.lock(ctx, "debian-"+name, p)
 	if err != nil {
 		return "", err
 	}

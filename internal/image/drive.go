@@ -131,7 +131,7 @@ func (s *Store) drive(ctx context.Context, dir string, kind driveKind, p flint.P
 		p.Step(step)("cached", nil)
 		return d, false, nil
 	}
-	unlock, err := s.lock(ctx, key)
+	unlock, err := s.lock(ctx, key, p)
 	if err != nil {
 		return Drive{}, false, err
 	}

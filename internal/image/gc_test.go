@@ -224,7 +224,7 @@ func TestGCEmptiesTheBuildersStorage(t *testing.T) {
 		}
 		defer unix.Unmount(dir, unix.MNT_DETACH)
 	}
-	unlock, err := s.lock(t.Context(), builderLock)
+	unlock, err := s.lock(t.Context(), builderLock, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

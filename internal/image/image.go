@@ -272,12 +272,12 @@ func (s *Store) work() (dir string, release func(), err error) {
 	return dir, func() { remove(); f.Close() }, nil
 }
 
-// lock takes the lock of a key and waits for it as long as ctx lasts. Locks hold between processes too, and end with
-// the process that holds them.
-func (s *Store) lock(ctx context.Context, key string) (unlock func(), err error) {
+// lock takes the lock of a key and waits for it as long as ctx lasts; that it waits is a step of p. Locks hold between processes too,
+// and end with the process that holds them.
+func (s *Store) lock(ctx context.Context, key string, p flint.Progress) (unlock func(), err error) {
 	path := s.path(lockDir, key)
 	for {
-		f, err := waitForLock(ctx, path)
+		f, err := waitForLock(ctx, path, p)
 		if err != nil {
 			return nil, err
 		}
@@ -288,13 +288,13 @@ func (s *Store) lock(ctx context.Context, key string) (unlock func(), err error)
 	}
 }
 
-func waitForLock(ctx context.Context, path string) (*os.File, error) {
+func waitForLock(ctx context.Context, path string, p flint.Progress) (_ *os.File, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock: %w", err)
 	}
-	wait := 5 * time.Millisecond
-	for {
+	const first = 5 * time.Millisecond
+	for wait := first; ; wait = min(2*wait, 250*time.Millisecond) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			return f, nil
@@ -303,13 +303,16 @@ func waitForLock(ctx context.Context, path string) (*os.File, error) {
 			f.Close()
 			return nil, fmt.Errorf("lock %s: %w", path, err)
 		}
+		if wait == first {
+			done := p.Step("wait for other work on images")
+			defer func() { done("", err) }()
+		}
 		select {
 		case <-ctx.Done():
 			f.Close()
-			return nil, fmt.Errorf("wait for another build of the same: %w", context.Cause(ctx))
+			return nil, fmt.Errorf("wait for other work on images: %w", context.Cause(ctx))
 		case <-time.After(wait):
 		}
-		wait = min(2*wait, 250*time.Millisecond)
 	}
 }
 

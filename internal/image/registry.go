@@ -69,7 +69,7 @@ func (s *Store) pull(ctx context.Context, ref name.Reference, w Want) (Base, err
 		return Base{}, pullFault(ctx, w.Ref, err)
 	}
 	dir := s.path(pullDir, digest.Hex)
-	unlock, err := s.lock(ctx, "pull-"+digest.Hex)
+	unlock, err := s.lock(ctx, "pull-"+digest.Hex, w.Progress)
 	if err != nil {
 		return Base{}, err
 	}

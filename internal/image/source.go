@@ -281,7 +281,7 @@ func (s *Store) fromImage(ctx context.Context, img v1.Image, w Want) (Base, erro
 	if b, ok := s.recallBase(key); ok {
 		return b, nil
 	}
-	unlock, err := s.lock(ctx, key)
+	unlock, err := s.lock(ctx, key, w.Progress)
 	if err != nil {
 		return Base{}, err
 	}

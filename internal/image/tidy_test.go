@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"flint"
 )
 
 // TestTidy: what every change of a directory and every failure adds goes when it is old, and a lock when it is free.
@@ -23,7 +25,7 @@ func TestTidy(t *testing.T) {
 		t.Fatal("it is there")
 	}
 	s.note(keyOf("tree", dir, "stamp"), "digest of a directory")
-	unlock, err := s.lock(t.Context(), keyOf("held"))
+	unlock, err := s.lock(t.Context(), keyOf("held"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +73,7 @@ func TestTidy(t *testing.T) {
 // TestLockThatIsRemoved: who waited for a lock that was removed meanwhile has the one that others find.
 func TestLockThatIsRemoved(t *testing.T) {
 	s := testStore(t)
-	unlock, err := s.lock(t.Context(), "key")
+	unlock, err := s.lock(t.Context(), "key", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,8 +82,9 @@ func TestLockThatIsRemoved(t *testing.T) {
 		err    error
 	}
 	waited := make(chan result)
+	var said []flint.Milestone
 	go func() {
-		unlock, err := s.lock(t.Context(), "key")
+		unlock, err := s.lock(t.Context(), "key", func(m flint.Milestone) { said = append(said, m) })
 		waited <- result{unlock, err}
 	}()
 	for !openTwice(t, s.path(lockDir, "key")) {
@@ -95,9 +98,12 @@ func TestLockThatIsRemoved(t *testing.T) {
 	if second.err != nil {
 		t.Fatal(second.err)
 	}
+	if len(said) != 2 || said[0].Step == "" || said[0].Done || !said[1].Done {
+		t.Errorf("of its wait it said %+v", said)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := s.lock(ctx, "key"); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := s.lock(ctx, "key", nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a third has it, too: %v", err)
 	}
 	second.unlock()
