@@ -24,7 +24,8 @@ var mayImport = map[string][]string{
 	"flint/internal/host":           {"flint", "flint/internal/vm", "flint/internal/guest", "flint/internal/undo", "flint/internal/durable"},
 	"flint/internal/github":         {"flint", "flint/internal/github/webhook", "flint/internal/durable"},
 	"flint/internal/github/webhook": {"flint", "flint/internal/durable"},
-	"flint/internal/image":          {"flint", "flint/internal/tool", "flint/internal/ext4", "flint/internal/inuse", "flint/internal/digest"},
+	"flint/internal/image":          {"flint", "flint/internal/rootfs", "flint/internal/tool", "flint/internal/inuse", "flint/internal/digest"},
+	"flint/internal/rootfs":         {"flint", "flint/internal/ext4"},
 	"flint/images/kernel":           {},
 	"flint/internal/kernel":         {"flint", "flint/images/kernel", "flint/internal/tool", "flint/internal/ext4", "flint/internal/inuse", "flint/internal/digest"},
 	"flint/test/bench":              {"flint", "flint/internal/app", "flint/internal/config", "flint/internal/githubsim", "flint/internal/image"},
@@ -44,6 +45,8 @@ var mayImport = map[string][]string{
 // testsMayAlsoImport lists what _test files may know beside that: the suites and doubles made for them.
 var testsMayAlsoImport = map[string][]string{
 	"flint/internal/host":    {"flint/internal/vm/vmtest"},
+	"flint/internal/image":   {"flint/internal/rootfs/rootfstest"},
+	"flint/internal/rootfs":  {"flint/internal/rootfs/rootfstest"},
 	"flint/internal/vm/qemu": {"flint/internal/vm/vmtest", "flint/internal/guest"},
 	"flint/internal/vm/firecracker": {
 		"flint/internal/vm/vmtest", "flint/internal/guest", "flint/internal/vm/firecracker/fctest",
@@ -66,7 +69,7 @@ var thirdPartyStopsAt = map[string][]string{
 	"github.com/google/go-github":            {"flint/internal/github", "flint/internal/githubsim"}, // the simulator only in tests
 	"go.etcd.io/bbolt":                       {"flint/internal/github/webhook"},
 	"golang.org/x/time":                      {"flint/internal/github/webhook"},
-	"github.com/Microsoft/hcsshim":           {"flint/internal/image", "flint/internal/kernel"},
+	"github.com/Microsoft/hcsshim":           {"flint/internal/rootfs", "flint/internal/kernel"},
 	"github.com/google/nftables":             {"flint/internal/network"},
 	"github.com/miekg/dns":                   {"flint/internal/network"},
 	"github.com/moby/patternmatcher":         {"flint/internal/image"},
@@ -102,9 +105,9 @@ var mayStartGoroutines = map[string]string{
 	"internal/app App.Command":              "a copy loop; ends with the call",
 	"cmd/flint runFlags.terminal":           "a copy loop; ends with the terminal's restore",
 	"internal/guest pump":                   "a copy loop; ends with its reader",
-	"internal/image plan.writeExt4":         "one end of a pipe whose other end waits for it",
 	"internal/image tarOf":                  "one end of a pipe whose other end waits for it",
-	"internal/image readAhead":              "one end of a pipe whose other end waits for it",
+	"internal/rootfs plan.writeExt4":        "one end of a pipe whose other end waits for it",
+	"internal/rootfs readAhead":             "one end of a pipe whose other end waits for it",
 	"internal/network onThread":             "a thread of its own, which the caller waits for",
 	"internal/vm Apart":                     "a thread of its own, which the caller waits for",
 	"internal/vm probe.watch":               "a thread that only the kernel can hold; the caller waits, with a bound",
@@ -116,10 +119,10 @@ var mayStartGoroutines = map[string]string{
 
 // mayKeepContext has the types that keep a context, and why: io.Reader takes none.
 var mayKeepContext = map[string]string{
-	"internal/image contextReader": "an io.Reader within one call",
-	"internal/image glance":        "an io.ReaderAt within one call",
-	"internal/image stream":        "an io.Reader within one call",
-	"internal/runnersoft reader":   "an io.Reader within one call",
+	"internal/rootfs contextReader": "an io.Reader within one call",
+	"internal/rootfs glance":        "an io.ReaderAt within one call",
+	"internal/rootfs stream":        "an io.Reader within one call",
+	"internal/runnersoft reader":    "an io.Reader within one call",
 }
 
 type sourceFile struct {

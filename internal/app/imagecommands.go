@@ -14,6 +14,7 @@ import (
 	"flint"
 	"flint/internal/config"
 	"flint/internal/image"
+	"flint/internal/rootfs"
 )
 
 // MakeImage makes the base image of a reference anew, or of a Dockerfile with its build arguments: as the configured pools with
@@ -100,7 +101,7 @@ func copyImage(b image.Base, to string) error {
 }
 
 // ImageContents is what flint looks for in an image.
-type ImageContents = image.Contents
+type ImageContents = rootfs.Contents
 
 // ImageDetails is what is known of one image.
 type ImageDetails struct {
@@ -110,7 +111,7 @@ type ImageDetails struct {
 	Dir  string   `json:"dir,omitempty"`
 	Cmd  []string `json:"cmd,omitempty"`
 	// Contents is what flint found in it; nil where it cannot be looked into.
-	Contents *image.Contents `json:"contents,omitempty"`
+	Contents *rootfs.Contents `json:"contents,omitempty"`
 }
 
 // InspectImage describes a base image that is kept.
@@ -128,7 +129,7 @@ func InspectImage(ctx context.Context, cfg config.Config, opt Options, name stri
 		d.Env, d.User, d.Dir, d.Cmd = b.Env, b.User, b.Dir, b.Cmd
 	}
 	if path, ok := store.BasePath(s.Digest); ok {
-		if has, err := image.Look(ctx, path); err == nil {
+		if has, err := rootfs.Look(ctx, path); err == nil {
 			d.Contents = &has
 		}
 	}

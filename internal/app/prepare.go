@@ -16,6 +16,7 @@ import (
 	"flint/internal/host"
 	"flint/internal/image"
 	"flint/internal/kernel"
+	"flint/internal/rootfs"
 	"flint/internal/runnersoft"
 	"flint/internal/vm"
 	"flint/internal/vm/firecracker"
@@ -142,7 +143,7 @@ func (a *App) fits(ctx context.Context, p config.Pool, base image.Base) error {
 	if a.github == nil || a.cfg.Runner.Dir != "" {
 		return nil // it may hold what it likes
 	}
-	has, err := image.Look(ctx, base.Path)
+	has, err := rootfs.Look(ctx, base.Path)
 	if err != nil {
 		a.log.Debug("what an image holds is not known", "pool", p.Name, "err", err)
 		return nil

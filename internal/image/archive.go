@@ -19,10 +19,14 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"flint"
+	"flint/internal/rootfs"
 )
 
 // maxMembers bounds the files of an archive: older dockers write three and a directory for each layer.
 const maxMembers = 16 * maxLayers
+
+// maxLinks bounds the links from one file of an archive to the next.
+const maxLinks = 40
 
 // errNotDocker says that an archive has no manifest.json.
 var errNotDocker = errors.New("no manifest.json")
@@ -67,7 +71,7 @@ func indexArchive(path string, limit flint.Bytes) (*archiveIndex, error) {
 	}
 	defer f.Close()
 	c := &archiveIndex{path: path, members: map[string]*tar.Header{}}
-	left := maxStream(limit)
+	left := rootfs.MaxUnpacked(limit)
 	t := tar.NewReader(f)
 	for n := 0; n <= maxMembers; n++ {
 		h, err := t.Next()
@@ -77,24 +81,24 @@ func indexArchive(path string, limit flint.Bytes) (*archiveIndex, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read archive: %w", err)
 		}
-		name, err := cleanName(h.Name)
+		name, err := rootfs.CleanName(h.Name)
 		if err != nil {
 			return nil, fmt.Errorf("entry %.256q: %w", h.Name, err)
 		}
-		if left -= h.Size; left < 0 {
-			return nil, fmt.Errorf("%w: archive of more than %s", errTooBig, flint.Bytes(maxStream(limit)))
+		if left -= flint.Bytes(h.Size); left < 0 {
+			return nil, fmt.Errorf("%w: archive of more than %s", rootfs.ErrTooBig, rootfs.MaxUnpacked(limit))
 		}
 		if c.members[name] == nil { // the rest of its header may be large
 			c.members[name] = &tar.Header{Typeflag: h.Typeflag, Size: h.Size, Linkname: h.Linkname}
 		}
 	}
-	return nil, fmt.Errorf("%w: an archive of %d files", errBudget, maxMembers)
+	return nil, fmt.Errorf("%w: an archive of %d files", rootfs.ErrBudget, maxMembers)
 }
 
 // find follows the links by which older dockers name a layer again, and returns what they lead to.
 func (c *archiveIndex) find(name string) (string, *tar.Header, error) {
 	at := path.Clean("/" + name)[1:]
-	for range maxHops {
+	for range maxLinks {
 		switch h := c.members[at]; {
 		case h == nil:
 			return "", nil, fmt.Errorf("no %.256q in the archive", name)
@@ -106,7 +110,7 @@ func (c *archiveIndex) find(name string) (string, *tar.Header, error) {
 			return at, h, nil
 		}
 	}
-	return "", nil, fmt.Errorf("%.256q in the archive: %w", name, errLoop)
+	return "", nil, fmt.Errorf("%.256q in the archive: too many symbolic links", name)
 }
 
 // open opens a file in the archive, and says its size.
@@ -126,7 +130,7 @@ func (c *archiveIndex) open(name string) (io.ReadCloser, int64, error) {
 			f.Close()
 			return nil, 0, fmt.Errorf("read archive: %w", err)
 		}
-		if is, err := cleanName(h.Name); err == nil && is == at {
+		if is, err := rootfs.CleanName(h.Name); err == nil && is == at {
 			return struct {
 				io.Reader
 				io.Closer

@@ -17,6 +17,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"flint"
+	"flint/internal/rootfs"
 )
 
 // Base finds or makes the base image that w names. What was made before from the same input is found again without
@@ -134,23 +135,23 @@ func explain(err error, w Want) error {
 	switch {
 	case errors.As(err, &f):
 		return err
-	case errors.Is(err, errTooBig):
+	case errors.Is(err, rootfs.ErrTooBig):
 		return &flint.Fault{
 			Code: "image.size",
 			What: fmt.Sprintf("make image %q", w.Ref),
-			Fix:  fmt.Sprintf("make the image smaller; the limit is %s for all files together and %s for one file", w.Limit, maxFile),
+			Fix:  fmt.Sprintf("make the image smaller; the limit is %s for all files together and %s for one file", w.Limit, rootfs.MaxFile),
 			Kind: flint.ErrConfig,
 			Err:  err,
 		}
-	case errors.Is(err, errBudget):
+	case errors.Is(err, rootfs.ErrBudget):
 		return &flint.Fault{
 			Code: "image.size",
 			What: fmt.Sprintf("make image %q", w.Ref),
-			Fix:  fmt.Sprintf("make the image of fewer or smaller files; all layers together may have %d entries and %s unpacked", maxEntries, flint.Bytes(maxStream(w.Limit))),
+			Fix:  fmt.Sprintf("make the image of fewer or smaller files; all layers together may have %d entries and %s unpacked", rootfs.MaxEntries, rootfs.MaxUnpacked(w.Limit)),
 			Kind: flint.ErrConfig,
 			Err:  err,
 		}
-	case errors.Is(err, errAttributes):
+	case errors.Is(err, rootfs.ErrAttributes):
 		return &flint.Fault{
 			Code: "image.attributes",
 			What: fmt.Sprintf("make image %q", w.Ref),
@@ -158,7 +159,7 @@ func explain(err error, w Want) error {
 			Kind: flint.ErrConfig,
 			Err:  err,
 		}
-	case errors.Is(err, errLinks):
+	case errors.Is(err, rootfs.ErrLinks):
 		return &flint.Fault{
 			Code: "image.links",
 			What: fmt.Sprintf("make image %q", w.Ref),
@@ -328,7 +329,7 @@ func (s *Store) fromExt4(ctx context.Context, src source, w Want) (Base, error) 
 	if err != nil {
 		return Base{}, err
 	}
-	if err := wholeFile(src.path); err != nil {
+	if err := rootfs.Whole(src.path); err != nil {
 		return Base{}, err
 	}
 	info, err := os.Stat(src.path)

@@ -2,9 +2,11 @@ package image
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -28,6 +30,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flint"
+	"flint/internal/rootfs"
+	"flint/internal/rootfs/rootfstest"
 )
 
 // testImage makes an image of layers, with a configuration that Base has to carry over.
@@ -35,7 +39,7 @@ func testImage(t testing.TB, layers ...[]byte) v1.Image {
 	t.Helper()
 	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
 	for _, b := range layers {
-		l, err := archives.LayerFromOpener(layerOf(b).open, archives.WithMediaType(types.OCILayer))
+		l, err := archives.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }, archives.WithMediaType(types.OCILayer))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -140,7 +144,7 @@ func TestBaseFromEveryKind(t *testing.T) {
 
 	first := wantBase(t, s, Want{Ref: filepath.Join(dir, "layout:one")})
 	checkConfig(t, first)
-	fsck(t, first.Path)
+	rootfstest.Fsck(t, first.Path)
 	for _, ref := range []string{"oci:" + filepath.Join(dir, "layout:one"), filepath.Join(dir, "single"), filepath.Join(dir, "docker.tar"), filepath.Join(dir, "oci.tar")} {
 		b := wantBase(t, s, Want{Ref: ref})
 		checkConfig(t, b)
@@ -247,6 +251,31 @@ func TestBaseRefusesBadImages(t *testing.T) {
 	_, err = s.Base(t.Context(), Want{Ref: filepath.Join(dir, "evil")})
 	wantFault(t, err, "image.layer", "the image says")
 	wantEmptyTmp(t, s)
+}
+
+// TestRefusalsAreExplained: what a file system has no room for is a fault that says how to mend it.
+func TestRefusalsAreExplained(t *testing.T) {
+	for err, code := range map[error]string{
+		rootfs.ErrTooBig: "image.size", rootfs.ErrBudget: "image.size", rootfs.ErrAttributes: "image.attributes", rootfs.ErrLinks: "image.links",
+	} {
+		wantFault(t, explain(fmt.Errorf("layer 1: %w", err), Want{Ref: "ref", Limit: flint.GiB}), code, `"ref"`, "layer 1: "+err.Error())
+	}
+}
+
+// TestFilesThatNoGuestMounts: what is used as it is, as a base and as a tool cache, is looked at before a VM is made.
+func TestFilesThatNoGuestMounts(t *testing.T) {
+	s, dir := testStore(t), t.TempDir()
+	short := filepath.Join(dir, "short")
+	if err := errors.Join(s.Scratch(short, 16*flint.MiB), os.Truncate(short, 12<<20)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.Base(t.Context(), Want{Ref: short})
+	wantFault(t, err, "image.file", "has only 12MiB")
+	_, err = s.Tools(t.Context(), short, nil)
+	wantFault(t, err, "image.file", "has only 12MiB")
+	putFile(t, dir, "none", "FROM scratch\n")
+	_, err = s.Tools(t.Context(), filepath.Join(dir, "none"), nil)
+	wantFault(t, err, "tools.missing", "holds no ext4")
 }
 
 // layerBlob is the path of the only layer's blob in a layout.

@@ -15,6 +15,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"flint/internal/rootfs/rootfstest"
 )
 
 // setxattr is a program for RUN: it gives a file an attribute, whose value is in hexadecimal.
@@ -74,8 +76,8 @@ func TestSameAsTheBuilderShows(t *testing.T) {
 			layout, shown := buildAndMount(t, dir, base)
 			for _, format := range []Format{Ext4, Erofs} {
 				b := wantBase(t, testStore(t), Want{Ref: "oci:" + layout + ":compared", Format: format})
-				fsck(t, b.Path)
-				ours, _ := mount(t, b.Path, "ro")
+				rootfstest.Fsck(t, b.Path)
+				ours, _ := rootfstest.Mount(t, b.Path, "ro")
 				compareTrees(t, ours, shown)
 			}
 		})
@@ -216,7 +218,7 @@ func describeTree(t *testing.T, root string) map[string]string {
 		if !d.IsDir() {
 			names[st.Ino] = append(names[st.Ino], rel)
 		}
-		files[rel] = line + attributes(t, path)
+		files[rel] = line + rootfstest.Attributes(t, path)
 		return nil
 	})
 	if err != nil {
@@ -229,28 +231,4 @@ func describeTree(t *testing.T, root string) map[string]string {
 		}
 	}
 	return files
-}
-
-// attributes lists a file's extended attributes, but not those by which overlay keeps its books.
-func attributes(t *testing.T, path string) string {
-	t.Helper()
-	names := make([]byte, 4096)
-	n, err := unix.Llistxattr(path, names)
-	if err != nil {
-		t.Fatalf("%s: %v", path, err)
-	}
-	var list []string
-	for name := range strings.SplitSeq(strings.TrimRight(string(names[:n]), "\x00"), "\x00") {
-		if name == "" || strings.HasPrefix(name, "trusted.overlay.") {
-			continue
-		}
-		value := make([]byte, 4096)
-		n, err := unix.Lgetxattr(path, name, value)
-		if err != nil {
-			t.Fatalf("%s: %s: %v", path, name, err)
-		}
-		list = append(list, fmt.Sprintf(" %s=%x", name, value[:n]))
-	}
-	slices.Sort(list)
-	return strings.Join(list, "")
 }

@@ -119,7 +119,12 @@ func (d *downloader) blob(ctx context.Context, b v1.Descriptor) error {
 	}
 	defer f.Close()
 	sum := sha256.New()
-	begun, err := io.Copy(sum, contextReader{ctx, f})
+	begun, err := io.Copy(sum, reading(func(p []byte) (int, error) {
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+		return f.Read(p)
+	}))
 	if err != nil {
 		return fmt.Errorf("read what was downloaded: %w", err)
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"flint"
+	"flint/internal/rootfs"
 	"flint/internal/tool"
 )
 
@@ -65,7 +66,7 @@ func (s *Store) Tools(ctx context.Context, path string, p flint.Progress) (Drive
 	case info.IsDir():
 		return s.driveOf(ctx, path, toolsKind(), p)
 	case info.Mode().IsRegular():
-		err = wholeFile(path)
+		err = rootfs.Whole(path)
 	default:
 		err = fmt.Errorf("%s is neither a directory nor a file", path)
 	}
@@ -126,7 +127,7 @@ func (s *Store) drive(ctx context.Context, dir string, kind driveKind, p flint.P
 		return Drive{}, false, err
 	}
 	step := "make " + kind.name
-	key := keyOf(flatVersion, kind.key, digest)
+	key := keyOf(Ext4.Version(), kind.key, digest)
 	if d, ok := s.recallDrive(key); ok {
 		p.Step(step)("cached", nil)
 		return d, false, nil
@@ -142,7 +143,7 @@ func (s *Store) drive(ctx context.Context, dir string, kind driveKind, p flint.P
 	}
 	done := p.Step(step)
 	d = Drive{Version: readVersion(filepath.Join(dir, versionFile))}
-	d.Digest, d.Path, d.Size, err = s.writeImage(ctx, driveDir, []layer{{open: func() (io.ReadCloser, error) { return tarOf(ctx, dir, kind.dirs), nil }}}, kind.limit, Ext4)
+	d.Digest, d.Path, d.Size, err = s.writeImage(ctx, driveDir, []rootfs.Layer{{Open: func() (io.ReadCloser, error) { return tarOf(ctx, dir, kind.dirs), nil }}}, kind.limit, Ext4)
 	after := ""
 	if err == nil {
 		after, err = s.contextDigest(ctx, dir, nil)

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"archive/tar"
 	"bytes"
 	"os"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"flint"
+	"flint/internal/rootfs/rootfstest"
 )
 
 // runnerDir makes a directory Drive accepts.
@@ -41,7 +43,7 @@ func TestDrive(t *testing.T) {
 	if d.Version != "runner 1.2" {
 		t.Errorf("version %q", d.Version)
 	}
-	fsck(t, d.Path)
+	rootfstest.Fsck(t, d.Path)
 
 	// Times and places do not count, content does.
 	twin := runnerDir(t)
@@ -59,7 +61,7 @@ func TestDrive(t *testing.T) {
 	}
 	wantEmptyTmp(t, s)
 
-	root, _ := mount(t, d.Path, "ro")
+	root, _ := rootfstest.Mount(t, d.Path, "ro")
 	if target, err := os.Readlink(filepath.Join(root, "link")); err != nil || target != "bin/run" {
 		t.Errorf("link: %q, %v", target, err)
 	}
@@ -222,7 +224,7 @@ func TestDebianBase(t *testing.T) {
 	if !slices.Equal(b.Cmd, []string{"/bin/bash"}) {
 		t.Errorf("command %q", b.Cmd)
 	}
-	fsck(t, b.Path)
+	rootfstest.Fsck(t, b.Path)
 
 	for _, suite := range []string{"--help", "../x", "a b", "UPPER"} {
 		_, err := s.DebianBase(t.Context(), suite, nil)
@@ -284,7 +286,7 @@ func TestRealBuilder(t *testing.T) {
 		t.Fatal(err)
 	}
 	layoutDir := filepath.Join(t.TempDir(), "base")
-	writeLayout(t, layoutDir, "latest", testImage(t, pack(t, dir("tmp"), item{name: "probe", content: string(program), h: mode(0o755)}, file("gone", "1"))))
+	writeLayout(t, layoutDir, "latest", testImage(t, pack(t, dir("tmp"), item{Name: "probe", Content: string(program), Header: tar.Header{Mode: 0o755}}, file("gone", "1"))))
 
 	s := testStore(t)
 	context := dockerfileDir(t, "ARG BASE\nFROM ${BASE}\nUSER 0:0\nCOPY Dockerfile /copied\nRUN [\"/probe\", \"/made\"]\nUSER 5:6\nENV X=y\n")
@@ -304,8 +306,8 @@ func TestRealBuilder(t *testing.T) {
 	if again := wantBase(t, s, w); again.Digest != b.Digest || !slices.Contains(output, "cached") {
 		t.Errorf("second time: %+v, %q", again, output)
 	}
-	fsck(t, b.Path)
-	root, _ := mount(t, b.Path, "ro")
+	rootfstest.Fsck(t, b.Path)
+	root, _ := rootfstest.Mount(t, b.Path, "ro")
 	info, err := os.Stat(filepath.Join(root, "made"))
 	if err != nil || info.Size() != int64(len("made by RUN")) {
 		t.Errorf("made: %v, %v", info, err)
@@ -331,8 +333,8 @@ func TestTools(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fsck(t, d.Path)
-	root, _ := mount(t, d.Path, "ro")
+	rootfstest.Fsck(t, d.Path)
+	root, _ := rootfstest.Mount(t, d.Path, "ro")
 	for name, mode := range map[string]os.FileMode{".": 0o777, "node/22.1.0": 0o777, "node/22.1.0/x64/node": 0o755} {
 		if info, err := os.Stat(filepath.Join(root, name)); err != nil || info.Mode().Perm() != mode {
 			t.Errorf("%s: %v, %v, want permissions %v", name, info, err, mode)

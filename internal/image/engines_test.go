@@ -14,6 +14,7 @@ import (
 	archives "github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"flint"
+	"flint/internal/rootfs/rootfstest"
 )
 
 // needEngine skips the test where the program is not installed or does not answer, but not in make test-images. A docker needs its
@@ -142,7 +143,7 @@ func TestRealEnginesBuild(t *testing.T) {
 			for _, who := range []string{"first", "second"} {
 				w.BuildArgs, w.Pull = map[string]string{"WHO": who}, Always
 				b := wantBase(t, s, w)
-				fsck(t, b.Path)
+				rootfstest.Fsck(t, b.Path)
 				if got := readFile(t, b, "/made"); got != who || b.User != "runner:1" {
 					t.Errorf("made by %q, want %q; %+v", got, who, b)
 				}

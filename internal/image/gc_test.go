@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flint"
+	"flint/internal/rootfs/rootfstest"
 )
 
 // another opens the same store as another process would: locks belong to open files, not to processes.
@@ -315,7 +316,7 @@ func TestTornFilesAreMadeAgain(t *testing.T) {
 		if info, err := os.Stat(again.Path); err != nil || info.Size() != int64(b[0].Size) {
 			t.Errorf("%s: %v", name, err)
 		}
-		fsck(t, again.Path)
+		rootfstest.Fsck(t, again.Path)
 	}
 }
 
@@ -384,7 +385,7 @@ func TestFullDisk(t *testing.T) {
 	if again := wantBase(t, another(t, s), small); again.Digest != good.Digest {
 		t.Errorf("got %s, want %s", again.Digest, good.Digest)
 	}
-	fsck(t, good.Path)
+	rootfstest.Fsck(t, good.Path)
 
 	if err := os.Remove(filepath.Join(disk, "full")); err != nil {
 		t.Fatal(err)

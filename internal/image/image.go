@@ -2,9 +2,9 @@
 // read-only drive with the runner software, and the empty scratch disk.
 //
 // A base image is one ext4 or erofs file named by the digest of its content, made without root and without mounting anything,
-// shared read-only by all VMs. Layers are hostile input: they are bounded, strictly parsed, and nothing in them can name
-// a file outside the image being made. The package must not know VMs, GitHub or the network, must not keep anything
-// outside its own directory, and must not let a type of the container libraries out.
+// shared read-only by all VMs. This package finds or makes the layers, and keeps what came of them; rootfs makes the file system.
+// Archives, layouts and what registries say are hostile input: they are bounded and strictly parsed. The package must not know VMs,
+// GitHub or the network, must not keep anything outside its own directory, and must not let a type of the container libraries out.
 package image
 
 import (
@@ -16,7 +16,6 @@ import (
 	"errors"
 	"fmt"
 	"hash"
-	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -31,6 +30,7 @@ import (
 
 	"flint"
 	"flint/internal/inuse"
+	"flint/internal/rootfs"
 )
 
 // Store is a directory that holds images, what was needed to make them, and what is remembered about them. Several
@@ -88,20 +88,15 @@ type Want struct {
 }
 
 // version goes into every cache key of w.
-func (w Want) version() string {
-	if w.Format == Erofs {
-		return flatVersion + "-erofs-2"
-	}
-	return flatVersion
-}
+func (w Want) version() string { return w.Format.Version() }
 
 // Format is a file system that a base image can be.
-type Format string
+type Format = rootfs.Format
 
 // The formats of base images.
 const (
-	Ext4  Format = "ext4"
-	Erofs Format = "erofs"
+	Ext4  = rootfs.Ext4
+	Erofs = rootfs.Erofs
 )
 
 // The directories of a store.
@@ -377,6 +372,16 @@ func (s *Store) remember(key string, v any) error {
 	return nil
 }
 
+// BasePath returns where a base image is that the store keeps.
+func (s *Store) BasePath(digest string) (string, bool) {
+	for _, format := range []Format{Ext4, Erofs} {
+		if file := s.path(baseDir, fileName(digest, format)); isRegular(file) {
+			return file, true
+		}
+	}
+	return "", false
+}
+
 // recallBase reads a remembered base image and checks that its file is still there.
 func (s *Store) recallBase(key string) (Base, bool) {
 	var b Base
@@ -393,70 +398,4 @@ func (s *Store) recallBase(key string) (Base, bool) {
 	}
 	b.Path = path
 	return b, true
-}
-
-// fileName is what the file of that digest is called.
-func fileName(digest string, format Format) string {
-	return strings.TrimPrefix(digest, "sha256:") + "." + string(format)
-}
-
-// isNamed reports whether the file at path has the name of one with that digest.
-func isNamed(path, digest string) bool {
-	stem, suffix, _ := strings.Cut(filepath.Base(path), ".")
-	return stem == strings.TrimPrefix(digest, "sha256:") && (suffix == string(Ext4) || suffix == string(Erofs))
-}
-
-// writeImage flattens layers into a file of the store's directory kind and returns its digest, path and size.
-func (s *Store) writeImage(ctx context.Context, kind string, layers []layer, limit flint.Bytes, format Format) (digest, path string, size flint.Bytes, err error) {
-	tmp, release, err := s.work()
-	if err != nil {
-		return "", "", 0, err
-	}
-	defer release()
-	f, err := os.OpenFile(filepath.Join(tmp, "image"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return "", "", 0, fmt.Errorf("write image: %w", err)
-	}
-	defer f.Close()
-	if err := flatten(ctx, layers, limit, format, tmp, &guard{File: f, spare: s.spare}); err != nil {
-		return "", "", 0, err
-	}
-	end, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return "", "", 0, fmt.Errorf("write image: %w", err)
-	}
-	// Read again rather than summed while it was written: that is what others will find in the file.
-	if digest, err = hashFile(ctx, f.Name()); err != nil {
-		return "", "", 0, fmt.Errorf("read image: %w", err)
-	}
-	path = s.path(kind, fileName(digest, format))
-	if err := s.publish(ctx, f, path); err != nil {
-		return "", "", 0, err
-	}
-	return digest, path, flint.Bytes(end), nil
-}
-
-// publish gives a finished file its name. It is on disk before it is seen. A file of that name is left alone if it has the
-// content that its name says: VMs may be using it. Either is held before a GC can see that nobody uses it.
-func (s *Store) publish(ctx context.Context, f *os.File, path string) error {
-	if s.holdWhole(ctx, path) == nil {
-		return nil
-	}
-	if err := inuse.Lock(f, unix.LOCK_SH); err != nil {
-		return fmt.Errorf("publish image: %w", err)
-	}
-	if err := f.Chmod(0o644); err != nil {
-		return fmt.Errorf("publish image: %w", err)
-	}
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("publish image: %w", err)
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return fmt.Errorf("publish image: %w", err)
-	}
-	if err := s.hold(path); err != nil {
-		return fmt.Errorf("publish image: %w", err)
-	}
-	s.nameIsRight(path) // it was named by what was read from it
-	return nil
 }

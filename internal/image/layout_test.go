@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"flint"
+	"flint/internal/rootfs/rootfstest"
 )
 
 // lie is what is not as it should be in a layout: a file that has a GiB, which its descriptor says or does not, or other bytes.
@@ -104,7 +105,7 @@ func TestLyingLayouts(t *testing.T) {
 		t.Run(fmt.Sprintf("%+v", l), func(t *testing.T) {
 			dir := lyingLayout(t, l)
 			file := filepath.Join(t.TempDir(), "image.tar")
-			if err := os.WriteFile(file, tarSparse(t, dir, sparseTars["PAX 1.0"], "."), 0o600); err != nil {
+			if err := os.WriteFile(file, rootfstest.PackSparse(t, dir, rootfstest.SparseTars()["PAX 1.0"], "."), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			archive, err := indexArchive(file, 16*flint.GiB)
@@ -151,7 +152,7 @@ func TestArchiveIsReadInPlace(t *testing.T) {
 	dir := t.TempDir()
 	writeLayout(t, dir, "", testImage(t, pack(t, file("f", "1"))))
 	ref := filepath.Join(t.TempDir(), "image.tar")
-	if err := os.WriteFile(ref, tarSparse(t, dir, nil, "."), 0o600); err != nil {
+	if err := os.WriteFile(ref, rootfstest.PackSparse(t, dir, nil, "."), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s, steps := testStore(t), 0
@@ -180,7 +181,7 @@ func TestArchiveOfSeveralImages(t *testing.T) {
 	if err := archives.MultiWriteToFile(docker, images); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(oci, tarSparse(t, filepath.Join(dir, "layout"), nil, "."), 0o600); err != nil {
+	if err := os.WriteFile(oci, rootfstest.PackSparse(t, filepath.Join(dir, "layout"), nil, "."), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for ref, texts := range map[string][]string{

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"flint"
+	"flint/internal/rootfs"
 )
 
 // fromRegistry pulls an image, or uses what the reference gave last, as w says.
@@ -152,7 +153,7 @@ func pullFault(ctx context.Context, ref string, err error) error {
 		return context.Cause(ctx)
 	}
 	var fault *flint.Fault
-	if errors.As(err, &fault) || spaceFault(err, "") != nil || errors.Is(err, errTooBig) {
+	if errors.As(err, &fault) || spaceFault(err, "") != nil || errors.Is(err, rootfs.ErrTooBig) {
 		return err
 	}
 	f := &flint.Fault{

@@ -169,7 +169,7 @@ func TestBaseFromRegistry(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.note(keyOf(flatVersion, "registry", parsed.Name(), runtime.GOARCH), answered{newer, time.Now().Add(-day)})
+	s.note(keyOf(Ext4.Version(), "registry", parsed.Name(), runtime.GOARCH), answered{newer, time.Now().Add(-day)})
 	r.push(t, "team/image:1", img)
 	if again := wantBase(t, s, Want{Ref: ref, Pull: Daily}); again.Digest != b.Digest {
 		t.Error("a day later the tag gave the old image")

@@ -3,7 +3,6 @@ package image
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +15,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"flint"
+	"flint/internal/rootfs"
 )
 
 // sourceKind says what a reference turned out to be.
@@ -149,10 +149,8 @@ func (s source) fromFile(info fs.FileInfo, isOCI bool) (source, error) {
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		return source{}, missing(s.ref, "it cannot be read", err)
 	}
-	const superblock, magicAt = 1024, 0x38 // the superblock of both, and ext4's s_magic in it
 	switch {
-	case n == len(head) && binary.LittleEndian.Uint16(head[superblock+magicAt:]) == 0xEF53,
-		n == len(head) && binary.LittleEndian.Uint32(head[superblock:]) == erofsMagic:
+	case rootfs.Detect(head[:n]) != "":
 		s.kind = ext4File
 	case n >= 512 && string(head[257:262]) == "ustar":
 		s.kind = archive
@@ -231,13 +229,13 @@ func checkImage(img v1.Image, limit flint.Bytes) error {
 	if len(m.Layers) > maxLayers {
 		return fmt.Errorf("%d layers, at most %d", len(m.Layers), maxLayers)
 	}
-	var sum int64
+	var sum flint.Bytes
 	for _, l := range m.Layers {
 		if l.Size < 0 || l.Size > int64(limit) {
-			return fmt.Errorf("%w: layer of %d bytes", errTooBig, l.Size)
+			return fmt.Errorf("%w: layer of %d bytes", rootfs.ErrTooBig, l.Size)
 		}
-		if sum += l.Size; sum > maxStream(limit) {
-			return fmt.Errorf("%w: layers of more than %s", errTooBig, flint.Bytes(maxStream(limit)))
+		if sum += flint.Bytes(l.Size); sum > rootfs.MaxUnpacked(limit) {
+			return fmt.Errorf("%w: layers of more than %s", rootfs.ErrTooBig, rootfs.MaxUnpacked(limit))
 		}
 	}
 	return nil
@@ -245,7 +243,7 @@ func checkImage(img v1.Image, limit flint.Bytes) error {
 
 // layersOf lists an image's layers, lowest first, each with the digest its configuration promises. (A library's DiffID
 // would compute it from the layer itself, which proves nothing.)
-func layersOf(img v1.Image, config *v1.ConfigFile) ([]layer, error) {
+func layersOf(img v1.Image, config *v1.ConfigFile) ([]rootfs.Layer, error) {
 	list, err := img.Layers()
 	if err != nil {
 		return nil, fmt.Errorf("list layers: %w", err)
@@ -253,9 +251,9 @@ func layersOf(img v1.Image, config *v1.ConfigFile) ([]layer, error) {
 	if len(list) != len(config.RootFS.DiffIDs) {
 		return nil, fmt.Errorf("%d layers, but the configuration has %d", len(list), len(config.RootFS.DiffIDs))
 	}
-	var layers []layer
+	var layers []rootfs.Layer
 	for i, l := range list {
-		layers = append(layers, layer{open: l.Uncompressed, diffID: config.RootFS.DiffIDs[i].String()})
+		layers = append(layers, rootfs.Layer{Open: l.Uncompressed, DiffID: config.RootFS.DiffIDs[i].String()})
 	}
 	return layers, nil
 }

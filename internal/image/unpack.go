@@ -64,8 +64,11 @@ func (u unpacked) Close() error {
 // maxWindow bounds the memory a zstd stream may ask for: what `zstd --long` uses and every zstd reads.
 const maxWindow = 128 << 20
 
+// readSize is how much of a layer is read at once.
+const readSize = 256 << 10
+
 func decompress(r io.Reader) (io.ReadCloser, error) {
-	br := bufio.NewReaderSize(r, chunk)
+	br := bufio.NewReaderSize(r, readSize)
 	head, _ := br.Peek(4) // what is shorter is not compressed
 	switch {
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):

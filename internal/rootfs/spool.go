@@ -1,4 +1,4 @@
-package image
+package rootfs
 
 import (
 	"bufio"
@@ -6,15 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// spool holds the contents of the layers' files one after the other, in a file without a name, so that a layer need not be
-// decompressed again once it is known what is left of it.
+// spool holds the contents of the layers' files one after the other, so that a layer need not be decompressed again once it is known
+// what is left of it.
 type spool struct {
-	f       *os.File
+	f       File
 	file    *holes
 	w       *bufio.Writer
 	buf     []byte
@@ -22,20 +21,10 @@ type spool struct {
 	dropped int64
 }
 
-func newSpool(dir string, room spare) (*spool, error) {
-	f, err := os.CreateTemp(dir, "contents")
-	if err != nil {
-		return nil, fmt.Errorf("make room for contents: %w", err)
-	}
-	if err := os.Remove(f.Name()); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("make room for contents: %w", err)
-	}
-	file := &holes{f: &guard{File: f, spare: room}}
-	return &spool{f: f, file: file, w: bufio.NewWriterSize(file, chunk), buf: make([]byte, chunk)}, nil
+func newSpool(f File) *spool {
+	file := &holes{f: f}
+	return &spool{f: f, file: file, w: bufio.NewWriterSize(file, chunk), buf: make([]byte, chunk)}
 }
-
-func (s *spool) close() { s.f.Close() }
 
 // put appends a content of that size and says where it begins.
 func (s *spool) put(r io.Reader, size int64) (at int64, err error) {
@@ -71,7 +60,7 @@ func (s *spool) drop(at int64) {
 
 // holes writes an empty file and leaves a hole wherever a whole block is zero.
 type holes struct {
-	f   *guard
+	f   File
 	pos int64
 	end int64 // nothing was written from here on
 }

@@ -1,11 +1,9 @@
-package image
+package rootfs
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -24,15 +22,14 @@ func TestImpliedDirectories(t *testing.T) {
 		layers = append(layers, pack(t, items...))
 	}
 	contents := testSpool(t)
-	defer contents.close()
-	b := budget{entries: maxEntries, text: maxText, stream: 1 << 30, content: 1 << 30}
+	b := budget{entries: MaxEntries, text: maxText, stream: 1 << 30, content: 1 << 30}
 	tree := newTree()
 	for i, bytes := range layers {
 		entries, err := layerOf(bytes).entries(t.Context(), &b, contents)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := tree.apply(t.Context(), entries); errors.Is(err, errBudget) != (i == 1) {
+		if err := tree.apply(t.Context(), entries); errors.Is(err, ErrBudget) != (i == 1) {
 			t.Errorf("layer %d: %v", i, err)
 		}
 	}
@@ -54,8 +51,7 @@ func TestImpliedDirectories(t *testing.T) {
 // TestCancelledTree has nothing built or written of layers without contents for who does not wait any more.
 func TestCancelledTree(t *testing.T) {
 	contents := testSpool(t)
-	defer contents.close()
-	tree, err := merge(t.Context(), []layer{layerOf(pack(t, dir("d"), sym("d/l", "f"), link("z", "d/l")))}, flint.GiB, contents)
+	tree, err := merge(t.Context(), []Layer{layerOf(pack(t, dir("d"), sym("d/l", "f"), link("z", "d/l")))}, flint.GiB, contents)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,15 +69,11 @@ func TestCancelledTree(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	out, err := os.Create(filepath.Join(t.TempDir(), "image"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
-	if err := p.writeErofs(ctx, contents, flint.GiB, &guard{File: out}); !errors.Is(err, context.Canceled) {
+	out := newFile(t, "image")
+	if err := p.writeErofs(ctx, contents, flint.GiB, out); !errors.Is(err, context.Canceled) {
 		t.Errorf("writing an erofs: %v", err)
 	}
-	if err := p.writeExt4(ctx, contents, flint.GiB, &guard{File: out}); !errors.Is(err, context.Canceled) {
+	if err := p.writeExt4(ctx, contents, flint.GiB, out); !errors.Is(err, context.Canceled) {
 		t.Errorf("writing an ext4: %v", err)
 	}
 }

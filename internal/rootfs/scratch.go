@@ -1,52 +1,24 @@
-package image
+package rootfs
 
 import (
 	"bytes"
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
-	"os"
 
 	"flint"
 )
 
-// MinScratch and MaxScratch bound the size of a scratch disk. The upper one is what 32-bit block numbers reach.
+// The sizes of an empty file system. The upper one is what 32-bit block numbers reach.
 const (
-	MinScratch = 16 * flint.MiB
-	MaxScratch = 16*flint.TiB - 128*flint.MiB
+	minScratch = 16 * flint.MiB
+	maxScratch = 16*flint.TiB - 128*flint.MiB
 )
-
-// Scratch writes an empty, sparse ext4 file system of exactly that size (rounded down to 4 KiB) to a new file at path,
-// readable and writable by its owner only. It has no journal: the disk is thrown away, not recovered. It takes
-// milliseconds and a few hundred KiB of disk whatever the size, because only the superblock, the group descriptors and
-// the first group are written: all other groups are marked uninitialised, which the kernel takes as empty and never
-// zeroes. On error there is no file. An existing file is an error. The caller owns and removes the file.
-func (s *Store) Scratch(path string, size flint.Bytes) error {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return scratchFault(err)
-	}
-	err = writeScratch(f, size)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		os.Remove(path)
-		return scratchFault(err)
-	}
-	return nil
-}
-
-func scratchFault(err error) error {
-	if f := spaceFault(err, "make scratch disk"); f != nil {
-		return f
-	}
-	return fmt.Errorf("make scratch disk: %w", err)
-}
 
 // Numbers and on-disk forms below are those of the Linux kernel's fs/ext4/ext4.h and its documentation,
 // filesystems/ext4 ("Data Structures and Algorithms").
 const (
+	ext4Magic      = 0xEF53
 	ext4Block      = 4096
 	groupBlocks    = 8 * ext4Block // what one block of bitmap covers: 128 MiB
 	groupInodes    = 8192          // one per 16 KiB, as mkfs.ext4 has by default
@@ -75,10 +47,10 @@ type scratchLayout struct {
 }
 
 func layoutScratch(size flint.Bytes) (scratchLayout, error) {
-	if size < MinScratch || size > MaxScratch {
+	if size < minScratch || size > maxScratch {
 		return scratchLayout{}, &flint.Fault{
 			Code: "image.scratch", What: fmt.Sprintf("make a disk of %s", size),
-			Fix: fmt.Sprintf("choose a size from %s to %s", MinScratch, MaxScratch), Kind: flint.ErrConfig,
+			Fix: fmt.Sprintf("choose a size from %s to %s", minScratch, maxScratch), Kind: flint.ErrConfig,
 		}
 	}
 	l := scratchLayout{blocks: uint32(size / ext4Block)}
@@ -108,13 +80,16 @@ func (l scratchLayout) groupMeta(g uint32) uint32 {
 	return g * groupBlocks
 }
 
-// writeScratch writes the file system into an empty file.
-func writeScratch(f *os.File, size flint.Bytes) error {
+// WriteScratch makes an empty ext4 file system of exactly that size (rounded down to 4 KiB) in the empty file out. It has no journal:
+// what a scratch disk holds is thrown away, not recovered. It takes milliseconds and a few hundred KiB of disk whatever the size,
+// because only the superblock, the group descriptors and the first group are written: all other groups are marked uninitialised,
+// which the kernel takes as empty and never zeroes. A size that no such file system can have is a *flint.Fault.
+func WriteScratch(out File, size flint.Bytes) error {
 	l, err := layoutScratch(size)
 	if err != nil {
 		return err
 	}
-	if err := f.Truncate(int64(size) / ext4Block * ext4Block); err != nil {
+	if err := out.Truncate(int64(size) / ext4Block * ext4Block); err != nil {
 		return err
 	}
 	var id [32]byte // the file system's UUID, then the seed of its directory hashes
@@ -136,7 +111,7 @@ func writeScratch(f *os.File, size flint.Bytes) error {
 		blocks[l.groupMeta(last)] = bitmap(groupOverhead, l.inGroup(last))
 	}
 	for n, b := range blocks {
-		if _, err := f.WriteAt(b, int64(n)*ext4Block); err != nil {
+		if _, err := out.WriteAt(b, int64(n)*ext4Block); err != nil {
 			return err
 		}
 	}
@@ -174,7 +149,7 @@ func (l scratchLayout) groupDescriptors(uuid []byte) (table []byte, free uint32)
 	return table, free
 }
 
-// superblock returns block 0. The superblock stands 1024 bytes into it.
+// superblock returns block 0, which the superblock stands in.
 func (l scratchLayout) superblock(id [32]byte, freeBlocks uint32) []byte {
 	const (
 		compat   = 0x8 | 0x20 | 0x200             // ext_attr, dir_index, sparse_super2 (with no backup at all)
@@ -182,7 +157,7 @@ func (l scratchLayout) superblock(id [32]byte, freeBlocks uint32) []byte {
 		roCompat = 0x2 | 0x8 | 0x10 | 0x20 | 0x40 // large_file, huge_file, gdt_csum, dir_nlink, extra_isize
 	)
 	block := make([]byte, ext4Block)
-	b := block[1024:]
+	b := block[superblockAt:]
 	le := binary.LittleEndian
 	for at, v := range map[int]uint32{
 		0x00:  l.groups * groupInodes,
@@ -207,9 +182,9 @@ func (l scratchLayout) superblock(id [32]byte, freeBlocks uint32) []byte {
 	}
 	for at, v := range map[int]uint16{
 		0x36:  0xFFFF, // never ask for a check after so many mounts
-		0x38:  0xEF53, // magic
-		0x3A:  1,      // cleanly unmounted
-		0x3C:  1,      // on errors: continue
+		0x38:  ext4Magic,
+		0x3A:  1, // cleanly unmounted
+		0x3C:  1, // on errors: continue
 		0x58:  ext4Inode,
 		0x15C: 32, // extra bytes all inodes have
 		0x15E: 32, // and new ones want

@@ -1,4 +1,4 @@
-package image
+package rootfs
 
 import (
 	"context"
@@ -16,7 +16,6 @@ import (
 const (
 	maxLook  = 256 << 20 // bytes of an image that are read, those that are read again counted again
 	maxSmall = 16 << 20  // bytes of a directory or a file that are read
-	maxLinks = 40        // followed on a path, as Linux does
 )
 
 // errLook says that an image makes finding a file too costly.
@@ -77,7 +76,7 @@ const typeMask, typeDir, typeFile, typeLink = 0xf000, 0x4000, 0x8000, 0xa000
 
 // openFiles finds out what file system an image is.
 func openFiles(r *glance) (files, error) {
-	e, err := openErofs(r) // first: where an ext4 has its magic it has a random number
+	e, err := openErofs(r) // first, as in Detect
 	if errors.Is(err, errErofs) {
 		return openExt4(r)
 	}
@@ -112,7 +111,7 @@ func findFile(e files, file string) (fileInode, error) {
 		if err != nil {
 			return fileInode{}, err
 		}
-		if links++; links > maxLinks {
+		if links++; links > maxHops {
 			return fileInode{}, fs.ErrNotExist
 		}
 		to := string(target)
@@ -128,7 +127,7 @@ func findFile(e files, file string) (fileInode, error) {
 	return here, nil
 }
 
-// Contents is what flint looks for in an image.
+// Contents is what Look looks for.
 type Contents struct {
 	OS      string `json:"os,omitempty"`   // PRETTY_NAME of its os-release
 	Shell   bool   `json:"shell"`          // /bin/sh
@@ -139,17 +138,7 @@ type Contents struct {
 	Runner  bool   `json:"runner"`         // the user
 }
 
-// BasePath returns where a base image is that the store keeps.
-func (s *Store) BasePath(digest string) (string, bool) {
-	for _, format := range []Format{Ext4, Erofs} {
-		if file := s.path(baseDir, fileName(digest, format)); isRegular(file) {
-			return file, true
-		}
-	}
-	return "", false
-}
-
-// Look looks into a base image. Its error is not nil where the file system is none it can read, or made to make that too costly.
+// Look looks into the file system in a file. Its error is not nil where the file system is none it can read, or made to make that too costly.
 func Look(ctx context.Context, file string) (Contents, error) {
 	f, err := os.Open(file)
 	if err != nil {

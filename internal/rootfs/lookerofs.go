@@ -1,4 +1,4 @@
-package image
+package rootfs
 
 import (
 	"bytes"
@@ -24,7 +24,7 @@ var errErofs = errors.New("not an erofs this can read")
 // openErofs reads a superblock.
 func openErofs(r *glance) (*erofsReader, error) {
 	var sb [128]byte
-	if _, err := r.ReadAt(sb[:], erofsSuperAt); err != nil {
+	if _, err := r.ReadAt(sb[:], superblockAt); err != nil {
 		return nil, fmt.Errorf("read superblock: %w", err)
 	}
 	le := binary.LittleEndian

@@ -1,4 +1,4 @@
-package image
+package rootfs
 
 import (
 	"bytes"
@@ -13,8 +13,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"flint"
 )
 
 func TestLook(t *testing.T) {
@@ -33,12 +31,9 @@ func program(machine elf.Machine) string {
 }
 
 func testLook(t *testing.T, format Format) {
-	s := testStore(t)
 	look := func(items ...item) Contents {
 		t.Helper()
-		dir := filepath.Join(t.TempDir(), "layout")
-		writeLayout(t, dir, "", testImage(t, pack(t, items...)))
-		c, err := Look(t.Context(), wantBase(t, s, Want{Ref: dir, Format: format}).Path)
+		c, err := Look(t.Context(), wrote(t, format, pack(t, items...)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,14 +64,11 @@ func TestLookIsBounded(t *testing.T) {
 		items = append(items, file(fmt.Sprintf("%0240d", i), ""))
 	}
 	for _, format := range []Format{Ext4, Erofs} {
-		f, err := os.Create(filepath.Join(t.TempDir(), "image"))
+		f, err := os.Open(wrote(t, format, pack(t, items...)))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer f.Close()
-		if err := flatten(t.Context(), []layer{layerOf(pack(t, items...))}, flint.GiB, format, t.TempDir(), &guard{File: f}); err != nil {
-			t.Fatal(err)
-		}
 		if _, err := Look(t.Context(), f.Name()); err != nil {
 			t.Errorf("%s: %v", format, err)
 		}
@@ -126,7 +118,7 @@ func TestLookIntoAnothersErofs(t *testing.T) {
 		if got, err := Look(t.Context(), path); err != nil || got != want {
 			t.Errorf("mkfs.erofs %q: got %+v, %v", args, got, err)
 		}
-		if err := wholeFile(path); err != nil {
+		if err := Whole(path); err != nil {
 			t.Errorf("mkfs.erofs %q: %v", args, err)
 		}
 	}
@@ -137,12 +129,10 @@ func TestLookIntoAnothersErofs(t *testing.T) {
 
 // FuzzLook reads file systems that are damaged.
 func FuzzLook(f *testing.F) {
-	dir := filepath.Join(f.TempDir(), "layout")
-	writeLayout(f, dir, "", testImage(f, pack(f, file("bin/dash", "x"), sym("bin/sh", "dash"), file("etc/passwd", strings.Repeat("x", 9000)))))
-	s := testStore(f)
+	layer := pack(f, file("bin/dash", "x"), sym("bin/sh", "dash"), file("etc/passwd", strings.Repeat("x", 9000)))
 	var whole [][]byte
 	for _, format := range []Format{Ext4, Erofs} {
-		b, err := os.ReadFile(wantBase(f, s, Want{Ref: dir, Format: format}).Path)
+		b, err := os.ReadFile(wrote(f, format, layer))
 		if err != nil {
 			f.Fatal(err)
 		}

@@ -1,4 +1,4 @@
-package image
+package rootfs
 
 import (
 	"encoding/binary"
@@ -27,13 +27,13 @@ var errExt4 = errors.New("not an ext4 file system this can read")
 // openExt4 reads a superblock.
 func openExt4(r *glance) (*ext4Reader, error) {
 	var sb [1024]byte
-	if _, err := r.ReadAt(sb[:], 1024); err != nil {
+	if _, err := r.ReadAt(sb[:], superblockAt); err != nil {
 		return nil, fmt.Errorf("read superblock: %w", err)
 	}
 	u16, u32 := binary.LittleEndian.Uint16, binary.LittleEndian.Uint32
 	e := &ext4Reader{r: r, inodes: u32(sb[0:]), perGroup: u32(sb[0x28:]), inodeSize: int64(u16(sb[0x58:])), descSize: 32}
 	shift := u32(sb[0x18:])
-	if u16(sb[0x38:]) != 0xEF53 || shift > 6 || e.perGroup == 0 || e.inodeSize < 128 || e.inodeSize > 4096 {
+	if u16(sb[0x38:]) != ext4Magic || shift > 6 || e.perGroup == 0 || e.inodeSize < 128 || e.inodeSize > 4096 {
 		return nil, errExt4
 	}
 	e.block = 1024 << shift

@@ -1,15 +1,11 @@
-package image
+package rootfs
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 )
-
-// errAttributes says that a file has more extended attributes than its file system, or Linux, has room for.
-var errAttributes = errors.New("its extended attributes are too many or too large")
 
 // Linux's bounds, include/uapi/linux/limits.h: of a value, and of the names of one file, each with a NUL.
 const (
@@ -38,7 +34,7 @@ func attributesOf(xattrs map[string]string) ([]attribute, error) {
 		space, rest, _ := strings.Cut(name, ".")
 		list = append(list, attribute{spaces[space], rest, xattrs[name]})
 		if names += len(name) + 1; names > maxNames || len(xattrs[name]) > maxValue {
-			return nil, fmt.Errorf("%w for Linux", errAttributes)
+			return nil, fmt.Errorf("%w for Linux", ErrAttributes)
 		}
 	}
 	return list, nil
@@ -61,7 +57,7 @@ func fitExt4(xattrs map[string]string) error {
 		case block >= size:
 			block -= size
 		default:
-			return fmt.Errorf("%w for ext4, which has some 4 KiB for those of a file", errAttributes)
+			return fmt.Errorf("%w for ext4, which has some 4 KiB for those of a file", ErrAttributes)
 		}
 	}
 	return nil

@@ -1,9 +1,8 @@
-package image
+package rootfs
 
 import (
 	"archive/tar"
 	"bufio"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,53 +14,10 @@ import (
 	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
 
 	"flint"
-	"flint/internal/ext4"
 )
 
-// maxFile bounds one file. tar2ext4 writes wrong extents for files above 42 GiB.
-const maxFile = 40 * flint.GiB
-
-// flatVersion goes into every cache key: change it when the same layers would give another image.
-const flatVersion = "flint-flat-3"
-
-// errTooBig says that an image needs more than it may.
-var errTooBig = errors.New("larger than allowed")
-
-// flatten merges layers, lowest first, into one file system, written to the empty file out. What it writes depends on
-// nothing but the layers. Every layer is read once: of its files only names and metadata are held in memory, their contents
-// in a file in dir, until it is known which of them are left.
-func flatten(ctx context.Context, layers []layer, limit flint.Bytes, format Format, dir string, out *guard) error {
-	contents, err := newSpool(dir, out.spare)
-	if err != nil {
-		return err
-	}
-	defer contents.close()
-	t, err := merge(ctx, layers, limit, contents)
-	if err != nil {
-		return err
-	}
-	p, err := t.plan()
-	if err != nil {
-		return err
-	}
-	if format == Erofs {
-		return p.writeErofs(ctx, contents, limit, out)
-	}
-	if err := p.writeExt4(ctx, contents, limit, out); err != nil {
-		return err
-	}
-	err = ext4.PadInodeBitmaps(out)
-	if err == nil {
-		err = ext4.SortAttributes(out)
-	}
-	if err != nil {
-		return fmt.Errorf("write image: %w", err)
-	}
-	return nil
-}
-
 // writeExt4 writes the tree as an ext4 of at most limit bytes into the empty file out.
-func (p *plan) writeExt4(ctx context.Context, contents *spool, limit flint.Bytes, out *guard) error {
+func (p *plan) writeExt4(ctx context.Context, contents *spool, limit flint.Bytes, out File) error {
 	if p.ext4Size > int64(limit) {
 		return tooBig(limit)
 	}
@@ -84,59 +40,6 @@ func (p *plan) writeExt4(ctx context.Context, contents *spool, limit flint.Bytes
 		return err
 	}
 	return file.finish()
-}
-
-// merge reads the layers: what they leave, and where in the spool it is.
-func merge(ctx context.Context, layers []layer, limit flint.Bytes, contents *spool) (*tree, error) {
-	b := budget{entries: maxEntries, text: maxText, stream: maxStream(limit), content: maxStream(limit)}
-	t := newTree()
-	for i, l := range layers {
-		entries, err := l.entries(ctx, &b, contents)
-		if err != nil {
-			return nil, fmt.Errorf("layer %d: %w", i, err)
-		}
-		if err := t.apply(ctx, entries); err != nil {
-			return nil, fmt.Errorf("layer %d: %w", i, err)
-		}
-	}
-	return t, contents.flush()
-}
-
-// plan is what is written, in this order: files without content, contents in the order of the layers, further names.
-type plan struct {
-	tree     *tree
-	contents []*node       // regular files
-	links    []furtherName // hard links
-	ext4Size int64         // estimate, from above
-}
-
-type furtherName struct{ name, first *node }
-
-// tooBig says that an image needs more than its limit.
-func tooBig(limit flint.Bytes) error {
-	return fmt.Errorf("%w: it needs more than %s", errTooBig, limit)
-}
-
-// plan decides what is written when.
-func (t *tree) plan() (*plan, error) {
-	p := &plan{tree: t, ext4Size: int64(2 * flint.MiB)}
-	first := map[*inode]*node{}
-	err := t.walk(func(_ string, n *node) error {
-		if n.shared {
-			if f := first[n.inode]; f != nil {
-				p.links = append(p.links, furtherName{n, f})
-				return nil
-			}
-			first[n.inode] = n
-		}
-		p.ext4Size += ext4Footprint(n)
-		if n.kind == regular {
-			p.contents = append(p.contents, n)
-		}
-		return nil
-	})
-	slices.SortFunc(p.contents, func(a, b *node) int { return cmp.Compare(a.at, b.at) })
-	return p, err
 }
 
 // bare calls visit for the files without content, parents before what is in them.

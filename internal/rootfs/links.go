@@ -1,12 +1,6 @@
-package image
+package rootfs
 
-import (
-	"errors"
-	"fmt"
-)
-
-// errLinks says that a file has more names, or a directory more directories in it, than ext4 can count.
-var errLinks = errors.New("more names or subdirectories than ext4 can have")
+import "fmt"
 
 // ext4Links bounds an ext4's counts of links, EXT4_LINK_MAX of fs/ext4/ext4.h. Linux goes on with directories that have more; tar2ext4 does not.
 const ext4Links = 65000
@@ -17,12 +11,12 @@ func (p *plan) fitLinks() error {
 	further := map[*node]int{}
 	for _, l := range p.links {
 		if further[l.first]++; further[l.first] >= ext4Links {
-			return fmt.Errorf("%q: %w: %d names", l.first.path(), errLinks, ext4Links)
+			return fmt.Errorf("%q: %w: %d names", l.first.path(), ErrLinks, ext4Links)
 		}
 	}
 	check := func(path string, n *node) error {
 		if n.kind == directory && directoryLinks(n) > ext4Links {
-			return fmt.Errorf("%q: %w: some %d subdirectories", path, errLinks, ext4Links)
+			return fmt.Errorf("%q: %w: some %d subdirectories", path, ErrLinks, ext4Links)
 		}
 		return nil
 	}

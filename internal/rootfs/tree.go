@@ -1,4 +1,4 @@
-package image
+package rootfs
 
 import (
 	"context"
@@ -9,10 +9,8 @@ import (
 	"strings"
 )
 
-// Bounds on what a set of layers may ask of us. Real images stay far below: the largest public CI images have some
-// 600,000 entries.
+// Bounds on what a set of layers may ask of us, beside MaxEntries. Real images stay far below.
 const (
-	maxEntries = 2_000_000   // tar entries, all layers together
 	maxText    = 256 << 20   // bytes of names, link targets and extended attributes, all layers together
 	maxSteps   = 256_000_000 // path components walked, all layers together
 	maxImplied = 250_000     // directories that are only in the names of others, all layers together
@@ -309,7 +307,7 @@ func (t *tree) directory(name string, create bool) (*node, error) {
 				return nil, fmt.Errorf("name of %d bytes", len(c))
 			}
 			if t.implied++; t.implied > maxImplied {
-				return nil, fmt.Errorf("%w: %d directories that no layer describes", errBudget, maxImplied)
+				return nil, fmt.Errorf("%w: %d directories that no layer describes", ErrBudget, maxImplied)
 			}
 			next = implicitDir(strings.Clone(c), n)
 			n.kids[next.name] = next

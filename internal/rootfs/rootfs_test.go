@@ -1,4 +1,4 @@
-package image
+package rootfs
 
 import (
 	"archive/tar"
@@ -20,71 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flint"
+	"flint/internal/rootfs/rootfstest"
 )
-
-// item is one tar entry of a test's layer.
-type item struct {
-	name, content string
-	h             tar.Header // Typeflag 0: a regular file
-}
-
-func file(name, content string) item { return item{name: name, content: content} }
-func dir(name string) item {
-	return item{name: name, h: tar.Header{Typeflag: tar.TypeDir, Mode: 0o755}}
-}
-
-func link(name, target string) item {
-	return item{name: name, h: tar.Header{Typeflag: tar.TypeLink, Linkname: target}}
-}
-
-func mode(m int64) tar.Header { return tar.Header{Mode: m} }
-
-func sym(name, target string) item {
-	return item{name: name, h: tar.Header{Typeflag: tar.TypeSymlink, Linkname: target}}
-}
-
-// pack makes a layer's bytes.
-func pack(t testing.TB, items ...item) []byte {
-	t.Helper()
-	var buf bytes.Buffer
-	w := tar.NewWriter(&buf)
-	for _, i := range items {
-		h := i.h
-		h.Name, h.Size = i.name, int64(len(i.content))
-		if h.Typeflag == 0 {
-			h.Typeflag = tar.TypeReg
-		}
-		if h.Mode == 0 {
-			h.Mode = 0o644
-		}
-		if h.ModTime.IsZero() {
-			h.ModTime = time.Unix(1e9, 0)
-		}
-		if err := w.WriteHeader(&h); err != nil {
-			t.Fatalf("%s: %v", i.name, err)
-		}
-		if _, err := io.WriteString(w, i.content); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return buf.Bytes()
-}
-
-func layerOf(b []byte) layer {
-	return layer{open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }}
-}
-
-func testSpool(t testing.TB) *spool {
-	t.Helper()
-	s, err := newSpool(t.TempDir(), spare{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
 
 // packed is one entry of the tar stream a file system is made from.
 type packed struct {
@@ -95,12 +32,11 @@ type packed struct {
 // emitted flattens layers to that stream.
 func emitted(t testing.TB, layers ...[]byte) ([]packed, error) {
 	t.Helper()
-	var ls []layer
+	var ls []Layer
 	for _, b := range layers {
 		ls = append(ls, layerOf(b))
 	}
 	contents := testSpool(t)
-	defer contents.close()
 	tree, err := merge(context.Background(), ls, flint.GiB, contents)
 	if err != nil {
 		return nil, err
@@ -237,8 +173,8 @@ func TestFlatten(t *testing.T) {
 		},
 		"device nodes stay, the overlay's whiteout form goes": {
 			[][]item{{
-				{name: "null", h: tar.Header{Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}},
-				{name: "white", h: tar.Header{Typeflag: tar.TypeChar}},
+				{Name: "null", Header: tar.Header{Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}},
+				{Name: "white", Header: tar.Header{Typeflag: tar.TypeChar}},
 			}},
 			[]string{"null c1:3"},
 		},
@@ -296,9 +232,9 @@ func TestFlattenRefuses(t *testing.T) {
 		"long path":             {file(strings.Repeat("n/", 2100)+"f", "1")},
 		"deep through symlinks": {file(strings.Repeat("n/", 1500)+"f", "1"), sym("s", strings.Repeat("n/", 1500)), file("s/"+strings.Repeat("m/", 1000)+"f", "1")},
 		"root as a file":        {file(".", "1")},
-		"owner":                 {{name: "f", h: tar.Header{Uid: -1, Format: tar.FormatGNU}}},
-		"device number":         {{name: "d", h: tar.Header{Typeflag: tar.TypeChar, Devmajor: 1 << 12, Devminor: 1}}},
-		"unknown type":          {{name: "f", h: tar.Header{Typeflag: 'V'}}},
+		"owner":                 {{Name: "f", Header: tar.Header{Uid: -1, Format: tar.FormatGNU}}},
+		"device number":         {{Name: "d", Header: tar.Header{Typeflag: tar.TypeChar, Devmajor: 1 << 12, Devminor: 1}}},
+		"unknown type":          {{Name: "f", Header: tar.Header{Typeflag: 'V'}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got, err := emitted(t, pack(t, items...)); err == nil {
@@ -308,32 +244,19 @@ func TestFlattenRefuses(t *testing.T) {
 	}
 }
 
-// flattenTo flattens a layer to a file system that is thrown away.
-func flattenTo(t testing.TB, format Format, limit flint.Bytes, b []byte) error {
-	t.Helper()
-	f, err := os.Create(filepath.Join(t.TempDir(), "image"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	defer os.Remove(f.Name())
-	return flatten(t.Context(), []layer{layerOf(b)}, limit, format, t.TempDir(), &guard{File: f})
-}
-
 func TestFlattenBounds(t *testing.T) {
 	big := pack(t, file("big", strings.Repeat("x", 5<<20)))
 	contents := testSpool(t)
-	defer contents.close()
 	var links []item // each of which has an inode, and none a block
 	for i := range 4000 {
 		links = append(links, sym(fmt.Sprint("l", i), "/usr/bin/true"))
 	}
 	for name, b := range map[string][]byte{"5 MiB": big, "4000 links": pack(t, links...)} {
 		for _, format := range []Format{Ext4, Erofs} {
-			if err := flattenTo(t, format, 4*flint.MiB, b); errors.Is(err, errTooBig) != (name == "5 MiB") {
+			if _, err := writeLayers(t, format, 4*flint.MiB, b); errors.Is(err, ErrTooBig) != (name == "5 MiB") {
 				t.Errorf("%s in an %s of 4 MiB: %v", name, format, err)
 			}
-			if err := flattenTo(t, format, 8*flint.MiB, b); err != nil {
+			if _, err := writeLayers(t, format, 8*flint.MiB, b); err != nil {
 				t.Errorf("%s in an %s of 8 MiB: %v", name, format, err)
 			}
 		}
@@ -345,19 +268,18 @@ func TestFlattenBounds(t *testing.T) {
 		"content": {entries: 1, text: 100, stream: 1 << 30, content: 1 << 20},
 	} {
 		_, err := layerOf(big).entries(context.Background(), &b, contents)
-		if !errors.Is(err, errBudget) {
+		if !errors.Is(err, ErrBudget) {
 			t.Errorf("%s: %v", name, err)
 		}
-		wantFault(t, explain(err, Want{Limit: flint.GiB}), "image.size")
 	}
 	l := layerOf(big)
-	l.diffID = "sha256:" + strings.Repeat("0", 64)
-	if _, err := merge(context.Background(), []layer{l}, flint.GiB, contents); err == nil {
+	l.DiffID = "sha256:" + strings.Repeat("0", 64)
+	if _, err := merge(context.Background(), []Layer{l}, flint.GiB, contents); err == nil {
 		t.Error("a layer whose content is not what the image promised was accepted")
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := merge(ctx, []layer{layerOf(big)}, flint.GiB, contents); !errors.Is(err, context.Canceled) {
+	if _, err := merge(ctx, []Layer{layerOf(big)}, flint.GiB, contents); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
@@ -376,20 +298,20 @@ func kernelLayer(t testing.TB, content, long string) []byte {
 	}
 	return pack(
 		t,
-		item{name: ".", h: tar.Header{Typeflag: tar.TypeDir, Mode: 0o751}},
-		item{name: "tmp", h: tar.Header{Typeflag: tar.TypeDir, Mode: 0o1777}},
-		item{name: "su", content: "x", h: tar.Header{Mode: 0o6755, Uid: 70000, Gid: 80000, ModTime: time.Unix(1234567890, 987654321), Format: tar.FormatPAX}},
-		item{name: "ping", content: "x", h: tar.Header{Mode: 0o755, PAXRecords: pax(
+		item{Name: ".", Header: tar.Header{Typeflag: tar.TypeDir, Mode: 0o751}},
+		item{Name: "tmp", Header: tar.Header{Typeflag: tar.TypeDir, Mode: 0o1777}},
+		item{Name: "su", Content: "x", Header: tar.Header{Mode: 0o6755, Uid: 70000, Gid: 80000, ModTime: time.Unix(1234567890, 987654321), Format: tar.FormatPAX}},
+		item{Name: "ping", Content: "x", Header: tar.Header{Mode: 0o755, PAXRecords: pax(
 			"security.capability", capability, "user.note", strings.Repeat("n", 1000), "trusted.overlay.opaque", "y", "user.empty", "",
 		)}},
 		file("big", content), link("zz-big", "big"),
-		item{name: "null", h: tar.Header{Typeflag: tar.TypeChar, Mode: 0o666, Devmajor: 1, Devminor: 3}},
-		item{name: "disk", h: tar.Header{Typeflag: tar.TypeBlock, Devmajor: 259, Devminor: 70000}},
-		item{name: "pipe", h: tar.Header{Typeflag: tar.TypeFifo}},
-		item{name: "early", h: tar.Header{ModTime: time.Unix(-86400, 0), Format: tar.FormatPAX}},
-		item{name: "late", h: tar.Header{ModTime: time.Unix(1<<31+5, 0), Format: tar.FormatPAX}},
-		item{name: "latest", h: tar.Header{ModTime: time.Unix(1<<33, 0), Format: tar.FormatPAX}},
-		item{name: "holes", content: strings.Repeat("\x00", 1<<20) + "end" + strings.Repeat("\x00", 1<<20)},
+		item{Name: "null", Header: tar.Header{Typeflag: tar.TypeChar, Mode: 0o666, Devmajor: 1, Devminor: 3}},
+		item{Name: "disk", Header: tar.Header{Typeflag: tar.TypeBlock, Devmajor: 259, Devminor: 70000}},
+		item{Name: "pipe", Header: tar.Header{Typeflag: tar.TypeFifo}},
+		item{Name: "early", Header: tar.Header{ModTime: time.Unix(-86400, 0), Format: tar.FormatPAX}},
+		item{Name: "late", Header: tar.Header{ModTime: time.Unix(1<<31+5, 0), Format: tar.FormatPAX}},
+		item{Name: "latest", Header: tar.Header{ModTime: time.Unix(1<<33, 0), Format: tar.FormatPAX}},
+		item{Name: "holes", Content: strings.Repeat("\x00", 1<<20) + "end" + strings.Repeat("\x00", 1<<20)},
 		sym("short", "big"), sym("far", strings.Repeat("f/", 500)),
 		file(long, "1"), file("bad-utf8-\xff", "1"),
 	)
@@ -406,17 +328,13 @@ func lookAtImage(t *testing.T, format Format) {
 	content := strings.Repeat("0123456789abcdef", 100_000)
 	long := strings.Repeat("ü", 127)
 	b := kernelLayer(t, content, long)
-	s := testStore(t)
-	_, path, size, err := s.writeImage(t.Context(), baseDir, []layer{layerOf(b)}, flint.GiB, format)
+	path := wrote(t, format, b)
+	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	info, err := os.Stat(path)
-	if err != nil || info.Mode() != 0o644 || info.Size() != int64(size) {
-		t.Fatalf("image file: %v, %v", info, err)
-	}
-	fsck(t, path)
-	root, _ := mount(t, path, "ro")
+	rootfstest.Fsck(t, path)
+	root, _ := rootfstest.Mount(t, path, "ro")
 
 	stat := func(name string) *syscall.Stat_t {
 		var st syscall.Stat_t
@@ -483,16 +401,15 @@ func lookAtImage(t *testing.T, format Format) {
 func TestFlattenIsDeterministic(t *testing.T) {
 	b := pack(t, dir("d"), file("d/b", "2"), file("a", "1"), link("c", "a"), sym("s", "a"))
 	for _, format := range []Format{Ext4, Erofs} {
-		var sums []string
-		for range 2 {
-			digest, _, _, err := testStore(t).writeImage(t.Context(), baseDir, []layer{layerOf(b)}, flint.GiB, format)
-			if err != nil {
+		var images [2][]byte
+		for i := range images {
+			var err error
+			if images[i], err = os.ReadFile(wrote(t, format, b)); err != nil {
 				t.Fatal(err)
 			}
-			sums = append(sums, digest)
 		}
-		if sums[0] != sums[1] {
-			t.Errorf("two runs gave the %s %q", format, sums)
+		if !bytes.Equal(images[0], images[1]) {
+			t.Errorf("two runs gave another %s", format)
 		}
 	}
 }
@@ -500,11 +417,11 @@ func TestFlattenIsDeterministic(t *testing.T) {
 // FuzzLayer feeds one layer of any bytes. Whatever is accepted must give a sound file system.
 func FuzzLayer(f *testing.F) {
 	f.Add(pack(f, dir("d"), file("d/f", "1"), link("l", "d/f"), sym("s", "/d"), file("s/g", "2"), file(".wh.l", "")))
-	f.Add(pack(f, item{name: "x", content: "y", h: tar.Header{PAXRecords: map[string]string{xattrPrefix + "user.a": "b"}}}))
+	f.Add(pack(f, item{Name: "x", Content: "y", Header: tar.Header{PAXRecords: map[string]string{xattrPrefix + "user.a": "b"}}}))
 	sparse := f.TempDir()
-	holed(f, filepath.Join(sparse, "s"), 1<<20, 5, 64<<10)
-	for _, how := range sparseTars {
-		f.Add(tarSparse(f, sparse, how, "s"))
+	rootfstest.PutHoled(f, filepath.Join(sparse, "s"), 1<<20, 5, 64<<10)
+	for _, how := range rootfstest.SparseTars() {
+		f.Add(rootfstest.PackSparse(f, sparse, how, "s"))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) { checkFlatten(t, b) })
 }
@@ -686,16 +603,12 @@ func resolved(files []packed) []string {
 // checkFlatten flattens layers if they are acceptable, and fails the test unless fsck agrees with the result, every name
 // is inside, said once, and comes after its directory and its link's target.
 func checkFlatten(t *testing.T, layers ...[]byte) {
-	var ls []layer
+	var ls []Layer
 	for _, b := range layers {
 		ls = append(ls, layerOf(b))
 	}
-	out, err := os.Create(filepath.Join(t.TempDir(), "image"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
-	flattenErr := flatten(t.Context(), ls, 64*flint.MiB, Ext4, t.TempDir(), &guard{File: out})
+	out := newFile(t, "image")
+	flattenErr := Write(t.Context(), ls, 64*flint.MiB, Ext4, newFile(t, "contents"), out)
 	list, err := emitted(t, layers...)
 	if err != nil {
 		if flattenErr == nil {
@@ -723,18 +636,15 @@ func checkFlatten(t *testing.T, layers ...[]byte) {
 	}
 	checkErofs(t, ls, list)
 	if _, err := exec.LookPath("e2fsck"); err == nil {
-		fsck(t, out.Name())
+		rootfstest.Fsck(t, out.Name())
 	}
 }
 
 // checkErofs flattens layers to an erofs, and fails the test unless flint's own reader finds the files of the list in it.
-func checkErofs(t *testing.T, layers []layer, list []packed) {
-	out, err := os.Create(filepath.Join(t.TempDir(), "image.erofs"))
+func checkErofs(t *testing.T, layers []Layer, list []packed) {
+	out := newFile(t, "image.erofs")
+	err := Write(t.Context(), layers, 64*flint.MiB, Erofs, newFile(t, "contents"), out)
 	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
-	if err := flatten(t.Context(), layers, 64*flint.MiB, Erofs, t.TempDir(), &guard{File: out}); err != nil {
 		t.Fatal(err)
 	}
 	var e files
@@ -792,9 +702,7 @@ func BenchmarkFlatten(b *testing.B) {
 			b.Run(name+"-"+string(format), func(b *testing.B) {
 				b.SetBytes(int64(len(data)))
 				for b.Loop() {
-					if err := flattenTo(b, format, flint.GiB, data); err != nil {
-						b.Fatal(err)
-					}
+					os.Remove(wrote(b, format, data))
 				}
 				b.ReportMetric(float64(len(items)*b.N)/b.Elapsed().Seconds(), "entries/s")
 			})

@@ -1,4 +1,4 @@
-package image
+package rootfs
 
 import (
 	"encoding/binary"
@@ -14,12 +14,12 @@ import (
 // squashfsMagic is of a squashfs of version 4 (Documentation/filesystems/squashfs.rst of Linux; fs/squashfs/squashfs_fs.h).
 const squashfsMagic = 0x73717368
 
-// errNoFS is in what wholeFile returns of a file that holds no file system that a guest mounts.
+// errNoFS is in what Whole returns of a file that holds no file system that a guest mounts.
 var errNoFS = errors.New("it holds no ext4, erofs or squashfs file system")
 
-// wholeFile reports what keeps a guest from mounting a file system that somebody else made: that it is not there, is cut short, or
+// Whole reports what keeps a guest from mounting a file system that somebody else made: that it is not there, is cut short, or
 // waits for its journal, which a read-only disk cannot have replayed.
-func wholeFile(path string) error {
+func Whole(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -29,7 +29,7 @@ func wholeFile(path string) error {
 	if err != nil {
 		return err
 	}
-	var head [2048]byte
+	var head [headSize]byte
 	if n, err := f.ReadAt(head[:], 0); err != nil && (!errors.Is(err, io.EOF) || n < 96) {
 		return errors.Join(errNoFS, err)
 	}
@@ -51,14 +51,32 @@ func wholeFile(path string) error {
 	return nil
 }
 
-// sizeOf reads from a superblock how many bytes the file system has, 0 if there is none, and whether its journal has to be replayed.
-func sizeOf(head [2048]byte) (size uint64, unclean bool) {
-	u16, u32, u64 := binary.LittleEndian.Uint16, binary.LittleEndian.Uint32, binary.LittleEndian.Uint64
-	sb := head[1024:]
+// superblockAt is where both ext4 and erofs have their superblock, and headSize what has to be read to see it.
+const superblockAt, headSize = 1024, 2048
+
+// Detect tells by the first 2 KiB of a file which file system it holds, as far as Write makes such; else, and of less, it is empty.
+func Detect(head []byte) Format {
+	if len(head) < headSize {
+		return ""
+	}
+	sb := head[superblockAt:]
 	switch {
-	case u32(sb) == erofsMagic: // where an ext4 has its magic it has a random number; fs/erofs/erofs_fs.h
+	case binary.LittleEndian.Uint32(sb) == erofsMagic: // first: where an ext4 has its magic, it has a random number
+		return Erofs
+	case binary.LittleEndian.Uint16(sb[0x38:]) == ext4Magic:
+		return Ext4
+	}
+	return ""
+}
+
+// sizeOf reads from a superblock how many bytes the file system has, 0 if there is none, and whether its journal has to be replayed.
+func sizeOf(head [headSize]byte) (size uint64, unclean bool) {
+	u32, u64 := binary.LittleEndian.Uint32, binary.LittleEndian.Uint64
+	sb := head[superblockAt:]
+	switch kind := Detect(head[:]); {
+	case kind == Erofs: // fs/erofs/erofs_fs.h
 		return times(uint64(u32(sb[0x24:])), uint64(sb[0xC])), false
-	case u16(sb[0x38:]) == 0xEF53: // Documentation/filesystems/ext4, "The Super Block"
+	case kind == Ext4: // Documentation/filesystems/ext4, "The Super Block"
 		const recover, bits64 = 0x4, 0x80
 		incompatible, shift := u32(sb[0x60:]), uint64(u32(sb[0x18:]))
 		blocks := uint64(u32(sb[0x4:]))

@@ -1,4 +1,4 @@
-package image
+package rootfs
 
 import (
 	"archive/tar"
@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flint"
+	"flint/internal/rootfs/rootfstest"
 )
 
 // withAttributes is an empty file with attributes.
@@ -20,7 +21,7 @@ func withAttributes(name string, attributes map[string]string) item {
 	for k, v := range attributes {
 		h.PAXRecords[xattrPrefix+k] = v
 	}
-	return item{name: name, h: h}
+	return item{Name: name, Header: h}
 }
 
 // manyAttributes are so many that most of them do not fit an inode, of three name spaces and with names of all lengths, mixed so that
@@ -72,12 +73,9 @@ func TestManyAttributes(t *testing.T) {
 			for name, all := range files {
 				items = append(items, withAttributes(name, all))
 			}
-			_, path, _, err := testStore(t).writeImage(t.Context(), baseDir, []layer{layerOf(pack(t, items...))}, flint.GiB, format)
-			if err != nil {
-				t.Fatal(err)
-			}
-			fsck(t, path)
-			root, _ := mount(t, path, "ro")
+			path := wrote(t, format, pack(t, items...))
+			rootfstest.Fsck(t, path)
+			root, _ := rootfstest.Mount(t, path, "ro")
 			for name, want := range files {
 				if got := foundAttributes(t, filepath.Join(root, name)); !maps.Equal(got, want) {
 					t.Errorf("%s: got  %d attributes: %.1000q\nwant %d: %.1000q", name, len(got), got, len(want), want)
@@ -87,7 +85,7 @@ func TestManyAttributes(t *testing.T) {
 	}
 }
 
-// TestTooManyAttributes: what there is no room for is refused, by a fault that says which file it is.
+// TestTooManyAttributes: what there is no room for is refused, by an error that says which file it is.
 func TestTooManyAttributes(t *testing.T) {
 	names := map[string]string{}
 	for i := range 400 {
@@ -99,21 +97,16 @@ func TestTooManyAttributes(t *testing.T) {
 	}{
 		"ext4, too many":              {Ext4, withAttributes("etc/f", manyAttributes(100, 50))},
 		"ext4, too large":             {Ext4, withAttributes("etc/f", map[string]string{"user.large": strings.Repeat("l", 4096-36-16-8+1)})},
-		"ext4, of a directory":        {Ext4, item{name: "etc/f", h: tar.Header{Typeflag: tar.TypeDir, PAXRecords: map[string]string{xattrPrefix + "user.large": strings.Repeat("l", 5000)}}}},
+		"ext4, of a directory":        {Ext4, item{Name: "etc/f", Header: tar.Header{Typeflag: tar.TypeDir, PAXRecords: map[string]string{xattrPrefix + "user.large": strings.Repeat("l", 5000)}}}},
 		"erofs, too large":            {Erofs, withAttributes("etc/f", map[string]string{"user.large": strings.Repeat("l", 65536)})},
 		"erofs, too large together":   {Erofs, withAttributes("etc/f", map[string]string{"user.1": strings.Repeat("l", 65535), "user.2": strings.Repeat("l", 65535), "user.3": strings.Repeat("l", 65535)})},
 		"erofs, more than are listed": {Erofs, withAttributes("etc/f", names)},
 	} {
 		t.Run(what, func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), "layout")
-			writeLayout(t, dir, "", testImage(t, pack(t, tt.item)))
-			s := testStore(t)
-			_, err := s.Base(t.Context(), Want{Ref: dir, Format: tt.format})
-			var f *flint.Fault
-			if !errors.As(err, &f) || f.Code != "image.attributes" || !strings.Contains(err.Error(), `"etc/f"`) {
+			_, err := writeLayers(t, tt.format, flint.GiB, pack(t, tt.item))
+			if !errors.Is(err, ErrAttributes) || !strings.Contains(err.Error(), `"etc/f"`) {
 				t.Errorf("error %v", err)
 			}
-			wantEmptyTmp(t, s)
 		})
 	}
 }

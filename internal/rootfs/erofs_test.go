@@ -1,4 +1,4 @@
-package image
+package rootfs
 
 import (
 	"archive/tar"
@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"flint/internal/rootfs/rootfstest"
 )
 
 // TestErofsAtTheEndsOfBlocks writes contents of every kind that do, and just do not, fit behind their inodes, which have attributes
@@ -20,14 +22,14 @@ func TestErofsAtTheEndsOfBlocks(t *testing.T) {
 				h.PAXRecords = map[string]string{xattrPrefix + "user.a": strings.Repeat("a", attribute*attribute*attribute*60)}
 			}
 			name := fmt.Sprint("a", attribute, "-", size)
-			items = append(items, item{name: name, content: strings.Repeat("c", size), h: h})
+			items = append(items, item{Name: name, Content: strings.Repeat("c", size), Header: h})
 			if size == 0 || size > maxLink {
 				continue
 			}
 			l := sym(name+"-link", strings.Repeat("/l", size/2)+strings.Repeat("/", size%2))
-			l.h.PAXRecords = nil
+			l.Header.PAXRecords = nil
 			if attribute > 0 {
-				l.h.PAXRecords = map[string]string{xattrPrefix + "trusted.a": h.PAXRecords[xattrPrefix+"user.a"]}
+				l.Header.PAXRecords = map[string]string{xattrPrefix + "trusted.a": h.PAXRecords[xattrPrefix+"user.a"]}
 			}
 			items = append(items, l)
 		}
@@ -35,7 +37,7 @@ func TestErofsAtTheEndsOfBlocks(t *testing.T) {
 	// An entry of these takes 12 bytes and a name of 8: with "." and "..", 203 of them leave 9 bytes of a block.
 	for _, kids := range []int{0, 1, 100, 197, 198, 199, 200, 201, 202, 203, 204, 500} {
 		for kid := range kids {
-			items = append(items, item{name: fmt.Sprintf("d%d/kid-%04d", kids, kid), h: tar.Header{Typeflag: tar.TypeFifo}})
+			items = append(items, item{Name: fmt.Sprintf("d%d/kid-%04d", kids, kid), Header: tar.Header{Typeflag: tar.TypeFifo}})
 		}
 		items = append(items, dir(fmt.Sprint("d", kids)))
 	}
@@ -44,35 +46,32 @@ func TestErofsAtTheEndsOfBlocks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	checkErofs(t, []layer{layerOf(b)}, list)
-	_, path, _, err := testStore(t).writeImage(t.Context(), baseDir, []layer{layerOf(b)}, DefaultLimit, Erofs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fsck(t, path)
-	root, _ := mount(t, path, "ro")
+	checkErofs(t, []Layer{layerOf(b)}, list)
+	path := wrote(t, Erofs, b)
+	rootfstest.Fsck(t, path)
+	root, _ := rootfstest.Mount(t, path, "ro")
 	for _, i := range items {
-		file := filepath.Join(root, i.name)
-		switch i.h.Typeflag {
+		file := filepath.Join(root, i.Name)
+		switch i.Header.Typeflag {
 		case 0:
-			if got, err := os.ReadFile(file); err != nil || string(got) != i.content {
-				t.Errorf("%s: %d bytes, %v", i.name, len(got), err)
+			if got, err := os.ReadFile(file); err != nil || string(got) != i.Content {
+				t.Errorf("%s: %d bytes, %v", i.Name, len(got), err)
 			}
 		case tar.TypeSymlink:
-			if got, err := os.Readlink(file); err != nil || got != i.h.Linkname {
-				t.Errorf("%s: %d bytes, %v", i.name, len(got), err)
+			if got, err := os.Readlink(file); err != nil || got != i.Header.Linkname {
+				t.Errorf("%s: %d bytes, %v", i.Name, len(got), err)
 			}
 		case tar.TypeDir:
 			var want int
-			fmt.Sscanf(i.name, "d%d", &want)
+			fmt.Sscanf(i.Name, "d%d", &want)
 			if got, err := os.ReadDir(file); err != nil || len(got) != want {
-				t.Errorf("%s: %d entries, %v", i.name, len(got), err)
+				t.Errorf("%s: %d entries, %v", i.Name, len(got), err)
 			}
 			continue
 		}
-		for pax, value := range i.h.PAXRecords {
-			if got := attributes(t, file); got != fmt.Sprintf(" %s=%x", strings.TrimPrefix(pax, xattrPrefix), value) {
-				t.Errorf("%s has the attributes %.99s…", i.name, got)
+		for pax, value := range i.Header.PAXRecords {
+			if got := rootfstest.Attributes(t, file); got != fmt.Sprintf(" %s=%x", strings.TrimPrefix(pax, xattrPrefix), value) {
+				t.Errorf("%s has the attributes %.99s…", i.Name, got)
 			}
 		}
 	}

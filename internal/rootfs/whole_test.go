@@ -1,15 +1,18 @@
-package image
+package rootfs
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"flint"
 )
 
-// TestFileSystemsThatNoGuestMounts: what is cut short or waits for its journal is refused before a VM is made, as a base and as a
-// tool cache.
+// TestFileSystemsThatNoGuestMounts: what is cut short or waits for its journal is refused before a VM is made.
 func TestFileSystemsThatNoGuestMounts(t *testing.T) {
 	dir := t.TempDir()
 	made := func(name string, args ...string) string {
@@ -46,17 +49,14 @@ func TestFileSystemsThatNoGuestMounts(t *testing.T) {
 		binary.LittleEndian.PutUint32(b[1024+0x18:], 0xffffffff)
 		return b
 	})
-	s := testStore(t)
 	for path, want := range map[string]string{ext4: "", unclean: "e2fsck -p", short: "has only 12MiB", huge: "has only 16MiB"} {
-		_, err := s.Base(t.Context(), Want{Ref: path})
-		_, toolsErr := s.Tools(t.Context(), path, nil)
-		for _, err := range []error{err, toolsErr} {
-			if want == "" && err != nil {
-				t.Error(err)
-			}
-			if want != "" {
-				wantFault(t, err, "image.file", want)
-			}
+		err := Whole(path)
+		if want == "" && err != nil {
+			t.Error(err)
+		}
+		var f *flint.Fault
+		if want != "" && (!errors.As(err, &f) || f.Code != "image.file" || !strings.Contains(err.Error(), want)) {
+			t.Errorf("got %v, want %q", err, want)
 		}
 	}
 	for _, no := range [][]byte{nil, make([]byte, 4096), []byte("FROM scratch\n")} {
@@ -64,7 +64,25 @@ func TestFileSystemsThatNoGuestMounts(t *testing.T) {
 		if err := os.WriteFile(path, no, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		_, err := s.Tools(t.Context(), path, nil)
-		wantFault(t, err, "tools.missing", "holds no ext4")
+		if err := Whole(path); !errors.Is(err, errNoFS) {
+			t.Errorf("%d bytes that are none: %v", len(no), err)
+		}
+	}
+}
+
+func TestDetect(t *testing.T) {
+	for _, format := range []Format{Ext4, Erofs} {
+		b, err := os.ReadFile(wrote(t, format, pack(t, file("f", "1"))))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for size, want := range map[int]Format{0: "", headSize - 1: "", headSize: format, len(b): format} {
+			if got := Detect(b[:size]); got != want {
+				t.Errorf("%d bytes of an %s are %q", size, format, got)
+			}
+		}
+	}
+	if got := Detect(pack(t, file("f", "1"))); got != "" {
+		t.Errorf("a tar is %q", got)
 	}
 }

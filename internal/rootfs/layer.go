@@ -1,4 +1,4 @@
-package image
+package rootfs
 
 import (
 	"archive/tar"
@@ -15,10 +15,10 @@ import (
 	"flint"
 )
 
-// layer is a source of one layer's uncompressed tar stream.
-type layer struct {
-	open   func() (io.ReadCloser, error)
-	diffID string // "sha256:…" of the uncompressed stream; empty: not known, not checked
+// Layer is a source of one layer's uncompressed tar stream, with whiteouts as OCI images have them.
+type Layer struct {
+	Open   func() (io.ReadCloser, error) // called once
+	DiffID string                        // "sha256:…" of the uncompressed stream; empty: not known, not checked
 }
 
 // budget is what all layers of an image may use together.
@@ -29,32 +29,26 @@ type budget struct {
 	content int64 // bytes of files; a sparse one may have more than the tar
 }
 
-var errBudget = errors.New("more than an image may have")
-
-// maxStream bounds the uncompressed layers of an image whose flattened size may be limit: layers may hide each other's
-// files, but a decompression bomb must end.
-func maxStream(limit flint.Bytes) int64 { return 2*int64(limit) + int64(flint.GiB) }
-
 // entries reads a layer: its headers, and the contents of its files into the spool.
-func (l layer) entries(ctx context.Context, b *budget, contents *spool) ([]entry, error) {
+func (l Layer) entries(ctx context.Context, b *budget, contents *spool) ([]entry, error) {
 	var list []entry
 	err := l.scan(ctx, b, func(h *tar.Header, content io.Reader) error {
 		if b.entries--; b.entries < 0 {
-			return fmt.Errorf("%w: %d entries", errBudget, maxEntries)
+			return fmt.Errorf("%w: %d entries", ErrBudget, MaxEntries)
 		}
 		e, text, err := parseEntry(h)
 		if err != nil {
 			return fmt.Errorf("entry %.256q: %w", h.Name, err)
 		}
 		if b.text -= text; b.text < 0 {
-			return fmt.Errorf("%w: %d bytes of names and attributes", errBudget, maxText)
+			return fmt.Errorf("%w: %d bytes of names and attributes", ErrBudget, maxText)
 		}
 		if e.kind == 0 {
 			return nil
 		}
 		if e.kind == regular {
 			if b.content -= e.size; b.content < 0 {
-				return fmt.Errorf("%w: content of files", errBudget)
+				return fmt.Errorf("%w: content of files", ErrBudget)
 			}
 			if e.at, err = contents.put(contextReader{ctx, content}, e.size); err != nil {
 				return fmt.Errorf("copy %.256q: %w", h.Name, err)
@@ -68,8 +62,8 @@ func (l layer) entries(ctx context.Context, b *budget, contents *spool) ([]entry
 
 // scan calls visit for every tar entry of the layer, in order, and checks the stream's digest at its end. The layer is
 // decompressed and summed while its entries are worked on.
-func (l layer) scan(ctx context.Context, b *budget, visit func(h *tar.Header, content io.Reader) error) (err error) {
-	rc, err := l.open()
+func (l Layer) scan(ctx context.Context, b *budget, visit func(h *tar.Header, content io.Reader) error) (err error) {
+	rc, err := l.Open()
 	if err != nil {
 		return fmt.Errorf("open layer: %w", err)
 	}
@@ -79,8 +73,11 @@ func (l layer) scan(ctx context.Context, b *budget, visit func(h *tar.Header, co
 		}
 	}()
 	s := &stream{ctx: ctx, r: rc, left: &b.stream, sum: sha256.New()}
-	ahead := readAhead(s)
-	defer ahead.Close()
+	ahead, ended := readAhead(s)
+	defer func() {
+		ahead.Close()
+		<-ended
+	}()
 	r := bufio.NewReaderSize(ahead, chunk)
 	t := tar.NewReader(r)
 	for {
@@ -98,9 +95,9 @@ func (l layer) scan(ctx context.Context, b *budget, visit func(h *tar.Header, co
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return fmt.Errorf("read layer: %w", err)
 	}
-	<-ahead.ended
-	if got := "sha256:" + hexSum(s.sum); l.diffID != "" && got != l.diffID {
-		return fmt.Errorf("content of layer is %s, the image says %s", got, l.diffID)
+	<-ended
+	if got := fmt.Sprintf("sha256:%x", s.sum.Sum(nil)); l.DiffID != "" && got != l.DiffID {
+		return fmt.Errorf("content of layer is %s, the image says %s", got, l.DiffID)
 	}
 	return nil
 }
@@ -108,17 +105,17 @@ func (l layer) scan(ctx context.Context, b *budget, visit func(h *tar.Header, co
 // chunk is how much is handed from one stage of the work to the next at once.
 const chunk = 256 << 10
 
-// readAhead reads r in a goroutine of its own, which has ended when Close returns.
-func readAhead(r io.Reader) tarStream {
+// readAhead reads r in a goroutine of its own, which ends with r or when ahead is closed.
+func readAhead(r io.Reader) (ahead *io.PipeReader, ended <-chan struct{}) {
 	pr, pw := io.Pipe()
-	ended := make(chan struct{})
+	end := make(chan struct{})
 	go func() {
-		defer close(ended)
+		defer close(end)
 		// Nothing but Read and Write: a reader's own WriteTo would hand on smaller pieces.
 		_, err := io.CopyBuffer(struct{ io.Writer }{pw}, struct{ io.Reader }{r}, make([]byte, chunk))
 		pw.CloseWithError(err)
 	}()
-	return tarStream{pr, ended}
+	return pr, end
 }
 
 // stream reads a layer: it ends with the context, counts against the budget and sums what it reads.
@@ -135,7 +132,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 	n, err := s.r.Read(p)
 	if *s.left -= int64(n); *s.left < 0 {
-		return 0, fmt.Errorf("%w: uncompressed layers", errBudget)
+		return 0, fmt.Errorf("%w: uncompressed layers", ErrBudget)
 	}
 	s.sum.Write(p[:n])
 	return n, err
@@ -158,7 +155,7 @@ func parseEntry(h *tar.Header) (e entry, text int, err error) {
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return entry{}, text, nil
 	}
-	name, err := cleanName(h.Name)
+	name, err := CleanName(h.Name)
 	if err != nil {
 		return entry{}, text, err
 	}
@@ -212,8 +209,8 @@ func (e *entry) setKind(h *tar.Header) error {
 		if h.Size < 0 {
 			return fmt.Errorf("size %d", h.Size)
 		}
-		if h.Size > int64(maxFile) {
-			return fmt.Errorf("%w: it has %s, at most %s can be stored", errTooBig, flint.Bytes(h.Size), maxFile)
+		if h.Size > int64(MaxFile) {
+			return fmt.Errorf("%w: it has %s, at most %s can be stored", ErrTooBig, flint.Bytes(h.Size), MaxFile)
 		}
 	case tar.TypeDir:
 		e.kind = directory
@@ -223,7 +220,7 @@ func (e *entry) setKind(h *tar.Header) error {
 			return fmt.Errorf("symbolic link to %.64q (%d bytes)", h.Linkname, len(h.Linkname))
 		}
 	case tar.TypeLink:
-		target, err := cleanName(h.Linkname)
+		target, err := CleanName(h.Linkname)
 		if err != nil || target == "" {
 			return fmt.Errorf("hard link to %.256q", h.Linkname)
 		}
@@ -267,9 +264,9 @@ func (e *entry) setXattrs(pax map[string]string) {
 	}
 }
 
-// cleanName makes a tar entry's name relative to the root, without empty components and ".". A ".." is refused: no tool
+// CleanName makes a tar entry's name relative to the root, without empty components and ".". A ".." is refused: no tool
 // writes it, and what it would mean differs from tool to tool.
-func cleanName(name string) (string, error) {
+func CleanName(name string) (string, error) {
 	if len(name) > maxPath {
 		return "", fmt.Errorf("path of %d bytes", len(name))
 	}

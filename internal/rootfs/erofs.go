@@ -1,4 +1,4 @@
-package image
+package rootfs
 
 import (
 	"bufio"
@@ -18,13 +18,12 @@ import (
 // Numbers and places below are those of the Linux kernel's fs/erofs/erofs_fs.h and of its Documentation/filesystems/erofs.rst. The
 // file system written here is a plain one: blocks of 4 KiB, nothing compressed, every inode of the extended form.
 const (
-	erofsBlock   = 4096
-	erofsMagic   = 0xE0F5E1E2
-	erofsSuperAt = 1024
-	erofsSlot    = 32 // inodes stand at multiples of this, which number them
-	erofsInode   = 64
-	erofsDirent  = 12
-	erofsXattrs  = 12 // the header before an inode's attributes
+	erofsBlock  = 4096
+	erofsMagic  = 0xE0F5E1E2
+	erofsSlot   = 32 // inodes stand at multiples of this, which number them
+	erofsInode  = 64
+	erofsDirent = 12
+	erofsXattrs = 12 // the header before an inode's attributes
 
 	// An inode's i_format: its form in bit 0, and from bit 1 on where its content is.
 	erofsExtended = 1
@@ -51,7 +50,7 @@ type erofsWriter struct {
 }
 
 // writeErofs writes the tree as a read-only erofs of at most limit bytes into the empty file out.
-func (p *plan) writeErofs(ctx context.Context, contents *spool, limit flint.Bytes, out *guard) error {
+func (p *plan) writeErofs(ctx context.Context, contents *spool, limit flint.Bytes, out File) error {
 	w := &erofsWriter{of: map[*inode]*erofsFile{}}
 	if err := w.number(p.tree); err != nil {
 		return err
@@ -183,7 +182,7 @@ func blocks(size int64) int64 { return (size + erofsBlock - 1) / erofsBlock }
 
 func (w *erofsWriter) superblock() []byte {
 	b := make([]byte, erofsBlock)
-	s, le := b[erofsSuperAt:], binary.LittleEndian
+	s, le := b[superblockAt:], binary.LittleEndian
 	le.PutUint32(s, erofsMagic)
 	s[12] = 12 // block size 1 << this
 	// The root's number has 16 bits: it is the first, 0.
@@ -286,7 +285,7 @@ func erofsAttributes(xattrs map[string]string) ([]byte, error) {
 	for _, a := range list {
 		// An inode counts their words in 16 bits.
 		if len(a.value) > 1<<16-1 || len(b) > 1<<17 {
-			return nil, fmt.Errorf("%w for erofs", errAttributes)
+			return nil, fmt.Errorf("%w for erofs", ErrAttributes)
 		}
 		b = append(b, byte(len(a.name)), a.space)
 		b = binary.LittleEndian.AppendUint16(b, uint16(len(a.value)))
