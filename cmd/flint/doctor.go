@@ -74,7 +74,7 @@ func examined(ctx context.Context, cfg config.Config) doctor.Config {
 		Monolithic: cfg.Kernel.Pack != "" || cfg.Kernel.Vmlinuz != "" && cfg.Kernel.Modules == "", Kernel: examinedKernel(ctx, cfg),
 	}
 	for _, r := range app.UsedRunners(cfg, slog.New(slog.DiscardHandler), time.Now()) {
-		d.Runners = append(d.Runners, doctor.Software{Version: r.Version, Pool: r.Pool, Age: r.AgeDays, Left: r.DaysLeft, Refused: r.Refused})
+		d.Runners = append(d.Runners, doctor.Software{Version: r.Version, Pool: r.Pool, Age: r.AgeDays, Left: r.DaysLeft, Soon: r.Soon(), Refused: r.TooOld()})
 	}
 	if d.ChrootBase == "" {
 		d.ChrootBase = filepath.Join(cfg.StateDir, "jail")

@@ -34,6 +34,7 @@ import (
 	"flint/internal/image"
 	"flint/internal/kernel"
 	"flint/internal/network"
+	"flint/internal/runnersoft"
 	"flint/internal/sched"
 	"flint/internal/undo"
 	"flint/internal/vm"
@@ -120,11 +121,11 @@ type App struct {
 	runnerDir   fs.FileInfo
 	pack        kernel.Pack
 	supply      map[string]host.Supply
-	software    software                // of all pools but those that pin another
-	pinned      map[string]software     // by version: of pools that do
-	refused     map[string]refusal      // by pool; "": of all that share their software
-	stale       map[string]flint.Reason // by pool: why its image is what was there before
-	loop        *sched.Loop             // while Serve runs
+	software    runnersoft.Standing            // of all pools but those that pin another
+	pinned      map[string]runnersoft.Standing // by version: of pools that do
+	refused     map[string]runnersoft.Refusal  // by pool; "": of all that share their software
+	stale       map[string]flint.Reason        // by pool: why its image is what was there before
+	loop        *sched.Loop                    // while Serve runs
 }
 
 // New acquires, in this order: the state directory, its lock, the image store, the VM driver, and the network, whose DNS

@@ -19,6 +19,7 @@ import (
 	"flint/internal/durable"
 	"flint/internal/github"
 	"flint/internal/github/webhook"
+	"flint/internal/runnersoft"
 )
 
 // Connect makes the coordinator's side of GitHub, without talking to it yet, and goes on with the VMs an earlier process left, or
@@ -37,7 +38,7 @@ func (a *App) Connect(ctx context.Context) error {
 		return err
 	}
 	if a.cfg.Runner.Dir != "" {
-		if a.software, err = readSoftware(a.cfg.Runner.Dir); err != nil {
+		if a.software.Software, err = runnersoft.Read(a.cfg.Runner.Dir); err != nil {
 			return err
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"flint/internal/config"
+	"flint/internal/runnersoft"
 )
 
 // program stands for the program of either flavour of runner software. It notes below the working directory how it was called and
@@ -80,7 +81,7 @@ func TestRunnerSoftwareContract(t *testing.T) {
 			if after := tree(t, dir); !slices.Equal(before, after) {
 				t.Errorf("it is to be read-only, and has changed: %q", after)
 			}
-			if _, err := readSoftware(dir); err != nil {
+			if _, err := runnersoft.Read(dir); err != nil {
 				t.Error(err)
 			}
 		})

@@ -45,37 +45,22 @@ func pinOf(cfg config.Config, pool string) string {
 }
 
 // KeptRunner is one version of GitHub's runner software that is there.
-type KeptRunner struct {
-	runnersoft.Software
-	AgeDays *int `json:"age_days"` // nil where the day of its release is not known
-	// DaysLeft is how long GitHub still gives it jobs, unless it stays the newest; nil where the age is not known.
-	DaysLeft *int `json:"days_left"`
-}
+type KeptRunner = runnersoft.Aged
 
 // ListRunnerSoftware lists them, the newest first.
 func ListRunnerSoftware(cfg config.Config, log *slog.Logger, now time.Time) ([]KeptRunner, error) {
 	all, err := RunnerSoftware(cfg, log).List()
 	list := make([]KeptRunner, 0, len(all))
 	for _, s := range all {
-		list = append(list, aged(s, now))
+		list = append(list, s.Aged(now))
 	}
 	return list, err
-}
-
-func aged(s runnersoft.Software, now time.Time) KeptRunner {
-	k := KeptRunner{Software: s}
-	if !s.Released.IsZero() {
-		days, left := int(now.Sub(s.Released).Hours()/24), max(0, int(s.Released.Add(softwareLife).Sub(now).Hours()/24))
-		k.AgeDays, k.DaysLeft = &days, &left
-	}
-	return k
 }
 
 // UsedRunner is runner software that a configuration's VMs run.
 type UsedRunner struct {
 	KeptRunner
-	Pool    string // that pins it; empty: all that pin none
-	Refused bool   // GitHub registers no runner of this version
+	Pool string // that pins it; empty: all that pin none
 }
 
 // UsedRunners returns the runner software that a configuration's VMs run, as far as it is there and its version is known.
@@ -83,12 +68,12 @@ func UsedRunners(cfg config.Config, log *slog.Logger, now time.Time) []UsedRunne
 	var all []UsedRunner
 	note := func(s runnersoft.Software, pool string, err error) {
 		if err == nil && s.Version != "" {
-			all = append(all, UsedRunner{aged(s, now), pool, older(s.Version, leastSoftware)})
+			all = append(all, UsedRunner{s.Aged(now), pool})
 		}
 	}
 	if cfg.Runner.Dir != "" {
-		s, err := readSoftware(cfg.Runner.Dir)
-		note(runnersoft.Software{Version: s.version, Released: s.released}, "", err)
+		s, err := runnersoft.Read(cfg.Runner.Dir)
+		note(s, "", err)
 		return all
 	}
 	pins := 0
@@ -178,16 +163,15 @@ func (a *App) useRunner(ctx context.Context, dir string) (version string, err er
 	if !a.keepsSoftware() {
 		return path.Base(drive.Version), nil // Connect has read its version
 	}
-	s, err := readSoftware(dir)
-	if err != nil {
+	s := runnersoft.Standing{Mend: "flint fetches a newer one as soon as it can; or give it one: flint runner-software import FILE"}
+	if s.Software, err = runnersoft.Read(dir); err != nil {
 		return "", err
 	}
-	s.mend = "flint fetches a newer one as soon as it can; or give it one: flint runner-software import FILE"
 	if a.cfg.Runner.Version != "" {
-		s.mend = "set runner.version to a newer one, or take it out, and restart flint"
+		s.Mend = "set runner.version to a newer one, or take it out, and restart flint"
 	}
-	if s.version == a.software.version {
-		s.newest = a.software.newest
+	if s.Version == a.software.Version {
+		s.Newest = a.software.Newest
 	} else {
 		delete(a.refused, "") // that was another one
 	}
@@ -248,8 +232,8 @@ func (a *App) pinRunner(ctx context.Context, p config.Pool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	s, err := readSoftware(have.Dir)
-	if err != nil {
+	s := runnersoft.Standing{Mend: "set runner_version of the pool to a newer one, or take it out"}
+	if s.Software, err = runnersoft.Read(have.Dir); err != nil {
 		return "", err
 	}
 	dir, err := filepath.EvalSymlinks(have.Dir)
@@ -260,13 +244,12 @@ func (a *App) pinRunner(ctx context.Context, p config.Pool) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	s.mend = "set runner_version of the pool to a newer one, or take it out"
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.pinned == nil {
-		a.pinned = map[string]software{}
+		a.pinned = map[string]runnersoft.Standing{}
 	}
-	s.newest = a.pinned[p.RunnerVersion].newest
+	s.Newest = a.pinned[p.RunnerVersion].Newest
 	a.pinned[p.RunnerVersion] = s
 	delete(a.refused, p.Name)
 	return drive.Path, nil
@@ -288,15 +271,15 @@ func (a *App) refreshSoftware(ctx context.Context, now time.Time) error {
 	a.mu.Lock()
 	s := a.software
 	if err == nil {
-		a.software.newest = true
+		a.software.Newest = true
 	}
 	a.mu.Unlock()
 	if err == nil {
 		return nil
 	}
-	log := a.log.With("version", s.name())
-	if left, ends := s.left(now); ends {
-		log = log.With("days_left", max(0, int(left.Hours()/24)))
+	log := a.log.With("version", s.Name())
+	if left, ends := s.Left(now); ends {
+		log = log.With("days_left", left)
 	}
 	var fault *flint.Fault
 	if errors.As(err, &fault) {
@@ -330,7 +313,7 @@ func (a *App) takeCurrent(ctx context.Context) error {
 		return fmt.Errorf("find the runner software: %w", err)
 	}
 	a.mu.Lock()
-	same := os.SameFile(a.runnerDir, info) && (a.software.released.Equal(want.Released) || want.Released.IsZero())
+	same := os.SameFile(a.runnerDir, info) && (a.software.Released.Equal(want.Released) || want.Released.IsZero())
 	a.mu.Unlock()
 	if same {
 		return nil

@@ -28,6 +28,7 @@ import (
 	"flint/internal/guest"
 	"flint/internal/host"
 	"flint/internal/image"
+	"flint/internal/runnersoft"
 )
 
 // releases is a server of releases of a runner that is a script.
@@ -177,7 +178,7 @@ func TestRefreshOfTheSoftware(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := a.supply["flint"]
-	if a.software.version != "2.334.0" || a.software.released.IsZero() || first.Runner == "" || first.Base != "b" {
+	if a.software.Version != "2.334.0" || a.software.Released.IsZero() || first.Runner == "" || first.Base != "b" {
 		t.Fatalf("%+v, %+v", a.software, first)
 	}
 	newer := "2.335.0"
@@ -195,7 +196,7 @@ func TestRefreshOfTheSoftware(t *testing.T) {
 	if err := a.refreshSoftware(t.Context(), time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	if a.software.version != "2.335.0" || !a.software.newest || a.supply["flint"].Runner == first.Runner || len(a.refused) != 0 {
+	if a.software.Version != "2.335.0" || !a.software.Newest || a.supply["flint"].Runner == first.Runner || len(a.refused) != 0 {
 		t.Errorf("%+v, %+v, refused %v", a.software, a.supply["flint"], a.refused)
 	}
 	// A person goes back, with a command.
@@ -203,7 +204,7 @@ func TestRefreshOfTheSoftware(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.followSoftware(t.Context())
-	if a.software.version != "2.334.0" || a.supply["flint"].Runner != first.Runner {
+	if a.software.Version != "2.334.0" || a.supply["flint"].Runner != first.Runner {
 		t.Errorf("%+v, %+v", a.software, a.supply["flint"])
 	}
 	// And gives another of the same version.
@@ -239,7 +240,7 @@ func TestPoolPinsItsSoftware(t *testing.T) {
 	}
 	prepare()
 	old := a.supply["old"].Runner
-	if old == "" || old == a.supply["flint"].Runner || a.software.version != "2.335.0" || a.pinned["2.333.0"].version != "2.333.0" {
+	if old == "" || old == a.supply["flint"].Runner || a.software.Version != "2.335.0" || a.pinned["2.333.0"].Version != "2.333.0" {
 		t.Fatalf("%+v, %+v, %+v", a.supply, a.software, a.pinned)
 	}
 	for _, newer := range []string{"2.336.0", "2.337.0", "2.338.0"} {
@@ -248,7 +249,7 @@ func TestPoolPinsItsSoftware(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if a.supply["old"].Runner != old || a.software.version != "2.338.0" {
+	if a.supply["old"].Runner != old || a.software.Version != "2.338.0" {
 		t.Errorf("%+v, %+v", a.supply, a.software)
 	}
 	list, err := ListRunnerSoftware(a.cfg, a.log, time.Now())
@@ -269,7 +270,7 @@ func TestPoolPinsItsSoftware(t *testing.T) {
 	}
 	prepare()
 	s := a.pinned["2.333.0"]
-	s.released = time.Now().Add(-31 * 24 * time.Hour)
+	s.Released = time.Now().Add(-31 * 24 * time.Hour)
 	a.pinned["2.333.0"] = s
 	if h := held(); h["old"] != "runner.too_old" || h["flint"] != "" {
 		t.Errorf("%v", h)
@@ -301,10 +302,10 @@ func TestAllPoolsPin(t *testing.T) {
 func TestPinnedSoftware(t *testing.T) {
 	far := newReleases(t, "#!/bin/sh\n", "2.335.0")
 	a := keeper(t, far.URL, "2.334.0")
-	if err := a.prepareRunner(t.Context()); err != nil || a.software.version != "2.334.0" {
+	if err := a.prepareRunner(t.Context()); err != nil || a.software.Version != "2.334.0" {
 		t.Fatalf("%+v, %v", a.software, err)
 	}
-	if err := a.refreshSoftware(t.Context(), time.Now()); err != nil || a.software.version != "2.334.0" {
+	if err := a.refreshSoftware(t.Context(), time.Now()); err != nil || a.software.Version != "2.334.0" {
 		t.Errorf("%+v, %v", a.software, err)
 	}
 	far.away.Store(true) // what is there needs nobody
@@ -318,7 +319,7 @@ func TestPinnedSoftware(t *testing.T) {
 	if err := b.prepareRunner(t.Context()); !errors.As(err, &fault) || fault.Code != "runner.unreachable" {
 		t.Errorf("got %v", err)
 	}
-	why := a.software.held(time.Now().Add(60 * 24 * time.Hour))
+	why := a.software.Held(time.Now().Add(60*24*time.Hour), runnersoft.Refusal{})
 	if why.Code != "runner.too_old" || !strings.Contains(why.Text, "runner.version") {
 		t.Errorf("it is too old, and: %v", why)
 	}

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"os"
-	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,6 +11,7 @@ import (
 	"flint"
 	"flint/internal/config"
 	"flint/internal/github"
+	"flint/internal/runnersoft"
 )
 
 // TestRefusedSoftware: a refusal is known from a guest's exit code only, so it holds for a while, and where each image has its own
@@ -40,7 +39,7 @@ func TestRefusedSoftware(t *testing.T) {
 				if n := held(); n != tt.held || a.pools()[0].Held.IsZero() {
 					t.Errorf("%d pools are held, want %d", n, tt.held)
 				}
-				time.Sleep(refusedFor)
+				time.Sleep(runnersoft.RefusedFor)
 				if n := held(); n != 0 {
 					t.Errorf("%d pools are held for ever", n)
 				}
@@ -61,7 +60,7 @@ func TestAgeIsAskedAgain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a := &App{log: log, github: c, software: software{version: "2.330.0"}}
+		a := &App{log: log, github: c, software: runnersoft.Standing{Software: runnersoft.Software{Version: "2.330.0"}}}
 		go func() { _ = a.watchSoftware(t.Context()) }()
 		time.Sleep(softwareAgain + time.Minute)
 	})
@@ -75,28 +74,4 @@ type noGitHub func()
 func (f noGitHub) RoundTrip(*http.Request) (*http.Response, error) {
 	f()
 	return nil, errors.New("connection refused")
-}
-
-func TestVersionOfTheSoftware(t *testing.T) {
-	day := time.Date(2026, 11, 3, 0, 0, 0, 0, time.UTC)
-	for text, want := range map[string]struct {
-		version  string
-		released time.Time
-		fails    bool
-	}{
-		"":                               {},
-		"2.330.0\n":                      {version: "2.330.0"},
-		"v2.330.0\r\n2026-11-03\r\nmore": {version: "2.330.0", released: day},
-		"2.330.0\n03.11.2026\n":          {fails: true},
-		"github.com/ChristopherHX/github-act-runner v0.13.0\n": {}, // as the demo's has it
-	} {
-		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, "version"), []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		s, err := readSoftware(dir)
-		if s.version != want.version || !s.released.Equal(want.released) || (err != nil) != want.fails {
-			t.Errorf("%q: %+v, %v", text, s, err)
-		}
-	}
 }

@@ -68,9 +68,6 @@ var poolName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$`)
 // notName is what is said of what poolName does not match.
 const notName = "%q must be 1 to 64 letters, digits, dots, dashes or underscores and start with a letter or digit"
 
-// runnerVersion is how GitHub numbers its runner.
-var runnerVersion = regexp.MustCompile(`^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$`)
-
 // reference has only what a reference to an image may be made of, whatever it begins with. What is one, the image room knows.
 var reference = regexp.MustCompile(`^[a-zA-Z0-9\[][a-zA-Z0-9._:/@\[\]-]*$`)
 
@@ -201,9 +198,10 @@ func (c *Config) validateRunner(found *problems) {
 		found.add("runner.in_image", "%q is neither an absolute path nor auto", in)
 	}
 	version := func(key, v string) {
+		_, numbered := flint.ParseVersion(v)
 		switch {
 		case v == "":
-		case !runnerVersion.MatchString(v):
+		case !numbered:
 			found.add(key, "%q is no release of GitHub's runner, such as 2.335.0", v)
 		case c.Runner.Dir != "" || c.Runner.InImage != "":
 			found.add(key, "is of GitHub's runner software that flint fetches; give it without runner.dir and runner.in_image")

@@ -67,11 +67,9 @@ type Software struct {
 	Pool    string // that pins it; empty: all that pin none
 	// Age and Left are in days: since its release, and until GitHub gives it no job unless it is the newest. nil: not known.
 	Age, Left *int
+	Soon      bool // Left is so little that one is warned
 	Refused   bool // GitHub does not take this version, whatever its age
 }
-
-// softwareWarning is how many days before the end one is warned, as flint serve does.
-const softwareWarning = 7
 
 func (e *exam) runnerAge(context.Context) Finding {
 	if len(e.Runners) == 0 {
@@ -92,7 +90,7 @@ func (e *exam) runnerAge(context.Context) Finding {
 			unknown = append(unknown, what)
 		case *s.Left <= 0:
 			f = warn(fix, "%s is %d days old; GitHub gives it no job, unless it is the newest", what, *s.Age)
-		case *s.Left < softwareWarning:
+		case s.Soon:
 			f = warn(fix, "%s is %d days old; in %d days GitHub gives it no job any more, unless it is the newest then", what, *s.Age, *s.Left)
 		default:
 			passed = append(passed, fmt.Sprintf("%s, %d days old, %d left", what, *s.Age, *s.Left))

@@ -43,7 +43,7 @@ func TestRunnerAge(t *testing.T) {
 		"none":      {nil, Skip, "no runner software"},
 		"fresh":     {[]Software{fresh()}, Pass, "2.335.0, 10 days old, 20 left"},
 		"not known": {[]Software{{Version: "2.335.0"}}, Skip, "not known: 2.335.0"},
-		"soon":      {[]Software{fresh(), {Version: "2.334.0", Pool: "a", Age: days(26), Left: days(4)}}, Warn, "2.334.0 of pool a is 26 days old; in 4 days"},
+		"soon":      {[]Software{fresh(), {Version: "2.334.0", Pool: "a", Age: days(26), Left: days(4), Soon: true}}, Warn, "2.334.0 of pool a is 26 days old; in 4 days"},
 		"over":      {[]Software{{Version: "2.334.0", Age: days(40), Left: days(0)}, fresh()}, Warn, "40 days old; GitHub gives it no job"},
 		"refused":   {[]Software{{Version: "2.300.0", Refused: true}, {Version: "2.334.0", Age: days(40), Left: days(0)}}, Fail, "2.300.0 is older"},
 	} {

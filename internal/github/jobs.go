@@ -381,11 +381,12 @@ func (c *Client) LatestRunner(ctx context.Context) (version string, published ti
 			method: http.MethodGet, path: "/repos/actions/runner/releases/latest", into: &r,
 		})
 		version := strings.TrimPrefix(r.GetTagName(), "v")
+		_, numbered := flint.ParseVersion(version)
 		switch {
 		case refused(err) == http.StatusNotFound:
 		case err != nil:
 			errs = append(errs, err)
-		case !versionForm.MatchString(version) || r.GetPublishedAt().IsZero():
+		case !numbered || r.GetPublishedAt().IsZero():
 			errs = append(errs, fmt.Errorf("look up the newest runner software: the answer is no release: %q", clean(r.GetTagName(), 100)))
 		default:
 			return version, r.GetPublishedAt().Time, nil
@@ -396,5 +397,3 @@ func (c *Client) LatestRunner(ctx context.Context) (version string, published ti
 	}
 	return "", time.Time{}, fmt.Errorf("look up the newest runner software: %w", flint.ErrNotFound)
 }
-
-var versionForm = regexp.MustCompile(`^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$`)

@@ -33,7 +33,7 @@ func (s *Store) Fetch(ctx context.Context, version string, p flint.Progress) (So
 }
 
 func (s *Store) pull(ctx context.Context, version string, current bool, p flint.Progress) (Software, error) {
-	if version = strings.TrimPrefix(version, "v"); version != "" && !versionForm.MatchString(version) {
+	if version = strings.TrimPrefix(version, "v"); version != "" && !isVersion(version) {
 		return Software{}, versionFault(version)
 	}
 	r, err := s.lookUp(ctx, version)
@@ -116,7 +116,7 @@ func (s *Store) Import(ctx context.Context, a File, p flint.Progress) (Software,
 			version = m[3]
 		}
 	}
-	if !versionForm.MatchString(version) {
+	if !isVersion(version) {
 		return Software{}, versionFault(version)
 	}
 	f, err := os.Open(a.Path)

@@ -114,7 +114,7 @@ func (s *Store) lookUp(ctx context.Context, version string) (release, error) {
 // pick takes the archive of an architecture out of an answer.
 func (a answer) pick(arch, api string) (release, error) {
 	version := strings.TrimPrefix(a.Tag, "v")
-	if !versionForm.MatchString(version) {
+	if !isVersion(version) {
 		return release{}, fmt.Errorf("its tag %.60q is no version", a.Tag)
 	}
 	name := fmt.Sprintf("actions-runner-linux-%s-%s.tar.gz", arch, version)

@@ -1,5 +1,5 @@
 // Package runnersoft keeps GitHub's runner software: it fetches releases of actions/runner or takes them from files, verifies
-// and unpacks them, and knows which one is current.
+// and unpacks them, and knows which one is current and how long GitHub takes it.
 //
 // What comes from the network or a file is hostile: its digest is verified before anything is unpacked, and unpacking is
 // bounded and stays inside its directory. A version is there as a whole or not at all. The package must not know what is made
@@ -16,10 +16,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -88,9 +86,6 @@ func InImage(dirs ...string) []string {
 	return append([]string{"/bin/sh", "-c", findScript + launchScript, "flint"}, dirs...)
 }
 
-// versionForm is how GitHub numbers its runner.
-var versionForm = regexp.MustCompile(`^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$`)
-
 // Open returns the store of a directory. It touches nothing.
 func Open(c Config) *Store {
 	if c.API == "" {
@@ -127,11 +122,12 @@ func (s *Store) list() ([]Software, error) {
 	var all []Software
 	for _, e := range entries {
 		version, ok := strings.CutSuffix(e.Name(), "-"+s.arch)
-		if !ok || !e.IsDir() || !versionForm.MatchString(version) {
+		if !ok || !e.IsDir() || !isVersion(version) {
 			continue
 		}
+		said, _ := Read(s.path(e.Name())) // where the file is damaged, the day is not known
 		all = append(all, Software{
-			Version: version, Arch: s.arch, Dir: s.path(e.Name()), Released: readReleased(s.path(e.Name(), versionFile)),
+			Version: version, Arch: s.arch, Dir: s.path(e.Name()), Released: said.Released,
 			Current: e.Name() == link, Pinned: slices.Contains(s.cfg.Pinned, version),
 		})
 	}
@@ -304,45 +300,6 @@ func ignoreMissing(err error) error {
 		return nil
 	}
 	return err
-}
-
-// readReleased reads the second line of a version file; the zero time where there is none.
-func readReleased(path string) time.Time {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return time.Time{}
-	}
-	lines := strings.Split(string(b), "\n")
-	if len(lines) < 2 {
-		return time.Time{}
-	}
-	day, err := time.Parse(time.DateOnly, strings.TrimSpace(lines[1]))
-	if err != nil {
-		return time.Time{}
-	}
-	return day
-}
-
-// versionText is the content of a version file.
-func versionText(version string, released time.Time) []byte {
-	text := version + "\n"
-	if !released.IsZero() {
-		text += released.UTC().Format(time.DateOnly) + "\n"
-	}
-	return []byte(text)
-}
-
-// compare orders versions of versionForm number by number.
-func compare(a, b string) int {
-	as, bs := strings.Split(a, "."), strings.Split(b, ".")
-	for i := range min(len(as), len(bs)) {
-		x, _ := strconv.Atoi(as[i])
-		y, _ := strconv.Atoi(bs[i])
-		if x != y {
-			return x - y
-		}
-	}
-	return len(as) - len(bs)
 }
 
 func sizeOf(dir string) (sum flint.Bytes, err error) {
