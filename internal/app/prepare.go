@@ -274,14 +274,13 @@ func DemoRunner(ctx context.Context, stateDir, moduleDir string, p flint.Progres
 
 // runnerInImage is the program that starts the runner software of an image that has it in dir; nil: on a drive of its own.
 func runnerInImage(dir string) []string {
-	if dir == "" {
+	switch dir {
+	case "":
 		return nil
+	case "auto":
+		return runnersoft.InImage()
 	}
-	places := []string{dir}
-	if dir == "auto" {
-		places = []string{"/home/runner", "/actions-runner", "/opt/actions-runner", "/home/runner/actions-runner", "/runner"}
-	}
-	return runnersoft.InImage(places...)
+	return runnersoft.InImage(dir)
 }
 
 // agentPath finds the guest's program: where the configuration says, or beside this one.

@@ -80,9 +80,13 @@ var (
 	launchScript string
 )
 
-// InImage is the command that starts GitHub's runner where an image has it itself, in the first of these directories that has one. Like
-// the start of a runner.dir it reads the credential of flint.Registration from its standard input.
+// InImage is the command that starts GitHub's runner where an image has it itself, in the first of these directories that has one; where
+// none is named, of those that images usually have it in. Like the start of a runner.dir it reads the credential of flint.Registration
+// from its standard input.
 func InImage(dirs ...string) []string {
+	if len(dirs) == 0 {
+		dirs = []string{"/home/runner", "/actions-runner", "/opt/actions-runner", "/home/runner/actions-runner", "/runner"}
+	}
 	return append([]string{"/bin/sh", "-c", findScript + launchScript, "flint"}, dirs...)
 }
 

@@ -618,6 +618,9 @@ func TestNoRunnerInImage(t *testing.T) {
 	if !errors.As(err, &exit) || exit.ExitCode() != 127 || !strings.Contains(string(out), "no runner software (bin/Runner.Listener) in: /nowhere ") {
 		t.Errorf("%v: %s", err, out)
 	}
+	if usual := InImage(); !slices.Equal(usual[:4], args[:4]) || !slices.Contains(usual[4:], "/home/runner") {
+		t.Errorf("without a directory it is %q", usual)
+	}
 }
 
 func names(t *testing.T, dir string) (list []string) {
