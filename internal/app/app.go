@@ -17,7 +17,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -89,8 +88,8 @@ type App struct {
 	// reattach finds what an earlier process attached.
 	reattach func(ctx context.Context, id string) (host.Port, error)
 
-	pressure   pressure   // why no VM is started for now
-	collecting sync.Mutex // held by collect, and while a pool gets what its VMs are made of
+	pressure   host.Pressure // why no VM is started for now
+	collecting sync.Mutex    // held by collect, and while a pool gets what its VMs are made of
 
 	drain        drain        // why the host takes no new runner although it could
 	reloading    reloading    // what reloads have changed
@@ -301,19 +300,9 @@ func namesOf(paths ...string) []string {
 	return names
 }
 
-// limits fills what the configuration leaves to the machine.
+// limits are what all VMs of a configuration together may have.
 func limits(h config.Host) flint.Shape {
-	s := flint.Shape{CPUs: h.CPUs, Memory: h.Memory}
-	if s.CPUs == 0 {
-		s.CPUs = 2 * runtime.NumCPU()
-	}
-	if s.Memory == 0 {
-		var info unix.Sysinfo_t
-		if err := unix.Sysinfo(&info); err == nil {
-			s.Memory = flint.Bytes(uint64(info.Totalram)*uint64(info.Unit)) / 10 * 9
-		}
-	}
-	return s
+	return host.LimitsOf(flint.Shape{CPUs: h.CPUs, Memory: h.Memory})
 }
 
 func (a *App) supplyOf(_ context.Context, pool string) (host.Supply, error) {

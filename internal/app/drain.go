@@ -112,7 +112,7 @@ func (a *App) refuses() flint.Reason {
 	if why := a.drain.reason(time.Now()); !why.IsZero() {
 		return why
 	}
-	return a.pressure.reason()
+	return a.pressure.Reason()
 }
 
 // clock is a time of today, or one with its day.

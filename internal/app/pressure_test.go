@@ -1,6 +1,7 @@
 package app
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -22,20 +23,17 @@ import (
 
 // fakeDisk is a disk of 100 GiB that tests fill.
 type fakeDisk struct {
-	mu     sync.Mutex
-	free   flint.Bytes
-	inodes uint64
-	flags  int64
-	err    error
-	looks  int
+	mu    sync.Mutex
+	free  flint.Bytes
+	looks int
 }
 
 func (d *fakeDisk) statfs(_ string, st *unix.Statfs_t) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.looks++
-	*st = unix.Statfs_t{Frsize: 4096, Blocks: uint64(100*flint.GiB) / 4096, Bavail: uint64(d.free) / 4096, Files: 1 << 20, Ffree: d.inodes, Flags: d.flags}
-	return d.err
+	*st = unix.Statfs_t{Frsize: 4096, Blocks: uint64(100*flint.GiB) / 4096, Bavail: uint64(d.free) / 4096}
+	return nil
 }
 
 func (d *fakeDisk) set(free flint.Bytes) {
@@ -45,9 +43,9 @@ func (d *fakeDisk) set(free flint.Bytes) {
 }
 
 // pressed is an App of which only the pressure works, on a machine of its own that lacks nothing.
-func pressed(t *testing.T) (*App, *fakeDisk, string) {
+func pressed(t *testing.T) (*App, *fakeDisk) {
 	t.Helper()
-	dir, d := t.TempDir(), &fakeDisk{free: 50 * flint.GiB, inodes: 1 << 19}
+	dir, d := t.TempDir(), &fakeDisk{free: 50 * flint.GiB}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	store, err := image.Open(filepath.Join(dir, "images"), log)
 	if err != nil {
@@ -56,124 +54,49 @@ func pressed(t *testing.T) (*App, *fakeDisk, string) {
 	cfg := config.Default()
 	cfg.StateDir = dir
 	cfg.Pools = []config.Pool{config.NewPool("flint", "unused")}
-	root := t.TempDir()
 	a := &App{cfg: cfg, log: log, store: store, supply: map[string]host.Supply{}}
-	a.pressure.machine = machine{root: root, statfs: d.statfs, files: func() (uint64, error) { return 1024, nil }}
-	return a, d, root
+	a.pressure.Machine = host.Machine{Root: t.TempDir(), Statfs: d.statfs}
+	return a, d
 }
 
-func TestPressureOfTheDisk(t *testing.T) {
-	a, d, _ := pressed(t)
-	for _, step := range []struct {
-		name     string
-		change   func()
-		code     string
-		text     string
-		unneeded flint.Bytes // of unused images
-	}{
-		{"half free", func() {}, "", "", 0},
-		{"below twice the watermark", func() { d.free = 8 * flint.GiB }, "", "", 2 * flint.GiB},
-		{"at the watermark", func() { d.free = 5 * flint.GiB }, "", "", 5 * flint.GiB},
-		{"below it", func() { d.free = 5*flint.GiB - flint.MiB }, "host.disk", "5.0GiB free, and host.min_free keeps 5%", 5*flint.GiB + flint.MiB},
-		{"a little above it again", func() { d.free = 5*flint.GiB + 100*flint.MiB }, "host.disk", "a tenth more", 5*flint.GiB - 100*flint.MiB},
-		{"enough again", func() { d.free = 6 * flint.GiB }, "", "", 4 * flint.GiB},
-		{"no inodes", func() { d.free, d.inodes = 50*flint.GiB, 10 }, "host.disk", "10 inodes", 0},
-		{"read-only", func() { d.inodes, d.flags = 1<<19, unix.ST_RDONLY }, "host.readonly", "read-only", 0},
-		{"unreadable", func() { d.flags, d.err = 0, unix.EIO }, "host.disk", "input/output error", 0},
-		{"well again", func() { d.err = nil }, "", "", 0},
-		{"a size for a watermark", func() { a.cfg.Host.MinFree = config.Free{Bytes: 60 * flint.GiB} }, "host.disk", "host.min_free keeps 60GiB", 70 * flint.GiB},
-		{"no watermark", func() { a.cfg.Host.MinFree, d.free = config.Free{}, 0 }, "", "", 0},
-	} {
-		step.change()
-		lacks := a.feelPressure()
-		why := a.pressure.reason()
-		if why.Code != step.code || !strings.Contains(why.Text, step.text) || step.code != "" && step.text == "" {
-			t.Errorf("%s: %q: %s", step.name, why.Code, why)
-		}
-		if d.err == nil && lacks != step.unneeded {
-			t.Errorf("%s: %s of unused images are to go, want %s", step.name, lacks, step.unneeded)
+// TestPressureIsTold: with the configuration's bound, and once as long as it is the same.
+func TestPressureIsTold(t *testing.T) {
+	a, d := pressed(t)
+	var log bytes.Buffer
+	a.log = slog.New(slog.NewTextHandler(&log, nil))
+	d.free = 4 * flint.GiB
+	for range 2 {
+		if lacks := a.feelPressure(); lacks != 6*flint.GiB {
+			t.Errorf("%s of unused images are to go", lacks)
 		}
 	}
-}
-
-// put writes a file of the machine's.
-func put(t *testing.T, root, name, content string) {
-	t.Helper()
-	path := filepath.Join(root, name)
-	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content+"\n"), 0o644)); err != nil {
-		t.Fatal(err)
+	if why := a.refuses(); why.Code != "host.disk" || !strings.Contains(why.Text, "4GiB free, and host.min_free keeps 5%") {
+		t.Errorf("%q: %s", why.Code, why)
 	}
-}
-
-func TestPressureOfFilesAndProcesses(t *testing.T) {
-	a, _, root := pressed(t)
-	group := "/sys/fs/cgroup/system.slice"
-	for _, step := range []struct {
-		name   string
-		change func()
-		code   string
-		text   string
-	}{
-		{"nothing can be read", func() {}, "", ""},
-		{"plenty", func() {
-			put(t, root, "/proc/loadavg", "0.20 0.18 0.12 1/800 11206")
-			put(t, root, "/proc/sys/kernel/pid_max", "32768")
-			put(t, root, "/proc/sys/kernel/threads-max", "63000")
-			put(t, root, "/proc/self/cgroup", "0::/system.slice/flint.service")
-			put(t, root, group+"/flint.service/pids.max", "max")
-			put(t, root, group+"/flint.service/pids.current", "30000")
-		}, "", ""},
-		{"pid_max", func() { put(t, root, "/proc/sys/kernel/pid_max", "850") }, "host.pids", "kernel.pid_max is 850, and 800"},
-		{"threads-max", func() {
-			put(t, root, "/proc/sys/kernel/pid_max", "32768")
-			put(t, root, "/proc/sys/kernel/threads-max", "880")
-		}, "host.pids", "kernel.threads-max is 880"},
-		{"the cgroup above", func() {
-			put(t, root, "/proc/sys/kernel/threads-max", "63000")
-			put(t, root, group+"/pids.max", "100")
-			put(t, root, group+"/pids.current", "50")
-		}, "host.pids", "system.slice (TasksMax= in a unit) is 100"},
-		{"room in it", func() { put(t, root, group+"/pids.current", "1") }, "", ""},
-		{"files", func() {
-			for _, n := range strings.Fields("0 1 2 3 4 5") {
-				put(t, root, "/proc/self/fd/"+n, "")
-			}
-			a.pressure.machine.files = func() (uint64, error) { return 80, nil }
-		}, "host.files", "80 files open and has 6"},
-	} {
-		step.change()
+	a.cfg.Host.MinFree = config.Free{Bytes: flint.GiB}
+	a.feelPressure()
+	if why := a.refuses(); !why.IsZero() {
+		t.Errorf("%q: %s", why.Code, why)
+	}
+	said := log.String()
+	if strings.Count(said, "no VM is started") != 1 || strings.Count(said, "VMs are started again") != 1 || !strings.Contains(said, "after=host.disk") {
+		t.Errorf("%s", said)
+	}
+	put(t, a.pressure.Machine.Root, "/proc/loadavg", "0.20 0.18 0.12 1/100 11206")
+	put(t, a.pressure.Machine.Root, "/proc/sys/kernel/threads-max", "200")
+	for cpus, code := range map[int]string{2: "", 64: "host.pids"} { // of the largest pool
+		a.cfg.Pools[0].VM.CPUs = cpus
 		a.feelPressure()
-		why := a.pressure.reason()
-		if why.Code != step.code || !strings.Contains(why.Text, step.text) {
-			t.Errorf("%s: %q: %s", step.name, why.Code, why)
+		if why := a.refuses(); why.Code != code {
+			t.Errorf("VMs of %d CPUs: %q: %s", cpus, why.Code, why)
 		}
-	}
-}
-
-func TestThisMachineIsUnderstood(t *testing.T) {
-	var m machine
-	d, err := m.disk(t.TempDir())
-	if err != nil || d.size < flint.MiB || d.free > d.size {
-		t.Errorf("the disk is %+v, %v", d, err)
-	}
-	limits := m.processLimits()
-	if len(limits) < 2 {
-		t.Fatalf("the limits are %+v", limits)
-	}
-	for _, l := range limits {
-		if l.limit < 1 || l.used < 1 {
-			t.Errorf("%+v", l)
-		}
-	}
-	if why := m.crowded(nil); why.Code == "host.files" {
-		t.Errorf("this test cannot run: %s", why)
 	}
 }
 
 // TestPressureCollects lets the watch run: it looks every five seconds, removes an unused image below twice the watermark,
 // and where there is none does not search again at once.
 func TestPressureCollects(t *testing.T) {
-	a, d, _ := pressed(t)
+	a, d := pressed(t)
 	unused := filepath.Join(a.cfg.StateDir, "images", "base", strings.Repeat("ab", 32)+".ext4")
 	needed := filepath.Join(a.cfg.StateDir, "images", "base", strings.Repeat("cd", 32)+".ext4")
 	for _, path := range []string{unused, needed} {

@@ -74,6 +74,15 @@ func renew(t *testing.T, a *App, why renewal) {
 	a.preparations.tasks.Wait()
 }
 
+// put writes a file below a directory.
+func put(t *testing.T, root, name, content string) {
+	t.Helper()
+	path := filepath.Join(root, name)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content+"\n"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func putProgram(t *testing.T, dir, name, text string) {
 	t.Helper()
 	put(t, dir, name, text)
