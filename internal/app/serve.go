@@ -13,9 +13,6 @@ import (
 	"flint/internal/sched"
 )
 
-// webhookGrace is what webhooks under way get when the program ends.
-const webhookGrace = 2 * time.Second
-
 // Serve is the coordinator: it runs the jobs of the configured pools until ctx ends, and returns when the last runner is
 // gone, or left to the next process. Call Connect, and Prepare or PrepareToServe, first.
 func (a *App) Serve(ctx context.Context) error {
@@ -41,7 +38,11 @@ func (a *App) Serve(ctx context.Context) error {
 	}
 	if a.hooks != nil {
 		tasks.Go(func() error { return untilTold(listen, "GitHub's webhooks", a.hooks.Run) })
-		tasks.Go(func() error { return untilTold(listen, "the port for webhooks", a.serveHooks) })
+		tasks.Go(func() error {
+			return untilTold(listen, "the port for webhooks", func(ctx context.Context) error {
+				return a.hooks.Serve(ctx, a.listener, a.cfg.Webhook.Path)
+			})
+		})
 	}
 	a.feelPressure() // before the first VM
 	tasks.Go(func() error { return a.watchPressure(tctx) })

@@ -48,7 +48,7 @@ func BenchmarkWebhook(b *testing.B) {
 	took := make([]time.Duration, b.N)
 	var next atomic.Int64
 	var senders sync.WaitGroup
-	handler := r.Handler()
+	handler := http.HandlerFunc(r.answer)
 	b.SetBytes(requests[0].ContentLength)
 	b.ResetTimer()
 	cpu, start := cpuTime(), time.Now()
@@ -77,7 +77,7 @@ func BenchmarkWebhook(b *testing.B) {
 func BenchmarkWebhookPaced(b *testing.B) {
 	h := &host{runners: map[string]string{"flint-1": "linux"}}
 	r := open(b, b.TempDir(), h, Account{Secret: secret, Pools: []flint.Pool{linux()}})
-	handler := r.Handler()
+	handler := http.HandlerFunc(r.answer)
 	took := make([]time.Duration, b.N)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()

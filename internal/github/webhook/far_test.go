@@ -208,7 +208,7 @@ func (h hook) request() *http.Request {
 
 func send(r *Receiver, h hook) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
-	r.Handler().ServeHTTP(w, h.request())
+	r.answer(w, h.request())
 	return w
 }
 

@@ -29,10 +29,6 @@ const (
 	maxGUID = 128
 )
 
-// Handler takes deliveries. It answers 202 when what a delivery says is persisted, or when it is none of our business; 200 a
-// ping; 400, 401, 405, 413 what is wrong; and 429 or 503 what GitHub is to send again.
-func (r *Receiver) Handler() http.Handler { return http.HandlerFunc(r.serve) }
-
 // refusal is an answer other than 2xx.
 type refusal struct {
 	status int
@@ -41,7 +37,9 @@ type refusal struct {
 
 func (e *refusal) Error() string { return e.text }
 
-func (r *Receiver) serve(w http.ResponseWriter, req *http.Request) {
+// answer takes a delivery. It answers 202 when what it says is persisted, or when it is none of our business; 200 a
+// ping; 400, 401, 405, 413 what is wrong; and 429 or 503 what GitHub is to send again.
+func (r *Receiver) answer(w http.ResponseWriter, req *http.Request) {
 	status, err := r.receive(w, req)
 	var no *refusal
 	switch {

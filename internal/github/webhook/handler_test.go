@@ -72,7 +72,7 @@ func TestAnswers(t *testing.T) {
 		want int
 	}{{chunked, 413}, {httptest.NewRequest(http.MethodGet, "/webhook", nil), 405}} {
 		w := httptest.NewRecorder()
-		r.Handler().ServeHTTP(w, c.req)
+		r.answer(w, c.req)
 		if w.Code != c.want {
 			t.Errorf("%s answered %d, want %d", c.req.Method, w.Code, c.want)
 		}
@@ -208,7 +208,7 @@ func FuzzHandler(f *testing.F) {
 // TestOverHTTP sends through a real server and a real connection, which the handler's deadline must not spoil.
 func TestOverHTTP(t *testing.T) {
 	r := open(t, t.TempDir(), &host{}, Account{Secret: secret, Pools: []flint.Pool{linux()}})
-	srv := httptest.NewServer(r.Handler())
+	srv := httptest.NewServer(http.HandlerFunc(r.answer))
 	defer srv.Close()
 	for i := range int64(20) {
 		req := jobHook("queued", i+1, linuxLabels, bulky).request()

@@ -84,8 +84,8 @@ type counters struct {
 }
 
 // Open reads the ledger, matches its jobs to the pools as they are now, and makes a Receiver. It does not talk to GitHub. Its
-// faults are webhook.secret, webhook.scope and webhook.state. The caller closes the Receiver after Run has returned and the
-// Handler's server was shut down.
+// faults are webhook.secret, webhook.scope and webhook.state. The caller closes the Receiver after Run and Serve have
+// returned.
 func Open(cfg Config) (*Receiver, error) {
 	if cfg.Log == nil || cfg.Events == nil || cfg.Runner == nil || cfg.Dir == "" {
 		return nil, errors.New("make webhook receiver: a field of its Config is missing")

@@ -1,4 +1,4 @@
-package app
+package webhook
 
 import (
 	"bufio"
@@ -6,45 +6,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
-
-	"flint"
-	"flint/internal/config"
-	"flint/internal/github/webhook"
 )
 
-func hookApp(t *testing.T, path string) *App {
-	t.Helper()
-	cfg := config.Default()
-	cfg.Webhook.Path = path
-	log := slog.New(slog.NewTextHandler(t.Output(), nil))
-	hooks, err := webhook.Open(webhook.Config{
-		Accounts: []webhook.Account{{Secret: "s3cret"}}, Dir: t.TempDir(), Log: log,
-		Events: func(context.Context, flint.JobEvent) error { return nil },
-		Runner: func(string) (string, bool) { return "", false },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = hooks.Close() })
+// TestStrangersAtTheWebhookPort: whoever sends no good webhook is told so and cannot keep the connection.
+func TestStrangersAtTheWebhookPort(t *testing.T) {
+	r := open(t, t.TempDir(), &host{}, Account{Secret: secret})
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &App{cfg: cfg, log: log, hooks: hooks, listener: l}
-}
-
-// TestStrangersAtTheWebhookPort: whoever sends no good webhook is told so and cannot keep the connection.
-func TestStrangersAtTheWebhookPort(t *testing.T) {
-	a := hookApp(t, "/hook/{x") // as a pattern, it would end the program
 	ctx, stop := context.WithCancel(t.Context())
 	served := make(chan error, 1)
-	go func() { served <- a.serveHooks(ctx) }()
+	go func() { served <- r.Serve(ctx, l, "/hook/{x") }() // as a pattern, it would end the program
 	for request, want := range map[string]int{
 		"GET /hook/{x HTTP/1.1\r\n":   http.StatusMethodNotAllowed,
 		"POST /hook/{x HTTP/1.1\r\n":  http.StatusUnauthorized,
@@ -52,7 +30,7 @@ func TestStrangersAtTheWebhookPort(t *testing.T) {
 		"POST //hook/{x HTTP/1.1\r\n": http.StatusNotFound,
 		"POST /hook/{x HTTP/1.1\r\nX-Large: " + strings.Repeat("x", 64<<10) + "\r\n": http.StatusRequestHeaderFieldsTooLarge,
 	} {
-		c, err := net.Dial("tcp", a.WebhookAddr().String())
+		c, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,4 +1,4 @@
-package app
+package webhook
 
 import (
 	"context"
@@ -17,40 +17,41 @@ const (
 	maxHookConns = 512
 	// hookIdle is how long a connection may be kept without a request. GitHub's come in bursts.
 	hookIdle = 30 * time.Second
+	// hookGrace is what webhooks under way get when the program ends.
+	hookGrace = 2 * time.Second
 )
 
-// hookServer is the HTTP side of the webhooks. GitHub gives up after 10 s.
-func (a *App) hookServer() *http.Server {
-	hooks := a.hooks.Handler()
+// server is the HTTP side of the webhooks, which come to a path. GitHub gives up after 10 s.
+func (r *Receiver) server(path string) *http.Server {
 	return &http.Server{
 		// Not a ServeMux: to that, the path would be a pattern.
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.Path != a.cfg.Webhook.Path {
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			if req.URL.Path != path {
 				w.Header().Set("Connection", "close")
-				http.NotFound(w, r)
+				http.NotFound(w, req)
 				return
 			}
-			hooks.ServeHTTP(w, r)
+			r.answer(w, req)
 		}),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
-		IdleTimeout: hookIdle, MaxHeaderBytes: 32 << 10, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
+		IdleTimeout: hookIdle, MaxHeaderBytes: 32 << 10, ErrorLog: slog.NewLogLogger(r.log.Handler(), slog.LevelWarn),
 	}
 }
 
-// serveHooks answers GitHub's deliveries until ctx ends.
-func (a *App) serveHooks(ctx context.Context) error {
-	s := a.hookServer()
+// Serve answers GitHub's deliveries, which come to a path, until ctx ends; then it closes the listener.
+func (r *Receiver) Serve(ctx context.Context, l net.Listener, path string) error {
+	s := r.server(path)
 	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(ended)
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), webhookGrace)
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), hookGrace)
 		defer cancel()
 		if s.Shutdown(end) != nil {
 			_ = s.Close()
 		}
 	})
-	a.log.Info("listening for webhooks", "address", a.listener.Addr().String(), "path", a.cfg.Webhook.Path)
-	err := s.Serve(limitConns(a.listener, maxHookConns))
+	r.log.Info("listening for webhooks", "address", l.Addr().String(), "path", path)
+	err := s.Serve(limitConns(l, maxHookConns))
 	if stop() {
 		return fmt.Errorf("serve webhooks: %w", err)
 	}
