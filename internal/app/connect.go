@@ -20,6 +20,7 @@ import (
 	"flint/internal/github"
 	"flint/internal/github/webhook"
 	"flint/internal/runnersoft"
+	"flint/internal/sched"
 )
 
 // Connect makes the coordinator's side of GitHub, without talking to it yet, and goes on with the VMs an earlier process left, or
@@ -54,7 +55,7 @@ func (a *App) Connect(ctx context.Context) error {
 	a.host = a.newHost(a.github)
 	a.demand = newSources()
 	a.reloading.open(a.cfg)
-	a.demand.add(newAlive(a.github, a.host.Abandoned), a.poolsOf(config.ScaleSets)) // the ledger of webhooks sees to that itself
+	a.demand.add(sched.Alive(a.github, a.host.Abandoned), a.poolsOf(config.ScaleSets)) // the ledger of webhooks sees to that itself
 	if a.cfg.Webhooks() {
 		if err := a.openHooks(ctx, state); err != nil {
 			return err

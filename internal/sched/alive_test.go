@@ -1,4 +1,4 @@
-package app
+package sched_test
 
 import (
 	"testing"
@@ -26,7 +26,7 @@ func TestNoRunnerIsStartedForALostJob(t *testing.T) {
 			{Pool: "a", Assigned: 1, At: time.Now().Add(-time.Minute)}, {Pool: "b", Assigned: 1, At: time.Now().Add(-time.Minute)},
 		}}
 		gone := map[string]int{}
-		s := newAlive(github, func() map[string]int { return gone })
+		s := sched.Alive(github, func() map[string]int { return gone })
 		pools := []flint.Pool{{Name: "a", Max: 1}, {Name: "b", Max: 1}}
 		starts := func() (n int) {
 			for _, a := range sched.Plan(time.Now(), pools, s.Demand(), []flint.HostState{{Name: "here"}}) {
