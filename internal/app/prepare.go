@@ -7,7 +7,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"time"
 
@@ -148,18 +147,8 @@ func (a *App) fits(ctx context.Context, p config.Pool, base image.Base) error {
 		a.log.Debug("what an image holds is not known", "pool", p.Name, "err", err)
 		return nil
 	}
-	f := &flint.Fault{What: fmt.Sprintf("run GitHub's runner in image %q of pool %s", p.Image, p.Name), Kind: flint.ErrConfig}
-	switch {
-	case !has.Shell:
-		f.Code, f.Err, f.Fix = "image.shell", errors.New("it has no /bin/sh"), "take an image with a shell, or install one in its Dockerfile"
-	case has.Arch != "" && has.Arch != runtime.GOARCH:
-		f.Code, f.Err, f.Fix = "image.platform", fmt.Errorf("its /bin/sh is made for %s, and this machine is %s", has.Arch, runtime.GOARCH), "take an image that is made for this machine; a Dockerfile's base may have others (FROM --platform)"
-	case has.Libc != "glibc":
-		f.Code, f.Err, f.Fix = "image.libc", fmt.Errorf("the runner needs glibc, and the image's C library is %s", has.Libc), "build the image on Debian, Ubuntu, Fedora or another with glibc; Alpine has musl"
-	default:
-		return nil
-	}
-	return f
+	guest := runnersoft.Guest{Shell: has.Shell, Arch: has.Arch, Libc: has.Libc}
+	return guest.Fits(fmt.Sprintf("run GitHub's runner in image %q of pool %s", p.Image, p.Name))
 }
 
 // prepareTools makes the drive with a pool's tool cache, where it has one.
