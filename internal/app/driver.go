@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"os/exec"
 	"path/filepath"
 
@@ -36,7 +35,7 @@ func (a *App) chooseDriver(ctx context.Context, kvm probe) (string, error) {
 		return a.openQEMU(ctx)
 	}
 	if a.cfg.VM.Driver == "firecracker" { // with auto, KVM has been found to work
-		if err := needKVM(kvm(ctx)); err != nil {
+		if err := firecracker.NeedKVM(kvm(ctx)); err != nil {
 			return "", err
 		}
 	}
@@ -48,23 +47,6 @@ func (a *App) chooseDriver(ctx context.Context, kvm probe) (string, error) {
 		return "", &other
 	}
 	return detail, err
-}
-
-// needKVM refuses to begin where every VM would fail or hang by itself later.
-func needKVM(s vm.KVMStatus) error {
-	f := &flint.Fault{Code: "firecracker.kvm", What: "run VMs under Firecracker", Kind: flint.ErrConfig, Err: fmt.Errorf("it needs KVM: %s", s)}
-	const instead = "; or set vm.driver: auto, to do without Firecracker here"
-	switch s.State {
-	case vm.KVMWorks:
-		return nil
-	case vm.KVMNoPermission:
-		f.Kind, f.Fix = flint.ErrPermission, "run flint as root"
-	case vm.KVMBroken:
-		f.Fix = "use bare metal, or a machine whose hypervisor has real nested virtualisation" + instead
-	default:
-		f.Fix = "enable virtualisation in the firmware and load kvm_intel or kvm_amd (`flint doctor` says which)" + instead
-	}
-	return f
 }
 
 // choice is what is to run the VMs.
