@@ -9,10 +9,10 @@ import (
 	"io/fs"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"strings"
 	"syscall"
+
+	"flint"
 )
 
 // program is what there is to know of an executable.
@@ -22,7 +22,7 @@ type program struct {
 	missing error  // why there is none
 	exposed bool   // everyone can replace or change it; then it has not been run
 	owner   uint32 // of it or else of its directory: a user other than root and this one, who can replace it; or 0
-	release release
+	release flint.Version
 	unknown error // why the release is not known
 	static  bool
 	elf     error // why that is not known
@@ -36,28 +36,6 @@ func (p program) absence() string {
 		return "there is no " + p.name + " in PATH"
 	}
 	return p.name + " cannot be used: " + p.missing.Error()
-}
-
-// release is a version of Firecracker or QEMU.
-type release struct{ major, minor, patch int }
-
-func (r release) String() string { return fmt.Sprintf("%d.%d.%d", r.major, r.minor, r.patch) }
-
-func (r release) before(major, minor int) bool {
-	return r.major < major || r.major == major && r.minor < minor
-}
-
-// parseRelease finds the first version in what a program says: "Firecracker v1.16.1", "QEMU emulator version 7.2.22 (…)".
-func parseRelease(text string) (release, bool) {
-	m := regexp.MustCompile(`\bv?([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})\b`).FindStringSubmatch(text)
-	if m == nil {
-		return release{}, false
-	}
-	var n [3]int
-	for i := range n {
-		n[i], _ = strconv.Atoi(m[i+1]) // four digits fit
-	}
-	return release{n[0], n[1], n[2]}, true
 }
 
 // find looks a program up and asks it what it is. Path may be empty.
@@ -86,7 +64,7 @@ func (e *exam) find(ctx context.Context, path, name string) program {
 		return p
 	}
 	var ok bool
-	if p.release, ok = parseRelease(text); !ok {
+	if p.release, ok = flint.FindVersion(text); !ok {
 		p.unknown = errors.New(found + " does not say its version")
 	}
 	return p
@@ -176,7 +154,7 @@ func (e *exam) judgeFirecracker() Finding {
 	switch {
 	case f.Verdict == Fail:
 		return f
-	case p.release.before(1, oldestMinor):
+	case p.release.Compare(flint.Version{1, oldestMinor}) < 0:
 		return fail(installFirecracker, "%s is %s; flint needs 1.%d or newer", p.path, p.release, oldestMinor)
 	case !e.NoJail && !strings.Contains(filepath.Base(p.path), "firecracker"):
 		return fail("rename it to firecracker", "the jailer refuses %s: its name lacks the word firecracker", p.path)
@@ -192,7 +170,7 @@ func (e *exam) judgeFirecracker() Finding {
 			return fail("lower the pool's vm.cpus", "a VM of pool %s has %d CPUs, but a Firecracker guest at most %d", pool.Name, pool.Shape.CPUs, maxCPUs)
 		}
 	}
-	if f.Verdict == Pass && p.release.before(1, 16) {
+	if f.Verdict == Pass && p.release.Compare(flint.Version{1, 16}) < 0 {
 		return pass("%s; %s is recommended", f.Text, recommended)
 	}
 	return f
@@ -273,7 +251,7 @@ func (e *exam) qemuBinary(ctx context.Context) Finding {
 			"everyone can change %s, which root starts", p.path)
 	case p.unknown != nil:
 		return fail("apt-get install --reinstall "+packaged, "%s cannot be used: %v", p.path, p.unknown)
-	case p.release.before(5, 2): // the first whose microvm machine has ACPI
+	case p.release.Compare(flint.Version{5, 2}) < 0: // the first whose microvm machine has ACPI
 		return fail("use a distribution with QEMU 5.2 or newer", "%s is %s; flint needs 5.2 or newer", p.path, p.release)
 	}
 	return pass("%s is %s", p.path, p.release)

@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"flint"
 )
 
 const (
@@ -88,16 +90,16 @@ func (a *api) put(ctx context.Context, path string, in any) error {
 }
 
 // version asks the running process, which may be of another release than the file was when New looked.
-func (a *api) version(ctx context.Context) (Version, error) {
+func (a *api) version(ctx context.Context) (flint.Version, error) {
 	var answer struct {
 		Version string `json:"firecracker_version"`
 	}
 	if err := a.call(ctx, http.MethodGet, "/version", nil, &answer); err != nil {
-		return Version{}, err
+		return flint.Version{}, err
 	}
-	v, ok := parseVersion(answer.Version)
+	v, ok := flint.FindVersion(answer.Version)
 	if !ok {
-		return Version{}, errors.New("GET /version: Firecracker does not say its version")
+		return flint.Version{}, errors.New("GET /version: Firecracker does not say its version")
 	}
 	return v, nil
 }

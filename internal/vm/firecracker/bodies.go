@@ -79,7 +79,7 @@ type request struct {
 }
 
 // requests lists what a machine is configured with, in the order of the requests; the last one starts it.
-func requests(s vm.Spec, args string, v view, version Version) []request {
+func requests(s vm.Spec, args string, v view, version flint.Version) []request {
 	list := []request{
 		{"/logger", loggerBody{Path: v.see(logPipe), Level: "Info", ShowLevel: true}},
 		{"/metrics", metricsBody{v.see(metricsPipe)}},
@@ -100,7 +100,7 @@ func requests(s vm.Spec, args string, v view, version Version) []request {
 			ID: "eth0", Tap: s.NIC.Name, MAC: s.NIC.MAC.String(),
 			Rx: limiter(int64(s.Limits.NetRx), 0), Tx: limiter(int64(s.Limits.NetTx), 0),
 		}
-		if version.atLeast(mtuMinor) {
+		if atLeast(version, mtuMinor) {
 			nic.MTU = s.NIC.MTU
 		}
 		list = append(list, request{"/network-interfaces/eth0", nic})
@@ -109,7 +109,7 @@ func requests(s vm.Spec, args string, v view, version Version) []request {
 		list,
 		request{"/vsock", vsockBody{guestCID, v.see(vsockSocket)}},
 		request{"/entropy", entropyBody{}},
-		request{"/balloon", balloonBody{DeflateOnOOM: true, FreeReporting: version.atLeast(reportingMinor)}},
+		request{"/balloon", balloonBody{DeflateOnOOM: true, FreeReporting: atLeast(version, reportingMinor)}},
 		request{"/actions", actionBody{"InstanceStart"}},
 	)
 }

@@ -33,13 +33,13 @@ func TestRequests(t *testing.T) {
 /actions {"action_type":"InstanceStart"}
 `
 	for _, c := range []struct {
-		version        Version
+		version        flint.Version
 		mtu, reporting string
 	}{
-		{Version{1, 13, 0}, "", ""},
-		{Version{1, 14, 0}, "", `,"free_page_reporting":true`},
-		{Version{1, 16, 1}, `"mtu":1400,`, `,"free_page_reporting":true`},
-		{Version{2, 0, 0}, `"mtu":1400,`, `,"free_page_reporting":true`},
+		{flint.Version{1, 13, 0}, "", ""},
+		{flint.Version{1, 14, 0}, "", `,"free_page_reporting":true`},
+		{flint.Version{1, 16, 1}, `"mtu":1400,`, `,"free_page_reporting":true`},
+		{flint.Version{2, 0, 0}, `"mtu":1400,`, `,"free_page_reporting":true`},
 	} {
 		var have strings.Builder
 		for _, r := range requests(s, "quiet", v, c.version) {
@@ -53,7 +53,7 @@ func TestRequests(t *testing.T) {
 			t.Errorf("%s:\n%s\nwant:\n%s", c.version, have.String(), w)
 		}
 	}
-	for _, r := range requests(vm.Spec{CPUs: 1, Memory: flint.GiB}, "", v, Version{1, 16, 1}) {
+	for _, r := range requests(vm.Spec{CPUs: 1, Memory: flint.GiB}, "", v, flint.Version{1, 16, 1}) {
 		if b, _ := json.Marshal(r.body); strings.Contains(string(b), "limiter") || strings.HasPrefix(r.path, "/network") {
 			t.Errorf("a machine without network and limits: %s %s", r.path, b)
 		}

@@ -60,7 +60,7 @@ type Config struct {
 // vm.Metrics and vm.Listener.
 type Driver struct {
 	c       Config
-	version Version
+	version flint.Version
 	base    string // the jails of this program: ChrootBase/<name of the program>
 	uids    *uidPool
 	groups  *cgroups
@@ -96,7 +96,7 @@ func newDriver(ctx context.Context, c Config, fs cgroupFS) (*Driver, error) {
 	if d.version, err = programVersion(ctx, d.c.Firecracker); err != nil {
 		return nil, err
 	}
-	if err := d.version.supported(d.c.Firecracker); err != nil {
+	if err := supported(d.version, d.c.Firecracker); err != nil {
 		return nil, err
 	}
 	if c.NoJail {
@@ -112,7 +112,7 @@ func newDriver(ctx context.Context, c Config, fs cgroupFS) (*Driver, error) {
 }
 
 // Version returns the version of the Firecracker program, as it said when New asked.
-func (d *Driver) Version() Version { return d.version }
+func (d *Driver) Version() flint.Version { return d.version }
 
 // prepareJail checks and makes what the jailer stands on.
 func (d *Driver) prepareJail(ctx context.Context, fs cgroupFS) error {

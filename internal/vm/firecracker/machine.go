@@ -47,7 +47,7 @@ type machine struct {
 	fclog   *vm.Ring
 	meter   *meter
 	api     *api
-	version Version
+	version flint.Version
 	proc    *process
 	started time.Time
 
@@ -117,7 +117,7 @@ func (m *machine) configure(ctx context.Context, s vm.Spec, args string, v view)
 	if m.version, err = m.api.version(ctx); err != nil {
 		return err
 	}
-	if err := m.version.supported("the one that runs"); err != nil {
+	if err := supported(m.version, "the one that runs"); err != nil {
 		return err
 	}
 	for _, r := range requests(s, args, v, m.version) {

@@ -101,7 +101,7 @@ func TestRealNIC(t *testing.T) {
 	if out := output(t, g, "cat", "/sys/class/net/eth0/address"); out != "02:f1:00:00:00:07\n" {
 		t.Errorf("the guest's interface is %q", out)
 	}
-	if out := output(t, g, "cat", "/sys/class/net/eth0/mtu"); d.Version().atLeast(mtuMinor) && out != "1400\n" {
+	if out := output(t, g, "cat", "/sys/class/net/eth0/mtu"); atLeast(d.Version(), mtuMinor) && out != "1400\n" {
 		t.Errorf("the interface's MTU is %q", out)
 	}
 	if out := output(t, g, "nproc"); out != "2\n" {

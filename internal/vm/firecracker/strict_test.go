@@ -326,18 +326,6 @@ func TestHandshake(t *testing.T) {
 	}
 }
 
-func TestParseVersion(t *testing.T) {
-	for text, want := range map[string]string{
-		"Firecracker v1.16.1\n\n2026-01-01 [x] exiting": "1.16.1", "Jailer v1.13.0": "1.13.0", "1.17.0-dev": "1.17.0", "v1.2": "", "": "", "1.2.3.4": "1.2.3",
-		"99999.1.1": "",
-	} {
-		v, ok := parseVersion(text)
-		if ok != (want != "") || ok && v.String() != want {
-			t.Errorf("%q: %s, %v; want %q", text, v, ok, want)
-		}
-	}
-}
-
 // FuzzMeter feeds the metrics pipe, which belongs to the VMM, with anything, in pieces.
 func FuzzMeter(f *testing.F) {
 	f.Add([]byte(`{"net":{"rx_bytes_count":1,"tx_bytes_count":2},"block":{"read_bytes":3,"write_bytes":4}}`+"\n"), 7)

@@ -9,18 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"time"
 
 	"flint"
 )
-
-// Version is a release of Firecracker.
-type Version struct{ Major, Minor, Patch int }
-
-// String returns the version as the release is named, without the v.
-func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Patch) }
 
 // Releases that brought something we use. See Firecracker's CHANGELOG.md.
 const (
@@ -29,29 +21,16 @@ const (
 	mtuMinor       = 16 // network-interfaces: mtu
 )
 
-func (v Version) atLeast(minor int) bool { return v.Major > 1 || v.Major == 1 && v.Minor >= minor }
+func atLeast(v flint.Version, minor int) bool { return v.Compare(flint.Version{1, minor}) >= 0 }
 
-func (v Version) supported(path string) error {
-	if v.atLeast(oldestMinor) {
+func supported(v flint.Version, path string) error {
+	if atLeast(v, oldestMinor) {
 		return nil
 	}
 	return &flint.Fault{
 		Code: "firecracker.version", What: fmt.Sprintf("use Firecracker %s (%s)", v, path), Kind: flint.ErrConfig,
 		Err: fmt.Errorf("flint needs 1.%d or newer", oldestMinor), Fix: "install a newer release; 1.16.1 is recommended",
 	}
-}
-
-// parseVersion finds a version in what a program or the API says: "Firecracker v1.16.1", "1.16.0-dev".
-func parseVersion(text string) (Version, bool) {
-	m := regexp.MustCompile(`\bv?([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})\b`).FindStringSubmatch(text)
-	if m == nil {
-		return Version{}, false
-	}
-	var n [3]int
-	for i := range n {
-		n[i], _ = strconv.Atoi(m[i+1]) // four digits fit
-	}
-	return Version{n[0], n[1], n[2]}, true
 }
 
 // findProgram returns the real path of a program: the jailer names directories after it.
@@ -98,7 +77,7 @@ func unexposed(program string) error {
 const versionWithin = 15 * time.Second
 
 // programVersion asks a program for its version.
-func programVersion(ctx context.Context, path string) (Version, error) {
+func programVersion(ctx context.Context, path string) (flint.Version, error) {
 	ctx, cancel := context.WithTimeout(ctx, versionWithin)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, "--version")
@@ -106,12 +85,12 @@ func programVersion(ctx context.Context, path string) (Version, error) {
 	cmd.WaitDelay = time.Second
 	out, err := cmd.Output()
 	if err == nil {
-		if v, ok := parseVersion(string(out[:min(len(out), 4096)])); ok {
+		if v, ok := flint.FindVersion(string(out[:min(len(out), 4096)])); ok {
 			return v, nil
 		}
 		err = errors.New("it does not say")
 	}
-	return Version{}, &flint.Fault{
+	return flint.Version{}, &flint.Fault{
 		Code: "firecracker.version", What: "ask " + path + " for its version", Kind: flint.ErrConfig, Err: err,
 		Fix: "make sure that it is a release of Firecracker (or its jailer) for this machine's architecture",
 	}
