@@ -1,5 +1,5 @@
 // Package runnersoft keeps GitHub's runner software: it fetches releases of actions/runner or takes them from files, verifies
-// and unpacks them, and knows which one is current and how long GitHub takes it.
+// and unpacks them, and knows which one is current, how long GitHub takes it and what it needs of an image.
 //
 // What comes from the network or a file is hostile: its digest is verified before anything is unpacked, and unpacking is
 // bounded and stays inside its directory. A version is there as a whole or not at all. The package must not know what is made
