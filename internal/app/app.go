@@ -91,7 +91,7 @@ type App struct {
 	pressure   host.Pressure // why no VM is started for now
 	collecting sync.Mutex    // held by collect, and while a pool gets what its VMs are made of
 
-	drain        drain        // why the host takes no new runner although it could
+	drain        host.Drain   // why the host takes no new runner although it could
 	reloading    reloading    // what reloads have changed
 	preparations preparations // pools' images that are being made
 	notifier     notifier

@@ -31,7 +31,7 @@ func (a *App) Connect(ctx context.Context) error {
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return fmt.Errorf("make directory of what GitHub said: %w", err)
 	}
-	err := a.drain.open(a.dir)
+	err := a.drain.Open(a.dir)
 	if err != nil {
 		return err
 	}

@@ -2,125 +2,22 @@ package app
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"sync"
 	"time"
 
 	"flint"
 	"flint/internal/api"
-	"flint/internal/durable"
 )
 
-const (
-	// drainLook is how often is looked whether the last runner is gone.
-	drainLook = 250 * time.Millisecond
-	// drainNote is the file that says that a person drains the host.
-	drainNote = "drained.json"
-)
-
-// drain is why this host takes no new runner although it could. What a person asked for survives a restart.
-type drain struct {
-	mu     sync.Mutex
-	path   string
-	person time.Time // since when a person wants it; zero: nobody does
-	stop   time.Time // since when flint is to stop
-}
-
-type drainNoted struct {
-	Since time.Time `json:"since"`
-}
-
-// open reads what an earlier process was told. A note that cannot be understood is still one: somebody wanted the host drained.
-func (d *drain) open(dir string) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.path = filepath.Join(dir, drainNote)
-	info, err := os.Stat(d.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("look whether the host is drained: %w", err)
-	}
-	var noted drainNoted
-	if b, err := os.ReadFile(d.path); err != nil || json.Unmarshal(b, &noted) != nil || noted.Since.IsZero() {
-		noted.Since = info.ModTime()
-	}
-	d.person = noted.Since
-	return nil
-}
-
-// ask notes that a person drains the host, or no longer does. It returns when that is on disk.
-func (d *drain) ask(want bool, now time.Time) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if want == !d.person.IsZero() {
-		return nil
-	}
-	if !want {
-		if err := durable.Remove(d.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove the note that the host is drained: %w", err)
-		}
-		d.person = time.Time{}
-		return nil
-	}
-	b, err := json.Marshal(drainNoted{now})
-	if err != nil {
-		return fmt.Errorf("encode the note that the host is drained: %w", err)
-	}
-	if err := durable.Replace(d.path, b); err != nil {
-		return fmt.Errorf("note that the host is drained: %w", err)
-	}
-	d.person = now
-	return nil
-}
-
-// stopping notes that flint is to stop when the last runner is gone.
-func (d *drain) stopping(now time.Time) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.stop = now
-}
-
-// isStopping reports whether flint drains because it is to stop.
-func (d *drain) isStopping() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return !d.stop.IsZero()
-}
-
-// reason is why the host takes no new runner; zero when it may.
-func (d *drain) reason(now time.Time) flint.Reason {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	switch {
-	case !d.person.IsZero():
-		return flint.Because("host.draining", "it drains since %s, by a person; `flint host uncordon` ends that", clock(d.person, now))
-	case !d.stop.IsZero():
-		return flint.Because("host.draining", "it drains since %s, because flint is to stop", clock(d.stop, now))
-	}
-	return flint.Reason{}
-}
+// drainLook is how often is looked whether the last runner is gone.
+const drainLook = 250 * time.Millisecond
 
 // refuses is why the host takes no new runner; zero when it may.
 func (a *App) refuses() flint.Reason {
-	if why := a.drain.reason(time.Now()); !why.IsZero() {
+	if why := a.drain.Reason(time.Now()); !why.IsZero() {
 		return why
 	}
 	return a.pressure.Reason()
-}
-
-// clock is a time of today, or one with its day.
-func clock(t, now time.Time) string {
-	if t, now = t.Local(), now.Local(); t.YearDay() == now.YearDay() && t.Year() == now.Year() {
-		return t.Format("15:04")
-	}
-	return t.Local().Format("2006-01-02 15:04")
 }
 
 // drainFirst returns a context that ends when ctx has and then the last runner is gone, Options.DrainTimeout is over, or
@@ -145,7 +42,7 @@ func (a *App) drainFirst(ctx context.Context) (_ context.Context, done func()) {
 }
 
 func (a *App) untilDrained(ctx context.Context) {
-	a.drain.stopping(time.Now())
+	a.drain.Stop(time.Now())
 	a.log.Info("draining before the end", "runners", len(a.host.State().Runners), "at_most", a.opt.DrainTimeout)
 	limit, look := time.NewTimer(a.opt.DrainTimeout), time.NewTicker(drainLook)
 	defer limit.Stop()
@@ -191,7 +88,7 @@ func (a *App) askDrain(verb, name string, want bool) (api.Host, error) {
 			Fix: "see flint host ls",
 		}
 	}
-	if err := a.drain.ask(want, time.Now()); err != nil {
+	if err := a.drain.Ask(want, time.Now()); err != nil {
 		return api.Host{}, &flint.Fault{
 			Code: "host.drain", What: verb + " host " + own, Kind: flint.ErrPermission, Err: err,
 			Fix: "let flint write to state_dir, and see whether its disk is full",
@@ -213,7 +110,7 @@ func (a *App) shown() api.Host {
 		CPUs:   api.Room{Free: int64(s.Free.CPUs), Of: int64(all.CPUs)},
 		Memory: api.Room{Free: int64(s.Free.Memory), Of: int64(all.Memory)},
 	}
-	draining := a.drain.reason(time.Now())
+	draining := a.drain.Reason(time.Now())
 	switch {
 	case !draining.IsZero() && len(s.Runners) == 0:
 		h.State = api.HostDrained

@@ -112,7 +112,7 @@ func (a *App) heartbeat(ctx, told context.Context, loop *sched.Loop) error {
 			stalled = false
 			lines = append(lines, daemon.SdNotifyWatchdog)
 		}
-		if a.drain.isStopping() && told.Err() == nil {
+		if a.drain.Stopping() && told.Err() == nil {
 			lines = append(lines, daemon.SdNotifyStopping, extend(extension))
 		}
 		if status := a.status(loop.Waiting(), stalled); a.notifier.news(status) {

@@ -14,6 +14,7 @@ import (
 	"flint/internal/api"
 	"flint/internal/config"
 	"flint/internal/githubsim"
+	"flint/internal/host"
 )
 
 const aJob = "on: push\njobs:\n  job:\n    runs-on: flint\n    steps:\n      - run: "
@@ -73,29 +74,18 @@ func TestDrainedHostFinishesAndTakesNoMore(t *testing.T) {
 			t.Errorf("%d runners at the same time although the host drains", n)
 		}
 		// The next process knows.
-		var next drain
-		if err := next.open(c.dir); err != nil || next.reason(time.Now()).Code != "host.draining" {
-			t.Errorf("after a restart: %v, %v", next.reason(time.Now()), err)
+		var next host.Drain
+		if err := next.Open(c.dir); err != nil || next.Reason(time.Now()).Code != "host.draining" {
+			t.Errorf("after a restart: %v, %v", next.Reason(time.Now()), err)
 		}
 		if h, err := c.Uncordon(t.Context(), h.Name); err != nil || h.State != api.HostReady {
 			t.Errorf("uncordon: %+v, %v", h, err)
 		}
 		c.concluded(t, waits)
 	})
-	var next drain
-	if err := next.open(c.dir); err != nil || !next.reason(time.Now()).IsZero() {
-		t.Errorf("after uncordon and a restart: %v, %v", next.reason(time.Now()), err)
-	}
-}
-
-func TestDrainNoteThatIsDamagedStillDrains(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, drainNote), []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var d drain
-	if err := d.open(dir); err != nil || d.reason(time.Now()).Code != "host.draining" {
-		t.Errorf("%v, %v", d.reason(time.Now()), err)
+	var next host.Drain
+	if err := next.Open(c.dir); err != nil || !next.Reason(time.Now()).IsZero() {
+		t.Errorf("after uncordon and a restart: %v, %v", next.Reason(time.Now()), err)
 	}
 }
 
