@@ -106,7 +106,7 @@ type App struct {
 	hooks    *webhook.Receiver // nil where no account uses webhooks
 	listener net.Listener      // of the webhooks
 	demand   *sources
-	reruns   *reruns
+	reruns   *github.Reruns
 	adopted  *adopted // nil: no VM of an earlier process is gone on with
 
 	tasks  *errgroup.Group // what runs from New to Close

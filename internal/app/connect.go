@@ -43,7 +43,7 @@ func (a *App) Connect(ctx context.Context) error {
 			return err
 		}
 	}
-	if a.reruns, err = openReruns(filepath.Join(a.dir, "reruns.json")); err != nil {
+	if a.reruns, err = github.OpenReruns(filepath.Join(a.dir, "reruns.json"), a.log); err != nil {
 		return err
 	}
 	if a.github, err = github.New(github.Config{

@@ -9,6 +9,7 @@ import (
 
 	"flint"
 	"flint/internal/config"
+	"flint/internal/github"
 	"flint/internal/vm/vmtest"
 )
 
@@ -32,7 +33,7 @@ func TestJobsOfADeadDaemonRunAgain(t *testing.T) {
 		cfg: config.Config{Pools: []config.Pool{{Name: "again", RerunLost: true}, {Name: "once"}}},
 	}
 	var err error
-	if a.reruns, err = openReruns(filepath.Join(a.dir, "reruns.json")); err != nil {
+	if a.reruns, err = github.OpenReruns(filepath.Join(a.dir, "reruns.json"), a.log); err != nil {
 		t.Fatal(err)
 	}
 	for _, pool := range []string{"again", "once"} {
@@ -51,12 +52,12 @@ func TestJobsOfADeadDaemonRunAgain(t *testing.T) {
 			t.Error("the registrations that stay are not reported")
 		}
 	}
-	list := a.reruns.pending()
-	if len(list) != 1 || list[0].Runner != "flint-again" || list[0].Job.RunID != 3 || list[0].Lost.IsZero() {
+	list := a.reruns.Pending()
+	if len(list) != 1 || list[0].Runner != "flint-again" || list[0].Job.RunID != 3 || list[0].At.IsZero() {
 		t.Errorf("the jobs to run again are %+v", list)
 	}
 	a.lost(flint.Runner{ID: "flint-again", Pool: "again"}, list[0].Job)
-	if again, err := openReruns(filepath.Join(a.dir, "reruns.json")); err != nil || len(again.pending()) != 1 {
+	if again, err := github.OpenReruns(filepath.Join(a.dir, "reruns.json"), a.log); err != nil || len(again.Pending()) != 1 {
 		t.Errorf("told of twice, and read again: %+v, %v", again, err)
 	}
 }

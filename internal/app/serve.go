@@ -52,7 +52,7 @@ func (a *App) Serve(ctx context.Context) error {
 	tasks.Go(func() error { return a.supplyPools(tctx) })
 	tasks.Go(func() error { return a.hearReloads(tctx) })
 	tasks.Go(func() error { return a.watchSoftware(tctx) })
-	tasks.Go(func() error { return a.reruns.run(tctx, a.github.Rerun, a.reran) })
+	tasks.Go(func() error { return a.reruns.Run(tctx, a.github.Rerun) })
 	tasks.Go(func() error {
 		a.prune(tctx)
 		regularly(tctx, func(ctx context.Context) bool {
@@ -139,7 +139,7 @@ func (a *App) lost(r flint.Runner, job flint.Job) {
 	if !a.rerunsLost(r.Pool) {
 		return
 	}
-	if err := a.reruns.add(rerun{Job: job, Runner: r.ID, Lost: time.Now()}); err != nil {
+	if err := a.reruns.Add(job, r.ID); err != nil {
 		a.log.Error("lost job will not run again", "runner", r.ID, "job", job.Name, "err", err)
 	}
 }
@@ -147,23 +147,4 @@ func (a *App) lost(r flint.Runner, job flint.Job) {
 func (a *App) rerunsLost(pool string) bool {
 	p, _ := poolNamed(a.current(), pool)
 	return p.RerunLost
-}
-
-// reran is told what became of a lost job.
-func (a *App) reran(x rerun, err error, over bool) {
-	log := a.log.With("job", x.Job.Name, "repository", x.Job.Repository, "runner", x.Runner)
-	if over {
-		a.reruns.news(x.Runner, "")
-	}
-	var fault *flint.Fault
-	switch {
-	case err == nil:
-		log.Info("lost job runs again")
-	case over:
-		log.Error("lost job does not run again", "err", err)
-	case errors.As(err, &fault) && a.reruns.news(x.Runner, fault.Error()): // it may need a person
-		log.Warn("lost job cannot run again yet", "err", err, "fix", fault.Fix)
-	default:
-		log.Debug("lost job cannot run again yet", "err", err)
-	}
 }

@@ -248,7 +248,7 @@ func (s *soak) left(i *instance) (left []string) {
 	if n := i.hooks.OpenJobs(); n > 0 {
 		say("%d jobs open in the ledger", n)
 	}
-	if p := i.reruns.pending(); len(p) > 0 {
+	if p := i.reruns.Pending(); len(p) > 0 {
 		say("jobs to run again: %+v", p)
 	}
 	return left

@@ -2,9 +2,9 @@
 //
 // It opens one message session per pool of a scale set account and polls it: what GitHub says is handled, persisted, and only
 // then acknowledged. GitHub's own statistics are the demand; messages are never counted. For all accounts it mints, looks up
-// and removes the registrations of runners, and asks what GitHub knows of jobs and of the webhooks it sent; it says why a pool
-// hears nothing. It keeps to GitHub's limits. It must not decide how many runners there are, must not know hosts or VMs, must
-// not receive webhooks, and keeps the types of the libraries to itself.
+// and removes the registrations of runners, asks what GitHub knows of jobs and of the webhooks it sent, and for lost jobs to
+// run again; it says why a pool hears nothing. It keeps to GitHub's limits. It must not decide how many runners there are,
+// must not know hosts or VMs, must not receive webhooks, and keeps the types of the libraries to itself.
 package github
 
 import (

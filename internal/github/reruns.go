@@ -1,4 +1,4 @@
-package app
+package github
 
 import (
 	"context"
@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"slices"
 	"sync"
@@ -25,26 +26,28 @@ const (
 	maxReruns = 1000
 )
 
-// reruns are the jobs whose VMs were lost and that are to run again. The list survives a restart.
-type reruns struct {
+// Reruns are the jobs whose VMs were lost and that are to run again. The list survives a restart.
+type Reruns struct {
 	path string
+	log  *slog.Logger
 
 	mu   sync.Mutex
-	list []rerun
+	list []Lost
 	said map[string]string // by runner: why it does not run again yet, as it was logged last
 }
 
-type rerun struct {
+// Lost is a job that is to run again.
+type Lost struct {
 	Job    flint.Job `json:"job"`
 	Runner string    `json:"runner"`
-	Lost   time.Time `json:"lost"`
+	At     time.Time `json:"lost"`
 
 	since time.Time // when this process learnt of it, from which it is tried: the clock may have been set before that
 }
 
-// openReruns reads the list. One that cannot be read is begun anew: it holds wishes, not facts.
-func openReruns(path string) (*reruns, error) {
-	r := &reruns{path: path}
+// OpenReruns reads the list. One that cannot be read is begun anew: it holds wishes, not facts.
+func OpenReruns(path string, log *slog.Logger) (*Reruns, error) {
+	r := &Reruns{path: path, log: log, said: map[string]string{}}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, nil
@@ -61,30 +64,30 @@ func openReruns(path string) (*reruns, error) {
 	return r, nil
 }
 
-// add puts a job on the list, where it is not on it.
-func (r *reruns) add(x rerun) error {
+// Add puts a job that a runner lost on the list, where it is not on it.
+func (r *Reruns) Add(job flint.Job, runner string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if slices.ContainsFunc(r.list, func(o rerun) bool { return o.Runner == x.Runner }) {
+	if slices.ContainsFunc(r.list, func(o Lost) bool { return o.Runner == runner }) {
 		return nil
 	}
 	if len(r.list) >= maxReruns {
 		return fmt.Errorf("%d jobs wait to run again already", len(r.list))
 	}
-	x.since = time.Now()
-	r.list = append(r.list, x)
+	now := time.Now()
+	r.list = append(r.list, Lost{Job: job, Runner: runner, At: now, since: now})
 	return r.save()
 }
 
-func (r *reruns) remove(x rerun) error {
+func (r *Reruns) remove(x Lost) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.list = slices.DeleteFunc(r.list, func(o rerun) bool { return o.Runner == x.Runner })
+	r.list = slices.DeleteFunc(r.list, func(o Lost) bool { return o.Runner == x.Runner })
 	return r.save()
 }
 
 // save writes the list. The caller holds r.mu.
-func (r *reruns) save() error {
+func (r *Reruns) save() error {
 	b, err := json.Marshal(r.list)
 	if err != nil {
 		return fmt.Errorf("encode the jobs to run again: %w", err)
@@ -96,12 +99,9 @@ func (r *reruns) save() error {
 }
 
 // news reports whether a reason was not the last one of this runner. An empty one forgets it.
-func (r *reruns) news(runner, why string) bool {
+func (r *Reruns) news(runner, why string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.said == nil {
-		r.said = map[string]string{}
-	}
 	fresh := r.said[runner] != why
 	if r.said[runner] = why; why == "" {
 		delete(r.said, runner)
@@ -109,18 +109,19 @@ func (r *reruns) news(runner, why string) bool {
 	return fresh
 }
 
-func (r *reruns) pending() []rerun {
+// Pending returns the list.
+func (r *Reruns) Pending() []Lost {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.list)
 }
 
-// run asks GitHub until every lost job runs again or its time is over.
-func (r *reruns) run(ctx context.Context, again func(context.Context, flint.Job, string) error, note func(x rerun, err error, over bool)) error {
+// Run asks GitHub to run the lost jobs again, each until it does or its time is over, until ctx ends. Again is Client.Rerun.
+func (r *Reruns) Run(ctx context.Context, again func(context.Context, flint.Job, string) error) error {
 	tick := time.NewTicker(rerunEvery)
 	defer tick.Stop()
 	for {
-		for _, x := range r.pending() {
+		for _, x := range r.Pending() {
 			err := again(ctx, x.Job, x.Runner)
 			over := err == nil || errors.Is(err, flint.ErrNotFound) || forGood(err) || time.Since(x.since) > rerunFor
 			if over {
@@ -129,13 +130,32 @@ func (r *reruns) run(ctx context.Context, again func(context.Context, flint.Job,
 			if ctx.Err() != nil {
 				return nil
 			}
-			note(x, err, over)
+			r.tell(x, err, over)
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return nil
 		}
+	}
+}
+
+// tell says in the log what became of a lost job.
+func (r *Reruns) tell(x Lost, err error, over bool) {
+	log := r.log.With("job", x.Job.Name, "repository", x.Job.Repository, "runner", x.Runner)
+	if over {
+		r.news(x.Runner, "")
+	}
+	var fault *flint.Fault
+	switch {
+	case err == nil:
+		log.Info("lost job runs again")
+	case over:
+		log.Error("lost job does not run again", "err", err)
+	case errors.As(err, &fault) && r.news(x.Runner, fault.Error()): // it may need a person
+		log.Warn("lost job cannot run again yet", "err", err, "fix", fault.Fix)
+	default:
+		log.Debug("lost job cannot run again yet", "err", err)
 	}
 }
 
