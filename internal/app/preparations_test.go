@@ -48,8 +48,8 @@ func TestPoolThatHangsHoldsUpNoOther(t *testing.T) {
 		}
 		return codes
 	}
-	if got := held(); !slices.Equal(got, []string{"pool.preparing", ""}) {
-		t.Errorf("held: %q", got)
+	if !eventually(t, "the other pool is not held", func() bool { return slices.Equal(held(), []string{"pool.preparing", ""}) }) {
+		t.Errorf("held: %q", held())
 	}
 
 	ctx, cancel := context.WithCancel(t.Context())
