@@ -57,8 +57,10 @@ func (p *Pressure) Reason() flint.Reason {
 // what Reason says from now on, and how much of the disk unused images should give back: what it is below twice minFree.
 func (p *Pressure) Look(stateDir string, minFree MinFree, cpus int) (why flint.Reason, lacks flint.Bytes) {
 	d, err := p.Machine.disk(stateDir)
+	lacks = max(0, 2*minFree.Of(d.size)-d.free)
 	why = d.refuses(minFree, p.Reason().Code == "host.disk")
 	if err != nil {
+		lacks = 0 // nobody knows
 		why = flint.Because("host.disk", "the disk of state_dir cannot be looked at: %v", err)
 	}
 	if why.IsZero() {
@@ -67,7 +69,7 @@ func (p *Pressure) Look(stateDir string, minFree MinFree, cpus int) (why flint.R
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.why = why
-	return why, max(0, 2*minFree.Of(d.size)-d.free)
+	return why, lacks
 }
 
 // disk is the state of a file system.

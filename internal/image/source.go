@@ -291,12 +291,11 @@ func (s *Store) fromImage(ctx context.Context, img v1.Image, w Want) (Base, erro
 	if err != nil {
 		return Base{}, err
 	}
-	select {
-	case s.writing <- struct{}{}:
-		defer func() { <-s.writing }()
-	case <-ctx.Done():
-		return Base{}, fmt.Errorf("wait for another image to be written: %w", context.Cause(ctx))
+	release, err := s.turn(ctx, w.Progress)
+	if err != nil {
+		return Base{}, err
 	}
+	defer release()
 	b := Base{
 		Env:  config.Config.Env,
 		User: config.Config.User,
@@ -308,6 +307,24 @@ func (s *Store) fromImage(ctx context.Context, img v1.Image, w Want) (Base, erro
 	}
 	s.note(key, b)
 	return b, nil
+}
+
+// turn waits until no other image is written, and returns what lets the next one be written.
+func (s *Store) turn(ctx context.Context, p flint.Progress) (release func(), err error) {
+	release = func() { <-s.writing }
+	select {
+	case s.writing <- struct{}{}:
+		return release, nil
+	default:
+	}
+	done := p.Step("wait for another image to be written")
+	defer func() { done("", err) }()
+	select {
+	case s.writing <- struct{}{}:
+		return release, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for another image to be written: %w", context.Cause(ctx))
+	}
 }
 
 // writeFile makes a file that must not exist yet, and the directories above it. It is on disk when writeFile returns.
