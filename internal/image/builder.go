@@ -154,16 +154,11 @@ func (b *build) inStorage(ctx context.Context, do func(run string, with command)
 	b.store.used(storage)
 	// Not $TMPDIR: podman refuses a path of more than 50 bytes, and it becomes part of an image's name, which has no
 	// upper case.
-	run, err := os.MkdirTemp(filepath.Split(runPrefix))
+	run, release, err := runIn(filepath.Dir(runPrefix), b.dir)
 	if err != nil {
-		return fmt.Errorf("make run directory: %w", err)
+		return err
 	}
-	defer os.RemoveAll(run)
-	link := filepath.Join(b.dir, runLink)
-	if err := os.Symlink(run, link); err != nil { // for sweep, should this process be killed
-		return fmt.Errorf("note run directory: %w", err)
-	}
-	defer os.Remove(link)
+	defer release()
 	root := filepath.Join(storage, "storage")
 	// Podman's database holds where the run directory was, and refuses another. The rest of it is of containers, of which none
 	// outlives a build.
@@ -175,6 +170,26 @@ func (b *build) inStorage(ctx context.Context, do func(run string, with command)
 	return do(run, func(args ...string) tool.Tool {
 		return b.tool(append([]string{"--root", root, "--runroot", run}, args...), nil)
 	})
+}
+
+// runIn makes a run directory in dir for what works in the directory work, and notes it there for sweep, should this process be
+// killed.
+func runIn(dir, work string) (run string, release func(), err error) {
+	if run, err = os.MkdirTemp(dir, filepath.Base(runPrefix)); err != nil {
+		return "", nil, fmt.Errorf("make run directory: %w", err)
+	}
+	link := filepath.Join(work, runLink)
+	if err := os.Symlink(run, link); err != nil {
+		return "", nil, errors.Join(fmt.Errorf("note run directory: %w", err), os.Remove(run))
+	}
+	return run, func() { os.RemoveAll(run); os.Remove(link) }, nil
+}
+
+// isRun reports whether a path may be that of a run directory.
+func isRun(path string) bool {
+	dir, name := filepath.Split(path)
+	inOurs := filepath.Clean(dir) == filepath.Dir(runPrefix) || filepath.Clean(dir) == filepath.Clean(os.TempDir())
+	return inOurs && strings.HasPrefix(name, filepath.Base(runPrefix))
 }
 
 // withStorage builds with podman or buildah.

@@ -106,6 +106,15 @@ func (s *Store) bootstrap(ctx context.Context, suite, dir string, line func(stri
 		return err
 	}
 	defer release()
+	// What mmdebstrap unpacks is not below tmp: apt fetches as a user of its own, who may not go there.
+	run, leave, err := runIn(os.TempDir(), tmp)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if err := os.Chmod(run, 0o711); err != nil {
+		return fmt.Errorf("open run directory: %w", err)
+	}
 	archive := filepath.Join(tmp, "root.tar")
 	mode := "--mode=unshare"
 	if os.Geteuid() == 0 {
@@ -113,7 +122,7 @@ func (s *Store) bootstrap(ctx context.Context, suite, dir string, line func(stri
 	}
 	t := tool.Tool{
 		Path: path, Args: []string{mode, "--variant=minbase", suite, archive}, Line: line,
-		Env: []string{"SOURCE_DATE_EPOCH=0", "TMPDIR=" + os.TempDir()},
+		Env: []string{"SOURCE_DATE_EPOCH=0", "TMPDIR=" + run},
 	}
 	var failed *tool.Error
 	err = t.Run(ctx)

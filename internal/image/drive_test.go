@@ -3,6 +3,8 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -230,8 +232,19 @@ func TestDebianBase(t *testing.T) {
 		_, err := s.DebianBase(t.Context(), suite, nil)
 		wantFault(t, err, "image.suite")
 	}
+	// What it unpacks is noted for sweep, should this process be killed, and goes with it.
+	log = fakeTool(t, "mmdebstrap", `for last; do :; done; readlink "$(dirname "$last")/run" >"$log"; echo "$TMPDIR" >>"$log"; touch "$TMPDIR/x"; cp `+root+` "$last"`)
+	if _, err := s.DebianBase(t.Context(), "bullseye", nil); err != nil {
+		t.Fatal(err)
+	}
+	told, err := os.ReadFile(log)
+	if noted, used, _ := strings.Cut(strings.TrimSpace(string(told)), "\n"); err != nil || noted != used || !isRun(used) {
+		t.Errorf("noted for sweep and used by mmdebstrap: %q, %v", told, err)
+	} else if _, err := os.Stat(used); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what mmdebstrap unpacked is left: %v", err)
+	}
 	fakeTool(t, "mmdebstrap", "echo no mirror; exit 1")
-	_, err := s.DebianBase(t.Context(), "sid", nil)
+	_, err = s.DebianBase(t.Context(), "sid", nil)
 	wantFault(t, err, "image.mmdebstrap", "no mirror")
 	fakeTool(t, "unrelated", "")
 	_, err = s.DebianBase(t.Context(), "sid", nil)

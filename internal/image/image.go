@@ -22,7 +22,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -183,7 +182,7 @@ func (s *Store) sweep() (freed flint.Bytes) {
 		size, _ := inuse.OnDisk(f.Name())
 		s.log.Info("removing what an interrupted build left", "path", f.Name(), "size", size)
 		// A build's run directory has to be elsewhere; see withStorage.
-		if run, err := os.Readlink(filepath.Join(f.Name(), runLink)); err == nil && strings.HasPrefix(run, runPrefix) {
+		if run, err := os.Readlink(filepath.Join(f.Name(), runLink)); err == nil && isRun(run) {
 			err = os.RemoveAll(run)
 			if err != nil {
 				s.log.Warn("remove run directory", "err", err)
