@@ -197,7 +197,7 @@ func TestBaseNamesNothing(t *testing.T) {
 		filepath.Join(dir, "big"):            "no text",
 		filepath.Join(dir, "no.tar"):         "not what its name says",
 		filepath.Join(dir, "no.ext4"):        "not what its name says",
-		"oci:" + filepath.Join(dir, "empty"): "neither",
+		"oci:" + filepath.Join(dir, "empty"): "holds no OCI layout",
 		"/dev/null":                          "neither a directory nor an ordinary file",
 	} {
 		_, err := s.Base(t.Context(), Want{Ref: ref})

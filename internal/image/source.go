@@ -131,6 +131,9 @@ func (s source) inDirectory(isOCI bool) (source, error) {
 			}
 		}
 	}
+	if isOCI || s.tag != "" {
+		return source{}, missing(s.ref, "the directory holds no OCI layout (no file oci-layout)", nil)
+	}
 	return source{}, missing(s.ref, "the directory holds neither a Dockerfile nor an OCI layout (no Dockerfile, Containerfile or oci-layout file)", nil)
 }
 
