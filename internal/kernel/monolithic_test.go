@@ -78,6 +78,7 @@ func TestMonolithicKernelsOfEveryForm(t *testing.T) {
 		}
 	}
 	w.write(t, vmlinuz, string(makeELF(elf.EM_X86_64, true, "a program")))
+	w.fails(t, Source{Vmlinuz: "/dev/zero"}, "kernel.unpack", "no ordinary file")
 	w.fails(t, Source{Vmlinuz: vmlinuz}, "kernel.format", "does not say its version")
 	w.write(t, vmlinuz, "#!/bin/sh")
 	w.fails(t, Source{Vmlinuz: vmlinuz}, "kernel.format", vmlinuz)

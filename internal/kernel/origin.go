@@ -4,12 +4,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash"
 	"os"
 	"path/filepath"
 	"strings"
 
+	"flint"
 	"flint/internal/digest"
 )
 
@@ -101,6 +103,9 @@ func hashInto(ctx context.Context, sum hash.Hash, files ...string) error {
 	for _, f := range files {
 		if f == "" {
 			continue
+		}
+		if info, err := os.Stat(f); err == nil && !info.Mode().IsRegular() { // a device or a pipe may have no end
+			return &flint.Fault{Code: "kernel.unpack", What: "unpack " + f, Err: errors.New("it is no ordinary file"), Fix: "check the path"}
 		}
 		h, err := digest.File(ctx, f)
 		if err != nil {
