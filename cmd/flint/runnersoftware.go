@@ -75,6 +75,9 @@ func newRunnerImport(open openState) *cobra.Command {
 			if file.Released, err = time.Parse(time.DateOnly, *released); err != nil {
 				return usage(c, fmt.Errorf("--released %q is no day, such as 2026-11-03", *released))
 			}
+			if file.Released.After(time.Now()) {
+				return usage(c, fmt.Errorf("--released %s is yet to come", *released))
+			}
 		}
 		file.Path = args[0]
 		got, err := app.RunnerSoftware(cfg, opt.Log).Import(c.Context(), file, newSteps(c.ErrOrStderr()).report)

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 )
 
 // runnerFile makes a release's archive, with a program that does nothing.
@@ -48,6 +49,11 @@ func TestRunnerSoftware(t *testing.T) {
 	if out := do(0, "import", runnerFile(t, "2.335.0")); !strings.Contains(out, "2.335.0 is current") {
 		t.Errorf("%q", out)
 	}
+	do(0, "import", runnerFile(t, "2.334.0")) // its day stays known
+	do(0, "import", runnerFile(t, "2.335.0"))
+	do(2, "import", runnerFile(t, "2.335.0"), "--released", time.Now().AddDate(0, 0, 2).Format(time.DateOnly))
+	do(5, "import", filepath.Join(state, "nowhere.tar.gz"))
+	do(5, "import", "/dev/zero", "--version", "2.335.0")
 	do(2, "import")
 	do(2, "import", runnerFile(t, "2.335.0"), "--released", "soon")
 	do(1, "import", runnerFile(t, "2.335.0"), "--sha256", strings.Repeat("0", 64))

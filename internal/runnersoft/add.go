@@ -104,6 +104,11 @@ var archiveName = regexp.MustCompile(`^actions-runner-([a-z]+)-([a-z0-9]+)-([0-9
 // Import unpacks an archive and makes it current. One of the same version is replaced.
 func (s *Store) Import(ctx context.Context, a File, p flint.Progress) (Software, error) {
 	what := "import " + a.Path
+	f, err := openArchive(a.Path)
+	if err != nil {
+		return Software{}, err
+	}
+	defer f.Close()
 	version := strings.TrimPrefix(a.Version, "v")
 	if m := archiveName.FindStringSubmatch(filepath.Base(a.Path)); m != nil {
 		if m[1] != "linux" || m[2] != s.arch {
@@ -119,13 +124,6 @@ func (s *Store) Import(ctx context.Context, a File, p flint.Progress) (Software,
 	if !isVersion(version) {
 		return Software{}, versionFault(version)
 	}
-	f, err := os.Open(a.Path)
-	if err != nil {
-		return Software{}, &flint.Fault{
-			Code: "runner.archive", What: what, Kind: flint.ErrNotFound, Err: err, Fix: "name a release's .tar.gz from https://github.com/actions/runner/releases",
-		}
-	}
-	defer f.Close()
 	if want := strings.ToLower(strings.TrimPrefix(a.SHA256, "sha256:")); want != "" {
 		got, err := digestOf(ctx, f)
 		if err != nil {
@@ -137,10 +135,32 @@ func (s *Store) Import(ctx context.Context, a File, p flint.Progress) (Software,
 	}
 	var got Software
 	err = s.locked(func() (err error) {
-		got, err = s.add(ctx, f, incoming{version, a.Released, true}, p)
+		released := a.Released
+		if have, err := s.Get(version); err == nil && released.IsZero() {
+			released = have.Released
+		}
+		got, err = s.add(ctx, f, incoming{version, released, true}, p)
 		return err
 	})
 	return got, err
+}
+
+// openArchive opens an archive that a person gives.
+func openArchive(path string) (*os.File, error) {
+	info, err := os.Stat(path)
+	if err == nil && !info.Mode().IsRegular() { // a pipe would wait for ever
+		err = fmt.Errorf("%w: it is no ordinary file", fs.ErrNotExist)
+	}
+	var f *os.File
+	if err == nil {
+		f, err = os.Open(path)
+	}
+	if err != nil {
+		return nil, &flint.Fault{
+			Code: "runner.archive", What: "import " + path, Kind: flint.ErrNotFound, Err: err, Fix: "name a release's .tar.gz from https://github.com/actions/runner/releases",
+		}
+	}
+	return f, nil
 }
 
 func versionFault(version string) error {
