@@ -106,6 +106,25 @@ func TestImageList(t *testing.T) {
 	flintSays(t, exitNotFound, "image", "ls", "--config", filepath.Join(empty, "none.yaml"))
 }
 
+// TestImageListWithKernelsAlone looks at a state directory in which nothing but kernels has been made.
+func TestImageListWithKernelsAlone(t *testing.T) {
+	state := t.TempDir()
+	pack := filepath.Join(state, "kernels", "0123456789abcdef")
+	if err := errors.Join(os.MkdirAll(pack, 0o755), os.WriteFile(filepath.Join(pack, "pack.json"), []byte("{}"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if got := flintSays(t, 0, "image", "ls", "--state-dir", state); !strings.Contains(got, "0123456789abcdef") {
+		t.Errorf("got %q", got)
+	}
+	if got := flintSays(t, 0, "image", "prune", "--all", "--state-dir", state); !strings.Contains(got, "removed "+pack) {
+		t.Errorf("got %q", got)
+	}
+	flintSays(t, exitNotFound, "image", "inspect", "0123456789abcdef", "--state-dir", state)
+	if got := flintSays(t, 0, "image", "prune", "--state-dir", t.TempDir()); got != "0B freed\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestImageIsShownWithWhatIsInIt(t *testing.T) {
 	now := time.Now()
 	d := app.ImageDetails{Stored: app.Stored{Digest: "sha256:ab", Kind: "base", Source: []string{"docker.io/a", "docker.io/b"}, Size: flint.MiB, Used: now}}

@@ -37,10 +37,13 @@ type Stored struct {
 // no running flint.
 func StoredImages(ctx context.Context, cfg config.Config, opt Options) ([]Stored, error) {
 	store, err := openStore(cfg, opt)
-	if store == nil {
+	if err != nil {
 		return nil, err
 	}
-	images, err := store.List()
+	var images []image.Image
+	if store != nil {
+		images, err = store.List()
+	}
 	packs, kerr := kernel.List(filepath.Join(cfg.StateDir, "kernels"))
 	list := make([]Stored, 0, len(images)+len(packs))
 	for _, i := range images {
@@ -113,7 +116,7 @@ func want(ctx context.Context, cfg config.Config, list []Stored) {
 // the disk that freed, and what it removed: digests and paths.
 func PruneImages(ctx context.Context, cfg config.Config, opt Options, all bool) (freed flint.Bytes, removed []string, err error) {
 	store, err := openStore(cfg, opt)
-	if store == nil {
+	if err != nil {
 		return 0, nil, err
 	}
 	list, err := StoredImages(ctx, cfg, opt)

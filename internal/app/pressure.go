@@ -80,7 +80,9 @@ func (a *App) collect(ctx context.Context, room flint.Bytes) (freed flint.Bytes,
 
 // collect removes images, then kernels, that are in neither use nor keep.
 func collect(ctx context.Context, store *image.Store, kernels kernel.Config, keep []string, room flint.Bytes) (freed flint.Bytes, removed []string, err error) {
-	freed, removed, err = store.GC(ctx, keep, room)
+	if store != nil {
+		freed, removed, err = store.GC(ctx, keep, room)
+	}
 	more, packs, kerr := kernel.Prune(ctx, kernels, keep, max(0, room-freed))
 	return freed + more, append(removed, packs...), errors.Join(err, kerr)
 }
