@@ -58,10 +58,10 @@ func main() {
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	// A second signal hurries flint serve, and changes nothing otherwise: what has to be given back is bounded in time.
 	told := newSignals()
-	ctx, stop := told.watch(context.Background())
+	asked, stop := told.watch(context.Background())
 	defer stop()
 	// A pipe nobody reads ends the program like a signal, not by one: a signal would leave everything behind.
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(asked)
 	defer cancel()
 	pipe := make(chan os.Signal, 1)
 	signal.Notify(pipe, syscall.SIGPIPE)
@@ -74,12 +74,24 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
 	groups(root)
-	err := root.ExecuteContext(ctx)
+	err := interrupted(asked, root.ExecuteContext(ctx))
 	var code exitError
 	if err != nil && !errors.As(err, &code) {
 		complain(stderr, err)
 	}
 	return exitCode(err)
+}
+
+// interrupted is what is left to say of err where a person, or the service manager, told the program to end: that it did, if
+// nothing else went wrong.
+func interrupted(asked context.Context, err error) error {
+	if err == nil || asked.Err() == nil {
+		return err
+	}
+	if rest := stopped(asked, err); rest != nil {
+		return rest
+	}
+	return exitError(exitInterrupted)
 }
 
 func newRoot(told *signals) *cobra.Command {

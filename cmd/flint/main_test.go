@@ -9,9 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"flint"
 	"flint/internal/config"
@@ -305,6 +307,34 @@ func TestStoppedKeepsWhatElseWentWrong(t *testing.T) {
 	cancel()
 	if got := stopped(ctx, err); !errors.Is(got, broken) || errors.Is(got, flint.ErrStopped) || errors.Is(got, context.Canceled) {
 		t.Errorf("%v became %v", err, got)
+	}
+}
+
+// TestInterrupted asks a command that waits to end.
+func TestInterrupted(t *testing.T) {
+	bin, dir := t.TempDir(), t.TempDir()
+	started := filepath.Join(dir, "started")
+	script := "#!/bin/sh\ncase \"$*\" in *\" build \"*) echo $$ >" + started + "; exec sleep 600;; esac\n"
+	if err := errors.Join(os.WriteFile(filepath.Join(bin, "buildah"), []byte(script), 0o755),
+		os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM scratch\n"), 0o644), unix.Mkfifo(started, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":/usr/bin:/bin")
+	pipe, err := os.OpenFile(started, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan error)
+	go func() {
+		_, err := pipe.Read(make([]byte, 1))
+		asked <- errors.Join(err, syscall.Kill(syscall.Getpid(), syscall.SIGINT))
+	}()
+	code, _, stderr := flintCommand("image", "build", "--state-dir", t.TempDir(), dir)
+	if err := errors.Join(pipe.Close(), <-asked); err != nil {
+		t.Fatalf("the build did not start: %v\n%s", err, stderr)
+	}
+	if code != exitInterrupted || strings.Contains(stderr, "flint:") {
+		t.Errorf("exit %d\n%s", code, stderr)
 	}
 }
 
