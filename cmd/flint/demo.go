@@ -75,9 +75,13 @@ func (f *demoFlags) config(c *cobra.Command) (config.Config, error) {
 	if f.accel != "" {
 		cfg.VM.Accel = f.accel
 	}
+	ref, err := fromAnywhere(f.image)
+	if err != nil {
+		return cfg, err
+	}
 	cfg.Network = config.Network{Bridge: demoBridge, IPv4: f.ipv4, IPv6: netip.MustParsePrefix(demoIPv6)}
 	cfg.Pools = []config.Pool{{
-		Name: "flint", Image: f.image, Max: 2,
+		Name: "flint", Image: ref, Max: 2,
 		VM: config.Shape{CPUs: 1, Memory: 512 * flint.MiB, Disk: 4 * flint.GiB},
 	}}
 	return cfg, flagged(c, cfg.Complete(), map[string]string{"pools[0].image": "image", "network.ipv4": "ipv4", "vm.accel": "accel"})

@@ -63,15 +63,25 @@ func newImagePull(open openState) *cobra.Command {
 			"flint serve takes it over at its next look, within the hour, or at once with flint config reload.",
 	}
 	c.RunE = func(c *cobra.Command, args []string) error {
-		ref := args[0]
-		if _, err := os.Stat(ref); err == nil {
-			if ref, err = filepath.Abs(ref); err != nil {
-				return fmt.Errorf("find %s: %w", args[0], err)
-			}
+		ref, err := fromAnywhere(args[0])
+		if err != nil {
+			return err
 		}
 		return makeImage(c, open, ref, nil, false, "")
 	}
 	return c
+}
+
+// fromAnywhere makes a reference that is a path absolute: what is kept is listed and found by what it was made of.
+func fromAnywhere(ref string) (string, error) {
+	if _, err := os.Stat(ref); err != nil {
+		return ref, nil // perhaps no path
+	}
+	at, err := filepath.Abs(ref)
+	if err != nil {
+		return "", fmt.Errorf("find %s: %w", ref, err)
+	}
+	return at, nil
 }
 
 func makeImage(c *cobra.Command, open openState, ref string, args map[string]string, localBase bool, output string) error {

@@ -138,8 +138,12 @@ func (f *runFlags) config(c *cobra.Command) (config.Config, error) {
 	if f.timeout != 0 { // a negative one is refused below
 		cfg.VM.JobTimeout = config.Duration(f.timeout)
 	}
+	ref, err := fromAnywhere(f.image)
+	if err != nil {
+		return cfg, err
+	}
 	cfg.Pools = []config.Pool{{
-		Name: "run", Image: f.image, Max: 1, VM: config.Shape{CPUs: f.cpus, Memory: f.memory, Disk: f.disk}, Root: f.root, Format: f.format, Tools: f.tools,
+		Name: "run", Image: ref, Max: 1, VM: config.Shape{CPUs: f.cpus, Memory: f.memory, Disk: f.disk}, Root: f.root, Format: f.format, Tools: f.tools,
 	}}
 	cfg.Runner.Dir = ""
 	f.network(&cfg, 0)
