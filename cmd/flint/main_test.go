@@ -338,6 +338,27 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
+// TestBriefSteps leaves a terminal to the command that comes after them.
+func TestBriefSteps(t *testing.T) {
+	var out bytes.Buffer
+	term := style{w: &out, tty: true, width: 80}
+	s := &steps{style: term, brief: true}
+	done := flint.Progress(s.report).Step("build image")
+	if err := (notices{style: term}).Handle(t.Context(), slog.Record{Message: "slow"}); err != nil {
+		t.Fatal(err)
+	}
+	done("with buildah", nil)
+	if want := "  … build image\r\x1b[K  ! slow\n\r\x1b[K"; out.String() != want {
+		t.Errorf("%q, want %q", &out, want)
+	}
+	out.Reset()
+	s.style.tty = false
+	flint.Progress(s.report).Step("build image")("with buildah", nil)
+	if out.Len() > 0 {
+		t.Errorf("no terminal, and %q is shown", &out)
+	}
+}
+
 func TestTableAligns(t *testing.T) {
 	var out bytes.Buffer
 	table(&out, style{}, []string{"job", "#ms", "address"}, [][]string{{"übersetzen", "7", "10.0.0.1"}, {"a", "12345", "–"}})

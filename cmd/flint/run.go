@@ -156,16 +156,14 @@ func (f *runFlags) run(c *cobra.Command, args []string) (code int, err error) {
 		return 0, err
 	}
 	level := "warn"
-	var progress flint.Progress
-	if f.verbose {
-		progress = newSteps(c.ErrOrStderr()).report
-	}
+	steps := newSteps(c.ErrOrStderr())
+	steps.brief = !f.verbose // the rest is the command's
 	log, err := logger(c, c.ErrOrStderr(), level, true)
 	if err != nil {
 		return 0, err
 	}
 	ctx := c.Context()
-	a, err := f.openInstance(ctx, cfg, app.Options{Log: log, Progress: progress, LocalBase: true})
+	a, err := f.openInstance(ctx, cfg, app.Options{Log: log, Progress: steps.report, LocalBase: true})
 	if err != nil {
 		return 0, err
 	}

@@ -136,6 +136,7 @@ func printable(s string) string {
 // what is under way.
 type steps struct {
 	style
+	brief  bool // only what is under way is shown
 	mu     sync.Mutex
 	active []string
 	shown  bool // a line without its newline is on the terminal
@@ -167,6 +168,9 @@ func (s *steps) report(m flint.Milestone) {
 }
 
 func (s *steps) line(m flint.Milestone) {
+	if s.brief {
+		return
+	}
 	mark := s.paint(green, "✓")
 	if m.Err != nil {
 		mark = s.paint(red, "✗")
@@ -298,7 +302,11 @@ func (n notices) Handle(_ context.Context, r slog.Record) error {
 	if len(more) > 0 {
 		text += " (" + strings.Join(more, ", ") + ")"
 	}
-	_, err := fmt.Fprintf(n.w, "  %s\n", n.paint(yellow, printable(text)))
+	over := ""
+	if n.tty { // what steps show of what is under way may stand there
+		over = "\r\x1b[K"
+	}
+	_, err := fmt.Fprintf(n.w, "%s  %s\n", over, n.paint(yellow, printable(text)))
 	return err
 }
 
