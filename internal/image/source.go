@@ -290,6 +290,10 @@ func (s *Store) fromImage(ctx context.Context, img v1.Image, w Want) (Base, erro
 	if b, ok := s.recallBase(key); ok {
 		return b, nil
 	}
+	b, err := settings(config.Config)
+	if err != nil {
+		return Base{}, err
+	}
 	layers, err := layersOf(img, config)
 	if err != nil {
 		return Base{}, err
@@ -299,12 +303,6 @@ func (s *Store) fromImage(ctx context.Context, img v1.Image, w Want) (Base, erro
 		return Base{}, err
 	}
 	defer release()
-	b := Base{
-		Env:  config.Config.Env,
-		User: config.Config.User,
-		Dir:  config.Config.WorkingDir,
-		Cmd:  append(append([]string(nil), config.Config.Entrypoint...), config.Config.Cmd...),
-	}
 	if b.Digest, b.Path, b.Size, err = s.writeImage(ctx, baseDir, layers, w.Limit, w.Format); err != nil {
 		return Base{}, err
 	}
