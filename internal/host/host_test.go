@@ -517,6 +517,20 @@ func TestCommandReportsItsExit(t *testing.T) {
 	w.nothingLeft()
 }
 
+// TestCommandTooLargeIsNoLoss gives a command that does not fit into a request: its VM has nothing to do with that.
+func TestCommandTooLargeIsNoLoss(t *testing.T) {
+	w := newWorld(t, &vmtest.Fake{})
+	w.config.GitHub = nil
+	res, err := w.host().Command(t.Context(), flint.Runner{ID: host.NewID("flint-", "run"), Pool: "run"}, host.Command{
+		Command: guest.Command{Args: []string{"sh", "-c", strings.Repeat("#", 70000)}},
+	})
+	var fault *flint.Fault
+	if !errors.As(err, &fault) || fault.Code != "guest.request" || errors.Is(err, flint.ErrGuest) || res.Lost {
+		t.Fatalf("it ended with %v, lost %v", err, res.Lost)
+	}
+	w.nothingLeft()
+}
+
 // An image's init gets the time the guest has left to come up, but some is spared for the rest.
 func TestInitGetsTimeToSettle(t *testing.T) {
 	for boot, want := range map[time.Duration]time.Duration{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -314,6 +315,9 @@ func (l *life) execute(
 	exit, err := run(ctx)
 	if err != nil && l.h.isDetached(l) {
 		return ErrDetached
+	}
+	if errors.Is(err, flint.ErrUsage) { // the guest was not asked
+		return fmt.Errorf("run %s: %w", name, err)
 	}
 	if err != nil && context.Cause(ctx) == nil {
 		return l.wentLost(ctx, "run "+name, err)
