@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -57,6 +58,7 @@ func TestExitCodesAndErrors(t *testing.T) {
 		"size":               {[]string{"run", "--memory", "512", "--", "true"}, 125, []string{"[usage]", "--memory", "is not a number with a unit", "fix: see flint run --help"}},
 		"no flag of run":     {[]string{"run", "--bogus", "--", "true"}, 125, []string{"[usage]", "unknown flag: --bogus"}},
 		"nothing to run":     {[]string{"run"}, 125, []string{"[usage]", "no command to run"}},
+		"no variable":        {[]string{"run", "-e", "=x", "--", "true"}, 125, []string{"[usage]", `--env "=x" is neither KEY=value nor KEY`}},
 		"no subnet":          {[]string{"run", "--ipv4", "x", "--", "true"}, 125, []string{"[usage]", "--ipv4"}},
 		"no subnet of demo":  {[]string{"demo", "--ipv4", "x"}, 2, []string{"[usage]", "--ipv4", "fix: see flint demo --help"}},
 		"small subnet":       {[]string{"demo", "--ipv4", "10.0.0.0/31", "--accel", "warp"}, 2, []string{"--ipv4: 10.0.0.0/31 is not an IPv4 prefix", `--accel: "warp" is none of`}},
@@ -335,6 +337,15 @@ func TestInterrupted(t *testing.T) {
 	}
 	if code != exitInterrupted || strings.Contains(stderr, "flint:") {
 		t.Errorf("exit %d\n%s", code, stderr)
+	}
+}
+
+func TestRunEnvironment(t *testing.T) {
+	t.Setenv("SECRET", "s=1")
+	f := runFlags{env: []string{"A=b c", "SECRET", "NOT_SET_HERE", "B="}}
+	env, err := f.environment(&cobra.Command{})
+	if want := []string{"A=b c", "SECRET=s=1", "B="}; err != nil || !slices.Equal(env, want) {
+		t.Errorf("got %q, %v", env, err)
 	}
 }
 

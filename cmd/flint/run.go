@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -64,7 +65,7 @@ func newRun() *cobra.Command {
 	fl.StringVarP(&f.file, "config", "c", os.Getenv(config.FileVariable), "configuration file (kernel, vm, state_dir; the VM has a network of its own, and pools are not used)")
 	fl.StringVarP(&f.user, "user", "u", "", "user in the guest (default root)")
 	fl.StringVarP(&f.dir, "workdir", "w", "", "working directory in the guest (default: the image's WORKDIR, or /work)")
-	fl.StringArrayVarP(&f.env, "env", "e", nil, "KEY=value for the command; may be given again")
+	fl.StringArrayVarP(&f.env, "env", "e", nil, "KEY=value for the command, or KEY to hand on its value here; may be given again")
 	fl.TextVar(&f.memory, "memory", 512*flint.MiB, "`size` of the guest's memory")
 	fl.TextVar(&f.disk, "disk", 4*flint.GiB, "`size` of the scratch disk")
 	fl.StringVar(&f.root, "root", config.DiskRoot, "where what is written to the root goes: disk, or memory (at most half of it)")
@@ -150,7 +151,28 @@ func (f *runFlags) config(c *cobra.Command) (config.Config, error) {
 	return cfg, flagged(c, cfg.Complete(), runKeys())
 }
 
+// environment is what --env gave, as a command takes it. As with docker, a name alone hands on a variable that is set here: its value
+// need not be on a command line then.
+func (f *runFlags) environment(c *cobra.Command) (env []string, err error) {
+	for _, e := range f.env {
+		name, _, given := strings.Cut(e, "=")
+		if name == "" {
+			return nil, usage(c, fmt.Errorf("--env %q is neither KEY=value nor KEY", e))
+		}
+		if value, set := os.LookupEnv(name); !given && set {
+			env = append(env, name+"="+value)
+		} else if given {
+			env = append(env, e)
+		}
+	}
+	return env, nil
+}
+
 func (f *runFlags) run(c *cobra.Command, args []string) (code int, err error) {
+	env, err := f.environment(c)
+	if err != nil {
+		return 0, err
+	}
 	cfg, err := f.config(c)
 	if err != nil {
 		return 0, err
@@ -172,7 +194,7 @@ func (f *runFlags) run(c *cobra.Command, args []string) (code int, err error) {
 		return 0, err
 	}
 	cmd := app.Command{
-		Pool: "run", Args: args, Env: f.env, User: f.user, Dir: f.dir, Stdout: c.OutOrStdout(), Stderr: c.ErrOrStderr(),
+		Pool: "run", Args: args, Env: env, User: f.user, Dir: f.dir, Stdout: c.OutOrStdout(), Stderr: c.ErrOrStderr(),
 	}
 	if f.interactive {
 		cmd.Stdin = c.InOrStdin()
