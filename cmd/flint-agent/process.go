@@ -244,7 +244,8 @@ func workDir(dir string, u user) (string, error) {
 	return dir, nil
 }
 
-// completeEnv adds what a login would have set and env does not.
+// completeEnv adds what a login would have set and env does not. Of each name the last is left: programs disagree about which of
+// several counts.
 func completeEnv(env []string, u user, terminal bool) []string {
 	defaults := []string{
 		"HOME=" + u.Home, "USER=" + u.Name, "LOGNAME=" + u.Name, "SHELL=" + u.Shell, "PATH=" + defaultPath,
@@ -252,13 +253,22 @@ func completeEnv(env []string, u user, terminal bool) []string {
 	if terminal {
 		defaults = append(defaults, "TERM=xterm-256color")
 	}
-	out := slices.Clone(env)
+	all := slices.Clone(env)
 	for _, d := range defaults {
 		name, _, _ := strings.Cut(d, "=")
 		if lookupEnv(env, name) == "" {
-			out = append(out, d)
+			all = append(all, d)
 		}
 	}
+	var out []string
+	later := map[string]bool{}
+	for _, e := range slices.Backward(all) {
+		if name, _, _ := strings.Cut(e, "="); !later[name] {
+			later[name] = true
+			out = append(out, e)
+		}
+	}
+	slices.Reverse(out)
 	return out
 }
 

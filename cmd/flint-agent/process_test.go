@@ -216,8 +216,8 @@ func TestOrphansAreReaped(t *testing.T) {
 }
 
 func TestCompleteEnv(t *testing.T) {
-	got := completeEnv([]string{"PATH=/x", "HOME=/y", "HOME=/z"}, user{Name: "u", Home: "/h", Shell: "/bin/sh"}, true)
-	if s := strings.Join(got, " "); s != "PATH=/x HOME=/y HOME=/z USER=u LOGNAME=u SHELL=/bin/sh TERM=xterm-256color" {
+	got := completeEnv([]string{"HOME=/y", "A=1", "PATH=/x", "A=2", "HOME=/z", "USER="}, user{Name: "u", Home: "/h", Shell: "/bin/sh"}, true)
+	if s := strings.Join(got, " "); s != "PATH=/x A=2 HOME=/z USER=u LOGNAME=u SHELL=/bin/sh TERM=xterm-256color" {
 		t.Error(s)
 	}
 }
