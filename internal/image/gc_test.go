@@ -285,6 +285,28 @@ func TestSweepTrustsNoClock(t *testing.T) {
 	}
 }
 
+// TestWaitingIsSaidAndEnds waits for a lock until its holder lets go: when it hears that somebody waits.
+func TestWaitingIsSaidAndEnds(t *testing.T) {
+	s := testStore(t)
+	unlock, err := s.lock(t.Context(), "key", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []flint.Milestone
+	again, err := s.lock(t.Context(), "key", func(m flint.Milestone) {
+		if told = append(told, m); !m.Done {
+			unlock()
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
+	if len(told) != 2 || !told[1].Done || told[1].Err != nil {
+		t.Errorf("told %+v", told)
+	}
+}
+
 func TestTornFilesAreMadeAgain(t *testing.T) {
 	s := testStore(t)
 	wants, b := threeImages(t, s)

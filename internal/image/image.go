@@ -289,7 +289,7 @@ func waitForLock(ctx context.Context, path string, p flint.Progress) (_ *os.File
 	}
 	const first = 5 * time.Millisecond
 	for wait := first; ; wait = min(2*wait, 250*time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			return f, nil
 		}
