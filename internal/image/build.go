@@ -116,7 +116,7 @@ func (s *Store) buildStep(ctx context.Context, file, dir string, w Want) (v1.Ima
 		return nil, err
 	}
 	b.line = func(line string) { w.Progress.Report(flint.Milestone{Step: step, Line: line}) }
-	err = b.build(ctx)
+	err = s.whileRoom(ctx, dir, b.build)
 	var failed *tool.Error
 	if errors.As(err, &failed) {
 		err = tool.OutOfSpace(err)

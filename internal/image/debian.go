@@ -58,7 +58,8 @@ func (s *Store) DebianBase(ctx context.Context, suite string, p flint.Progress) 
 		return ref, s.hold(dir)
 	}
 	done := p.Step(step)
-	err = s.bootstrap(ctx, suite, dir, func(line string) { p.Report(flint.Milestone{Step: step, Line: line}) })
+	line := func(line string) { p.Report(flint.Milestone{Step: step, Line: line}) }
+	err = s.whileRoom(ctx, s.dir, func(ctx context.Context) error { return s.bootstrap(ctx, suite, dir, line) })
 	if err == nil {
 		err = s.hold(dir)
 	}

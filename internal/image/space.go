@@ -1,9 +1,12 @@
 package image
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -46,12 +49,46 @@ func (s spare) check(f *os.File) error {
 	return nil
 }
 
+// whileRoom runs do with a context that ends when the disk of dir has no more room for images: for what other programs write.
+func (s *Store) whileRoom(ctx context.Context, dir string, do func(context.Context) error) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("look at the disk: %w", err)
+	}
+	defer f.Close()
+	if err := s.spare.check(f); err != nil {
+		return err
+	}
+	ctx, end := context.WithCancelCause(ctx)
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	defer end(nil)
+	watch.Go(func() {
+		tick := time.NewTicker(lookAfter)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				if err := s.spare.check(f); err != nil {
+					end(err)
+				}
+			}
+		}
+	})
+	return do(ctx)
+}
+
 // guard is a file that is written only as long as there is room on its disk.
 type guard struct {
 	*os.File
 	spare spare
 	left  int64 // bytes until it looks again
 }
+
+// lookAfter is how long another program may write between two looks. The fastest disks take some GiB in that time.
+const lookAfter = time.Second
 
 // lookEvery is how many bytes are written until a guard looks again.
 const lookEvery = 64 << 20

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -62,6 +63,43 @@ func TestImagesLeaveWhatTheStoreIsTold(t *testing.T) {
 		share = 20
 		wantBase(t, s, Want{Ref: dir, Format: format})
 	}
+}
+
+// TestBuildersLeaveWhatTheStoreIsTold: a builder that would take it is ended, and what it made goes.
+func TestBuildersLeaveWhatTheStoreIsTold(t *testing.T) {
+	s, made := testStore(t), filepath.Join(t.TempDir(), "made")
+	writeLayout(t, made, "", testImage(t, pack(t, file("f", "1"))))
+	script := strings.ReplaceAll(fakeBuildah, "$FAKE_LAYOUT", made)
+	log := fakeTool(t, "buildah", strings.Replace(script, "echo STEP 1;", `echo STEP 1; [ -e "$log.grow" ] && sleep 60;`, 1))
+	if err := os.WriteFile(log+".grow", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var grown atomic.Bool
+	s.spare.statfs = func(fd int, st *unix.Statfs_t) error {
+		if grown.Load() {
+			return ofDisk(900*flint.MiB, 100*flint.GiB)(fd, st)
+		}
+		return ofDisk(50*flint.GiB, 100*flint.GiB)(fd, st)
+	}
+	dir := dockerfileDir(t, "FROM scratch\n")
+	_, err := s.Base(t.Context(), Want{Ref: dir, Progress: func(m flint.Milestone) {
+		if m.Line == "STEP 1" {
+			grown.Store(true)
+		}
+	}})
+	var f *flint.Fault
+	if !errors.As(err, &f) || f.Code != "image.space" || !strings.Contains(err.Error(), "900MiB are free, and 1GiB of the disk's 100GiB are for VMs") {
+		t.Errorf("a builder that fills the disk: %v", err)
+	}
+	wantEmptyTmp(t, s)
+	if _, err := s.Base(t.Context(), Want{Ref: dir}); !errors.As(err, &f) || f.Code != "image.space" {
+		t.Errorf("a builder on a full disk: %v", err)
+	}
+	grown.Store(false)
+	if err := os.Remove(log + ".grow"); err != nil {
+		t.Fatal(err)
+	}
+	wantBase(t, s, Want{Ref: dir})
 }
 
 // TestImagesLeaveRoom: what is written to a disk ends before the disk is full.
