@@ -210,7 +210,7 @@ func (l *life) goOn(ctx context.Context) (res flint.Result, err error) {
 	if err := l.resume(ctx, agent); err != nil {
 		return res, err
 	}
-	return res, l.reboot(ctx, agent)
+	return res, l.reboot(ctx)
 }
 
 // meet takes up the agent's channel.
@@ -228,7 +228,7 @@ func (l *life) meet(ctx context.Context) (*guest.Session, error) {
 		return err
 	})
 	if err == nil {
-		l.undo.Push("close the agent's channel", func(context.Context) error { return agent.Close() })
+		l.talk(agent)
 		return agent, nil
 	}
 	if ctx.Err() == nil {
@@ -257,7 +257,7 @@ func (l *life) resume(ctx context.Context, agent *guest.Session) error {
 	ctx, cancel := l.yielding(ctx, agent)
 	defer cancel()
 	l.expectEnd()
-	return l.execute(ctx, agent, runnerName, begin, func(ctx context.Context) (guest.Exit, error) {
+	return l.execute(ctx, runnerName, begin, func(ctx context.Context) (guest.Exit, error) {
 		return agent.Resume(ctx, processes[i], l.io(processes[i]))
 	})
 }
@@ -303,10 +303,10 @@ func (h *Host) detach(l *life) bool {
 	if able {
 		l.detached = true
 	}
-	agent := l.agent
+	letGo := l.letGo
 	h.mu.Unlock()
-	if able && agent != nil {
-		_ = agent.Close() // never an error
+	if able && letGo != nil {
+		letGo()
 	}
 	return able
 }

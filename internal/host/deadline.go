@@ -120,7 +120,7 @@ func (l *life) yielding(ctx context.Context, agent *guest.Session) (context.Cont
 		}
 		end(ended(cause))
 	})
-	l.h.onStop(l, agent, end)
+	l.h.onStop(l, func() { _ = agent.Close() }, end) // never an error
 	var watching sync.WaitGroup
 	watching.Go(func() { l.watch(work, end) })
 	return work, func() {

@@ -229,7 +229,7 @@ type Command struct {
 func (h *Host) Command(ctx context.Context, r flint.Runner, c Command) (flint.Result, error) {
 	return h.live(ctx, r, func(l *life, ctx context.Context, agent *guest.Session) error {
 		l.advance(flint.Running)
-		return l.execute(ctx, agent, c.Args[0], time.Now(), func(ctx context.Context) (guest.Exit, error) {
+		return l.execute(ctx, c.Args[0], time.Now(), func(ctx context.Context) (guest.Exit, error) {
 			return agent.Exec(ctx, c.Command, c.IO)
 		})
 	})
@@ -268,7 +268,7 @@ func (h *Host) live(ctx context.Context, r flint.Runner, work func(*life, contex
 	if err := work(l, ctx, agent); err != nil {
 		return res, err
 	}
-	return res, l.reboot(ctx, agent)
+	return res, l.reboot(ctx)
 }
 
 // admit counts r against the limits, from now until its end.
@@ -346,10 +346,10 @@ func (h *Host) stop(l *life) {
 	}
 }
 
-// onStop registers what Stop does to l: it calls abort, or closes agent.
-func (h *Host) onStop(l *life, agent *guest.Session, abort context.CancelCauseFunc) {
+// onStop registers what Stop does to l: it calls abort, or letGo.
+func (h *Host) onStop(l *life, letGo func(), abort context.CancelCauseFunc) {
 	h.mu.Lock()
-	l.agent, l.abort = agent, abort
+	l.letGo, l.abort = letGo, abort
 	stop := h.stopped && abort != nil
 	h.mu.Unlock()
 	if stop {

@@ -32,6 +32,7 @@ type life struct {
 	undo     undo.Stack
 	port     Port
 	machine  vm.Machine
+	session  *guest.Session // with its agent, the newest
 	output   *logbook    // nil until it is registered
 	recorded bool        // the directory is ours
 	adopted  bool        // an earlier process began it
@@ -39,7 +40,7 @@ type life struct {
 	result   flint.Result
 
 	abort     context.CancelCauseFunc // under Host.mu; ends a work that yields
-	agent     *guest.Session          // under Host.mu; while its program runs
+	letGo     func()                  // under Host.mu; while its program runs, ends the session with its agent
 	detached  bool                    // under Host.mu; its VM is left to the next process
 	released  bool                    // under Host.mu; it holds nothing any more
 	taken     chan struct{}           // closed when GitHub has said that it has a job
@@ -220,7 +221,7 @@ func (l *life) greet(ctx context.Context) (*guest.Session, error) {
 	if err != nil {
 		return nil, l.noGuest(ctx, "greet the agent", err)
 	}
-	l.undo.Push("close the agent's channel", func(context.Context) error { return agent.Close() })
+	l.talk(agent)
 	hello := agent.Hello()
 	l.log.Debug("agent answers", "kernel", hello.Kernel, "init", hello.Init, "uptime", hello.Uptime)
 	for _, fault := range hello.Faults {
@@ -289,7 +290,17 @@ func (l *life) job(ctx context.Context, agent *guest.Session) error {
 	c := guest.Command{Name: runnerName, Args: start, User: "runner", Dir: "/work", Env: l.supply.Env}
 	io := l.io(guest.Running{})
 	io.Stdin = &credential{strings.NewReader(string(reg.Credential) + "\n"), &l.given}
-	return l.execute(ctx, agent, start[0], time.Now(), func(ctx context.Context) (guest.Exit, error) { return agent.Exec(ctx, c, io) })
+	return l.execute(ctx, start[0], time.Now(), func(ctx context.Context) (guest.Exit, error) { return agent.Exec(ctx, c, io) })
+}
+
+// talk makes agent the session with the guest, until the runner's end or another one takes its place.
+func (l *life) talk(agent *guest.Session) {
+	if l.session == nil {
+		l.undo.Push("close the agent's channel", func(context.Context) error { return l.session.Close() })
+	} else {
+		_ = l.session.Close() // never an error
+	}
+	l.session = agent
 }
 
 // unregister makes GitHub forget the runner, if it may know it. After a job it has done so by itself.
@@ -307,12 +318,12 @@ func (l *life) unregister(ctx context.Context) error {
 // execute stays with the VM's one command, by run, under the job's deadline, which counts from its begin, and notes how it
 // ended.
 func (l *life) execute(
-	ctx context.Context, agent *guest.Session, name string, begin time.Time, run func(context.Context) (guest.Exit, error),
+	ctx context.Context, name string, begin time.Time, run func(context.Context) (guest.Exit, error),
 ) error {
 	limit := l.h.c.Deadlines.Job
 	ctx, cancel := within(ctx, left(limit, begin), fmt.Errorf("%w: longer than %s", flint.ErrTimeout, limit))
 	defer cancel()
-	exit, err := run(ctx)
+	exit, err := l.persist(ctx, run)
 	if err != nil && l.h.isDetached(l) {
 		return ErrDetached
 	}
@@ -326,7 +337,7 @@ func (l *life) execute(
 	if err != nil {
 		return l.cutShort(name, context.Cause(ctx))
 	}
-	if stats, err := agent.Stats(ctx); err == nil {
+	if stats, err := l.session.Stats(ctx); err == nil {
 		l.result.GuestMemory = flint.Bytes(stats.MemoryPeak)
 	}
 	return nil
@@ -341,11 +352,11 @@ func (l *life) exited(exit guest.Exit) {
 }
 
 // reboot ends the guest the orderly way. A guest that does not follow is no failure: l.end ends it by force.
-func (l *life) reboot(ctx context.Context, agent *guest.Session) error {
+func (l *life) reboot(ctx context.Context) error {
 	l.advance(flint.Finishing)
 	ctx, cancel := within(ctx, l.h.c.Deadlines.Finish, context.DeadlineExceeded)
 	defer cancel()
-	err := agent.Reboot(ctx)
+	err := l.session.Reboot(ctx)
 	if err == nil {
 		err = l.machine.Wait(ctx)
 	}

@@ -87,6 +87,25 @@ func (f *Fake) Crash(id string) bool {
 	return false
 }
 
+// HangUp ends the conversation of the agent in the machine with this ID, as one does that has not heard from its host for long. It
+// reports whether there was one.
+func (f *Fake) HangUp(id string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for m := range f.live {
+		m.mu.Lock()
+		talks := m.spec.ID == id && m.inside != nil
+		if talks {
+			m.inside.Close()
+		}
+		m.mu.Unlock()
+		if talks {
+			return true
+		}
+	}
+	return false
+}
+
 func (f *Fake) death() error {
 	if f.Death != nil {
 		return f.Death
@@ -109,6 +128,7 @@ type machine struct {
 	mu      sync.Mutex
 	console []byte
 	conn    net.Conn // the host's end of the newest stream
+	inside  net.Conn // the agent's
 	serving sync.WaitGroup
 }
 
@@ -181,7 +201,7 @@ func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 		m.conn.Close()
 	}
 	host, inside := net.Pipe()
-	m.conn = host
+	m.conn, m.inside = host, inside
 	m.serving.Go(func() {
 		defer inside.Close()
 		select {
