@@ -21,9 +21,9 @@ type adopted struct {
 }
 
 // survivors are the runners of an earlier process to go on with.
-func (a *App) survivors() []string {
+func (a *App) survivors() ([]string, error) {
 	if !a.opt.Outlive {
-		return nil
+		return nil, nil
 	}
 	return host.Survivors(filepath.Join(a.dir, "runners"))
 }
@@ -35,11 +35,17 @@ func (a *App) detaches() bool { return a.opt.Outlive && a.current().Host.OnStop 
 // that were not even adopted. Where host.on_stop has VMs end, they have by now.
 func (a *App) closeNetwork(n *network.Network) func(context.Context) error {
 	return func(ctx context.Context) error {
-		if len(a.survivors()) > 0 {
+		if a.leaves() {
 			return n.Leave(ctx)
 		}
 		return n.Close(ctx)
 	}
+}
+
+// leaves reports whether VMs go on. The disk is asked for those this process does not know of, and one that fails ends none.
+func (a *App) leaves() bool {
+	left, err := a.survivors()
+	return len(left) > 0 || err != nil || a.host != nil && a.host.LetGo()
 }
 
 // adopt goes on with the VMs of an earlier process, undoes what else is left, and keeps at it in the background: their jobs do

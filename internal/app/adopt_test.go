@@ -57,7 +57,25 @@ func TestStopWhileStartingEndsNoVM(t *testing.T) {
 	if is, err := vm.ProcessStart(sleep.Process.Pid); err != nil || is != start {
 		t.Errorf("the VMM was ended: %v", err)
 	}
-	if left := c.survivors(); len(left) != 1 {
-		t.Errorf("left to the next process: %q", left)
+	if left, err := c.survivors(); len(left) != 1 || err != nil || !c.leaves() {
+		t.Errorf("left to the next process: %q, %v", left, err)
+	}
+}
+
+// TestUnreadableRecordsLeaveTheNetwork: where the records cannot be listed, VMs may live that need it.
+func TestUnreadableRecordsLeaveTheNetwork(t *testing.T) {
+	c := newRig(t, 1)
+	c.opt.Outlive = true
+	if c.leaves() {
+		t.Error("there is nothing to leave")
+	}
+	if err := os.WriteFile(filepath.Join(c.dir, "runners"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if !c.leaves() {
+		t.Error("the network is closed")
+	}
+	if err := c.openNetwork(t.Context()); err == nil || c.net != nil {
+		t.Errorf("the network is opened: %v", err)
 	}
 }

@@ -229,10 +229,14 @@ func (a *App) watchNetwork(ctx context.Context) error {
 }
 
 func (a *App) openNetwork(ctx context.Context) error {
+	keep, err := a.survivors()
+	if err != nil {
+		return err // all of them would lose their network
+	}
 	done := a.opt.Progress.Step("network")
 	n, err := network.Open(ctx, network.Config{
 		Name: a.cfg.Network.Bridge, IPv4: a.cfg.Network.IPv4, IPv6: a.cfg.Network.IPv6, Services: a.opt.Services, Log: a.log,
-		Keep: a.survivors(),
+		Keep: keep,
 	})
 	if err != nil {
 		done("", err)

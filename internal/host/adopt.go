@@ -31,10 +31,10 @@ const runnerName = "runner"
 
 // Survivors returns the runners, by name, in a host's directory that GitHub knows and whose VMMs live: those Adopt goes on
 // with, if it can. It changes nothing.
-func Survivors(dir string) []string {
+func Survivors(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil // what there is, Sweep says
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list runners: %w", err)
 	}
 	var ids []string
 	for _, e := range entries {
@@ -43,7 +43,7 @@ func Survivors(dir string) []string {
 			ids = append(ids, e.Name())
 		}
 	}
-	return ids
+	return ids, nil
 }
 
 // survives reports whether there is something to go on with.
@@ -309,6 +309,18 @@ func (h *Host) detach(l *life) bool {
 		letGo()
 	}
 	return able
+}
+
+// LetGo reports whether the VM of a runner goes on without this process.
+func (h *Host) LetGo() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, l := range h.lives {
+		if l.detached {
+			return true
+		}
+	}
+	return false
 }
 
 func (h *Host) isDetached(l *life) bool {

@@ -104,7 +104,7 @@ func TestStopUnderAdoptionEndsNoVM(t *testing.T) {
 			if !one() || !two() || closed != 0 || tried > 1 {
 				t.Errorf("VMMs live: %v, %v; %d ports closed, %d adoptions tried", one(), two(), closed, tried)
 			}
-			if left := host.Survivors(w.dir); len(left) != 2 {
+			if left, err := host.Survivors(w.dir); err != nil || len(left) != 2 {
 				t.Errorf("left to the next process: %q", left)
 			}
 		})
@@ -153,7 +153,7 @@ func TestProcessOfAnotherBootIsNoVMM(t *testing.T) {
 	}}
 	told := 0
 	w.config.Lost = func(flint.Runner, flint.Job) { told++ }
-	if left := host.Survivors(w.dir); len(left) != 0 {
+	if left, err := host.Survivors(w.dir); err != nil || len(left) != 0 {
 		t.Errorf("survivors: %q", left)
 	}
 	h := host.New(w.config)

@@ -57,6 +57,9 @@ func TestDetachLeavesRunnersThatWork(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(w.dir, id, "runner.json")); err != nil {
 		t.Error(err)
 	}
+	if !h.LetGo() || host.New(w.config).LetGo() {
+		t.Error("it does not know what it let go of")
+	}
 	if err := h.Sweep(t.Context()); err != nil || w.fake.Running() != 1 {
 		t.Errorf("a sweep beside it: %v, %d VMs", err, w.fake.Running())
 	}

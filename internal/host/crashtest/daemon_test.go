@@ -217,7 +217,10 @@ func (p *process) openNetwork() error {
 	if err != nil {
 		return err
 	}
-	keep := host.Survivors(p.runners())
+	keep, err := host.Survivors(p.runners())
+	if err != nil {
+		return err
+	}
 	for _, e := range entries {
 		if !slices.Contains(keep, e.Name()) {
 			if err := os.Remove(filepath.Join(p.ports(), e.Name())); err != nil {
