@@ -33,10 +33,10 @@ type life struct {
 	port     Port
 	machine  vm.Machine
 	session  *guest.Session // with its agent, the newest
-	output   *logbook    // nil until it is registered
-	recorded bool        // the directory is ours
-	adopted  bool        // an earlier process began it
-	given    atomic.Bool // its program has all it needs to be the runner
+	output   *logbook       // nil until it is registered
+	recorded bool           // the directory is ours
+	adopted  bool           // an earlier process began it
+	given    atomic.Bool    // its program has all it needs to be the runner
 	result   flint.Result
 
 	abort     context.CancelCauseFunc // under Host.mu; ends a work that yields

@@ -304,6 +304,10 @@ func backoff(ctx context.Context, limit time.Duration) func(func(func()) bool) {
 	}
 }
 
+// killTime is how long a process that was killed is waited for. One that is stuck in the kernel takes longer, and must not keep the
+// sweep from the others.
+const killTime = 5 * time.Second
+
 // endProcess kills the process and waits until it is gone. Its start time makes sure that it is the one we mean: a
 // process that is gone, or whose pid is another's by now, is no error.
 func endProcess(ctx context.Context, pid int, start uint64) error {
@@ -318,9 +322,11 @@ func endProcess(ctx context.Context, pid int, start uint64) error {
 	if err := p.Kill(); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, killTime)
+	defer cancel()
 	defer context.AfterFunc(ctx, func() { p.Close() })() // ends the wait
 	if err := p.Wait(); err != nil {
-		return fmt.Errorf("wait for process %d: %w", pid, errors.Join(ctx.Err(), err))
+		return fmt.Errorf("wait for process %d, which was killed: %w", pid, errors.Join(ctx.Err(), err))
 	}
 	return nil
 }

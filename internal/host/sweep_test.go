@@ -11,11 +11,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"flint"
 	"flint/internal/guest"
@@ -247,4 +249,45 @@ func TestLossOfAJobThatIsHeardOfLate(t *testing.T) {
 		t.Errorf("second sweep: %v, told %d times", err, told)
 	}
 	w.nothingLeft()
+}
+
+// TestStuckVMMHoldsUpNoOther: what cannot be killed now is left for later, and the rest is undone.
+func TestStuckVMMHoldsUpNoOther(t *testing.T) {
+	group := filepath.Join("/sys/fs/cgroup/freezer", fmt.Sprintf("flint-test-%d", os.Getpid()))
+	if err := os.Mkdir(group, 0o755); err != nil {
+		t.Skipf("needs root and the freezer of cgroup v1, under which no process can be killed: %v", err)
+	}
+	set := func(file, value string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(group, file), []byte(value), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := newWorld(t, &vmtest.Fake{})
+	stuck, other := w.orphan("flint-a", nil), w.orphan("flint-b", nil)
+	t.Cleanup(func() {
+		set("freezer.state", "THAWED")
+		for stuck() {
+			runtime.Gosched() // it was killed
+		}
+		_ = os.Remove(group)
+	})
+	var rec struct{ PID int }
+	b, err := os.ReadFile(filepath.Join(w.dir, "flint-a", "runner.json"))
+	if err = errors.Join(err, json.Unmarshal(b, &rec)); err != nil {
+		t.Fatal(err)
+	}
+	set("tasks", itoa(rec.PID))
+	set("freezer.state", "FROZEN")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := host.New(w.config).Sweep(ctx); err == nil || !strings.Contains(err.Error(), "flint-a: end its VMM") || ctx.Err() != nil {
+		t.Errorf("sweep: %v, %v", err, ctx.Err())
+	}
+	if !stuck() || other() {
+		t.Errorf("VMMs live: %v, %v", stuck(), other())
+	}
+	if entries, err := os.ReadDir(w.dir); err != nil || len(entries) != 1 || entries[0].Name() != "flint-a" {
+		t.Errorf("left: %v, %v", entries, err)
+	}
 }
