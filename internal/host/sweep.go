@@ -96,6 +96,9 @@ func (h *Host) sweepOne(ctx context.Context, dir string, ask bool) error {
 	rec, err := readRecord(dir)
 	unreadable := err != nil && !errors.Is(err, fs.ErrNotExist)
 	h.c.Log.Info("undoing what a runner left", "runner", id, "phase", rec.Runner.Phase, "unreadable", unreadable)
+	if unreadable {
+		h.c.Log.Warn("a runner's record cannot be read: its VM was ended, and a job it may have had is lost", "runner", id, "err", err)
+	}
 	if rec.Register && h.c.GitHub == nil {
 		return errors.New("its registration can be removed only with access to GitHub")
 	}

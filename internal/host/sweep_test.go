@@ -207,6 +207,13 @@ func TestDamagedRecordsAreFew(t *testing.T) {
 	if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "runner.json"), []byte("{"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
+	w.github.setBusy(true)
+	var log bytes.Buffer
+	w.config.Log = slog.New(slog.NewTextHandler(&log, nil))
+	if err := host.New(w.config).Sweep(t.Context()); !errors.Is(err, flint.ErrConflict) || !strings.Contains(log.String(), "a job it may have had is lost") {
+		t.Errorf("while GitHub holds on to it: %v\n%s", err, &log)
+	}
+	w.github.setBusy(false)
 	if err := host.New(w.config).Sweep(t.Context()); err != nil {
 		t.Error(err)
 	}
