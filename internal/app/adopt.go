@@ -56,9 +56,6 @@ func (a *App) adopt(ctx context.Context) error {
 		return nil
 	}
 	err := a.host.Adopt(ctx)
-	if err == nil {
-		a.undoFirst(ctx)
-	}
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	over := make(chan struct{})
 	a.adopted = &adopted{cancel, over}
@@ -71,6 +68,9 @@ func (a *App) adopt(ctx context.Context) error {
 		<-over
 		return nil
 	})
+	if err == nil {
+		a.undoFirst(ctx) // now: GitHub may be away, and jobs do not wait for it
+	}
 	return err
 }
 
