@@ -19,7 +19,7 @@ const againTime = 15 * time.Second
 func (l *life) persist(ctx context.Context, run func(context.Context) (guest.Exit, error)) (guest.Exit, error) {
 	for {
 		exit, err := run(ctx)
-		if err == nil || ctx.Err() != nil || l.output == nil || !brokeOff(err) {
+		if err == nil || ctx.Err() != nil || l.output == nil || !brokeOff(err) || l.h.isDetached(l) {
 			return exit, err
 		}
 		agent, p, aerr := l.callAgain(ctx)

@@ -89,6 +89,9 @@ func readRecord(dir string) (record, error) {
 	if err != nil {
 		return record{}, err
 	}
+	if !info.Mode().IsRegular() { // a pipe would be waited for
+		return record{}, fmt.Errorf("read record: it is no file: %s", info.Mode())
+	}
 	if info.Size() > maxRecord {
 		return record{}, fmt.Errorf("read record: it has %d bytes", info.Size())
 	}

@@ -298,3 +298,17 @@ func TestStuckVMMHoldsUpNoOther(t *testing.T) {
 		t.Errorf("left: %v, %v", entries, err)
 	}
 }
+
+// TestRecordThatIsNoFileIsSetAside: nothing waits for somebody to write to it.
+func TestRecordThatIsNoFileIsSetAside(t *testing.T) {
+	w := newWorld(t, &vmtest.Fake{})
+	dir := filepath.Join(w.dir, "flint-a")
+	if err := errors.Join(os.MkdirAll(dir, 0o700), syscall.Mkfifo(filepath.Join(dir, "runner.json"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if ids, err := host.Survivors(w.dir); len(ids) != 0 || err != nil {
+		t.Errorf("survivors: %v, %v", ids, err)
+	}
+	w.host()
+	w.nothingLeft()
+}
