@@ -285,7 +285,7 @@ func (a *App) newHost(github host.Registrar) *host.Host {
 			Job: time.Duration(a.cfg.VM.JobTimeout), Finish: finishTime,
 		},
 		Driver: a.driver, Attach: a.attach, Reattach: a.reattach, Supply: a.supplyOf, Scratch: a.store.Scratch, GitHub: github, Lost: a.lost, Log: a.log,
-		Pressure: a.refuses, VMMs: namesOf(a.cfg.VM.QEMU, a.cfg.Firecracker.Binary, a.cfg.Firecracker.Jailer),
+		Prefix: a.prefix, Pressure: a.refuses, VMMs: namesOf(a.cfg.VM.QEMU, a.cfg.Firecracker.Binary, a.cfg.Firecracker.Jailer),
 	})
 }
 

@@ -48,6 +48,9 @@ type Config struct {
 	Log  *slog.Logger
 	// VMMs are file names of programs that run VMs and are called otherwise than such programs are, qemu-…, firecracker… or jailer….
 	VMMs []string
+	// Prefix is what the names of all its runners begin with, and of nobody else's: a VM of such a name that has no record is ended.
+	// Empty: none is.
+	Prefix string
 	// BootTime is the time since the machine started; nil: the kernel's.
 	BootTime func() time.Duration
 	// Step is told before and after each change of a record, so that a test can end the process there. nil: nobody is.

@@ -19,13 +19,14 @@ import (
 )
 
 // Sweep undoes what runners of an earlier process left behind: it reads every record, ends the VMM it names, removes the
-// registration, and then the directory. A job that was lost with its VM is told of (Config.Lost). Network ports are undone by
+// registration, and then the directory. VMMs of ours that have no record are ended, too. A job that was lost with its VM is told of (Config.Lost). Network ports are undone by
 // opening the network. It is idempotent. A record that cannot be read is moved to the directory "damaged" beside the runners',
 // never guessed at. Runners of this process are left alone.
 func (h *Host) Sweep(ctx context.Context) error {
 	if err := os.MkdirAll(h.c.Dir, 0o700); err != nil {
 		return fmt.Errorf("make directory of runners: %w", err)
 	}
+	before := h.State().Runners // some may end while processes are looked at
 	entries, err := os.ReadDir(h.c.Dir)
 	if err != nil {
 		return fmt.Errorf("list runners: %w", err)
@@ -37,6 +38,9 @@ func (h *Host) Sweep(ctx context.Context) error {
 	}
 	// Every VM ends before GitHub is asked anything: it may take its time.
 	named := h.namedVMMs(len(entries))
+	if err := h.endOrphans(ctx, before, named); err != nil {
+		errs = append(errs, err)
+	}
 	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
 		err := endVMM(ctx, filepath.Join(h.c.Dir, e.Name()), named[e.Name()])
 		if err != nil {
@@ -77,6 +81,24 @@ const maxRefusals = 3
 
 // errRefused is in what sweepOne returns where GitHub did not remove a registration.
 var errRefused = errors.New("remove its registration")
+
+// endOrphans ends the VMMs that bear our mark and have no record, because somebody removed it: nobody would ever do so otherwise.
+func (h *Host) endOrphans(ctx context.Context, before []flint.Runner, named map[string][]process) error {
+	var errs []error
+	for id, vmms := range named {
+		lived := slices.ContainsFunc(before, func(r flint.Runner) bool { return r.ID == id })
+		if h.c.Prefix == "" || !strings.HasPrefix(id, h.c.Prefix) || lived || h.Claims(id) {
+			continue
+		}
+		h.c.Log.Warn("a VM that has no record is ended, and a job it may have had is lost", "runner", id)
+		for _, p := range vmms {
+			if err := endProcess(ctx, p.pid, p.start); err != nil {
+				errs = append(errs, fmt.Errorf("end the VM %s, which has no record: %w", id, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
 
 // endVMM ends the VMM that a directory stands for. The directory's name is the runner's id, which is enough to find it, and the
 // registration, even where the record does not name them: the process may have died in between.
@@ -204,10 +226,10 @@ func (p process) lives() bool {
 
 // namedVMMs returns every process that gives a VM a name, by that name: QEMU with -name, Firecracker and its jailer with --id.
 // Others may have an id behind these words, too, such as a find by the name of a runner's directory: they are not looked at. It
-// looks at all processes of the machine, so it does nothing where there are no names to find.
+// looks at all processes of the machine, so it does nothing where there is nothing to find.
 func (h *Host) namedVMMs(names int) map[string][]process {
 	found := map[string][]process{}
-	if names == 0 {
+	if names == 0 && h.c.Prefix == "" {
 		return found
 	}
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is a good one

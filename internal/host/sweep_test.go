@@ -65,12 +65,12 @@ func TestSweepUndoesADeadDaemonsRunners(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reading := func(program string) *exec.Cmd {
+	reading := func(program, id string) *exec.Cmd {
 		program = filepath.Join(t.TempDir(), program)
 		if err := os.WriteFile(program, b, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.Command(program, "-c", "read line", "sh", "-name", "flint-nameless")
+		cmd := exec.Command(program, "-c", "read line", "sh", "-name", id)
 		stdin, err := cmd.StdinPipe()
 		if err == nil {
 			err = cmd.Start()
@@ -81,9 +81,13 @@ func TestSweepUndoesADeadDaemonsRunners(t *testing.T) {
 		t.Cleanup(func() { _ = stdin.Close() }) // which ends it
 		return cmd
 	}
-	w.config.VMMs = []string{"my-vmm"}
-	nameless := []*exec.Cmd{reading("qemu-system-x86_64"), reading("firecracker-v1.13.1-x86_64"), reading("my-vmm")}
-	find := reading("find") // a person's, with a runner's name behind the same word
+	w.config.VMMs, w.config.Prefix = []string{"my-vmm"}, "flint-mine-"
+	nameless := []*exec.Cmd{
+		reading("qemu-system-x86_64", "flint-nameless"), reading("firecracker-v1.13.1-x86_64", "flint-nameless"), reading("my-vmm", "flint-nameless"),
+		reading("qemu-system-x86_64", "flint-mine-orphan"), // somebody removed its record
+	}
+	// A person's, with a runner's name behind the same word, and another flint's VM.
+	others := []*exec.Cmd{reading("find", "flint-nameless"), reading("qemu-system-x86_64", "flint-other")}
 	record := func(id, content string) {
 		if err := os.MkdirAll(filepath.Join(w.dir, id), 0o700); err != nil {
 			t.Fatal(err)
@@ -111,8 +115,10 @@ func TestSweepUndoesADeadDaemonsRunners(t *testing.T) {
 			t.Errorf("%s, which no record names, ended with %v", vmm.Path, err)
 		}
 	}
-	if err := find.Process.Signal(syscall.Signal(0)); err != nil {
-		t.Errorf("somebody else's program: %v", err)
+	for _, other := range others {
+		if err := other.Process.Signal(syscall.Signal(0)); err != nil {
+			t.Errorf("somebody else's program: %v", err)
+		}
 	}
 	w.nothingLeft()
 	aside, err := os.ReadDir(filepath.Join(filepath.Dir(w.dir), "damaged"))
