@@ -41,6 +41,10 @@ func (l *life) end(ctx context.Context, err error) (flint.Result, error) {
 		_ = l.output.close() // what it has is in memory, too
 	}
 	leftover := l.release(ctx)
+	if p, ok := l.machine.(vm.Process); ok && leftover != nil {
+		pid, start := p.Process()
+		l.h.noteStuck(l.id(), l.shape, process{pid, start}.lives())
+	}
 	if m, ok := l.machine.(vm.Metrics); ok {
 		l.result.VMM = m.Metrics()
 	}

@@ -111,7 +111,8 @@ type Host struct {
 
 	mu      sync.Mutex
 	lives   map[string]*life
-	left    map[string]*abandoned // by runner
+	left    map[string]*abandoned  // by runner
+	stuck   map[string]flint.Shape // by runner that is over: what its VMM, which could not be killed, still has
 	stopped bool
 	// detaching: those that are stopped are left to the next process, if they can be.
 	detaching bool
@@ -124,7 +125,7 @@ func New(c Config) *Host {
 	if c.BootTime == nil {
 		c.BootTime = bootTime
 	}
-	return &Host{c: c, lives: map[string]*life{}, left: map[string]*abandoned{}}
+	return &Host{c: c, lives: map[string]*life{}, left: map[string]*abandoned{}, stuck: map[string]flint.Shape{}}
 }
 
 // maxSlug is how much of a pool's name an id shows. With a prefix of up to 28 bytes an id is a DNS label, of 63 at most.
@@ -203,11 +204,17 @@ func (h *Host) Runner(id string) (r flint.Runner, ok bool) {
 // free is what admission would still grant. The caller holds h.mu.
 func (h *Host) free() flint.Shape {
 	free := h.c.Limits
+	take := func(s flint.Shape) {
+		free.CPUs -= s.CPUs
+		free.Memory -= s.Memory + h.c.Overhead.Of(s.Memory)
+	}
 	for _, l := range h.lives {
 		if !l.released {
-			free.CPUs -= l.shape.CPUs
-			free.Memory -= l.shape.Memory + h.c.Overhead.Of(l.shape.Memory)
+			take(l.shape)
 		}
+	}
+	for _, s := range h.stuck {
+		take(s)
 	}
 	// What is left must also hold the next VM's overhead. What of it grows with the guest is not known here.
 	free.Memory = max(free.Memory-h.c.Overhead.Fixed, 0)

@@ -42,7 +42,7 @@ func (h *Host) Sweep(ctx context.Context) error {
 		errs = append(errs, err)
 	}
 	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
-		err := endVMM(ctx, filepath.Join(h.c.Dir, e.Name()), named[e.Name()])
+		err := h.endVMM(ctx, e.Name(), named[e.Name()])
 		if err != nil {
 			failed(e, err)
 		}
@@ -102,14 +102,25 @@ func (h *Host) endOrphans(ctx context.Context, before []flint.Runner, named map[
 
 // endVMM ends the VMM that a directory stands for. The directory's name is the runner's id, which is enough to find it, and the
 // registration, even where the record does not name them: the process may have died in between.
-func endVMM(ctx context.Context, dir string, named []process) error {
-	rec, _ := readRecord(dir) // one that cannot be read names no process
+func (h *Host) endVMM(ctx context.Context, id string, named []process) (err error) {
+	rec, _ := readRecord(filepath.Join(h.c.Dir, id)) // one that cannot be read names no process
+	defer func() { h.noteStuck(id, rec.Shape, err != nil) }()
 	for _, p := range append([]process{rec.vmm()}, named...) {
 		if err := endProcess(ctx, p.pid, p.start); err != nil {
 			return fmt.Errorf("end its VMM: %w", err)
 		}
 	}
 	return nil
+}
+
+// noteStuck notes whether the VMM of a runner that is over, or of an earlier process, is still there although it was killed.
+func (h *Host) noteStuck(id string, has flint.Shape, stuck bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.stuck, id)
+	if stuck {
+		h.stuck[id] = has
+	}
 }
 
 // sweepOne undoes what else one directory stands for. Unless ask is set, GitHub is not asked to remove the registration.

@@ -294,14 +294,23 @@ func TestStuckVMMHoldsUpNoOther(t *testing.T) {
 	set("freezer.state", "FROZEN")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if err := host.New(w.config).Sweep(ctx); err == nil || !strings.Contains(err.Error(), "flint-a: end its VMM") || ctx.Err() != nil {
+	h := host.New(w.config)
+	all := h.State().Free
+	if err := h.Sweep(ctx); err == nil || !strings.Contains(err.Error(), "flint-a: end its VMM") || ctx.Err() != nil {
 		t.Errorf("sweep: %v, %v", err, ctx.Err())
+	}
+	if free := h.State().Free; free.CPUs != all.CPUs-1 || free.Memory >= all.Memory {
+		t.Errorf("%+v is free of %+v: what has not ended is not counted", free, all)
 	}
 	if !stuck() || other() {
 		t.Errorf("VMMs live: %v, %v", stuck(), other())
 	}
 	if entries, err := os.ReadDir(w.dir); err != nil || len(entries) != 1 || entries[0].Name() != "flint-a" {
 		t.Errorf("left: %v, %v", entries, err)
+	}
+	set("freezer.state", "THAWED")
+	if err := h.Sweep(ctx); err != nil || h.State().Free != all {
+		t.Errorf("thawed: %v, %+v is free of %+v", err, h.State().Free, all)
 	}
 }
 
