@@ -433,6 +433,16 @@ func TestDockerfileThatFails(t *testing.T) {
 	fakeTool(t, "buildah", fakeBuildah)
 	_, err := s.Base(t.Context(), Want{Ref: dockerfileDir(t, "BROKEN")})
 	wantFault(t, err, "image.build", "no such instruction: BROKEN", "buildah")
+	if strings.Contains(err.Error(), "here-document") {
+		t.Errorf("it has none: %v", err)
+	}
+	for _, begin := range []string{"RUN <<EOF", "copy --chmod=755 <<-'end' /x", "ADD <<\"end\" /x"} {
+		_, err := s.Base(t.Context(), Want{Ref: dockerfileDir(t, "BROKEN\n"+begin+"\n")})
+		var f *flint.Fault
+		if !errors.As(err, &f) || !strings.Contains(f.Fix, "here-document") {
+			t.Errorf("%s: %v", begin, err)
+		}
+	}
 	wantEmptyTmp(t, s)
 }
 

@@ -125,7 +125,7 @@ func (s *Store) buildStep(ctx context.Context, file, dir string, w Want) (v1.Ima
 		err = &flint.Fault{
 			Code: "image.build",
 			What: fmt.Sprintf("build image %q with %s", w.Ref, b.name),
-			Fix:  "mend what the end of the builder's output, above, complains of",
+			Fix:  "mend what the end of the builder's output, above, complains of" + b.lacks(),
 			Kind: flint.ErrConfig,
 			Err:  err,
 		}

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -90,6 +92,26 @@ func (b *build) fit(ctx context.Context) error {
 		return b.inStorage(ctx, func(_ string, with command) error { return answers(with("info")) })
 	}
 	return nil
+}
+
+// hereDocument is an instruction that begins one, which Debian 12's buildah takes for a file's name.
+var hereDocument = regexp.MustCompile(`(?mi)^\s*(run|copy|add)\s.*<<-?["']?[a-z_]`)
+
+// lacks says what of a Dockerfile that could not be built the builder may be too old for, to follow a fix.
+func (b *build) lacks() string {
+	if b.name == "docker" {
+		return ""
+	}
+	f, err := os.Open(b.file)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxDockerfile))
+	if err != nil || !hereDocument.Match(text) {
+		return ""
+	}
+	return "; it has a here-document (<<), which needs docker's BuildKit, or a newer " + b.name + " than Debian 12's"
 }
 
 // out is where the image is put: a layout, or docker's archive.

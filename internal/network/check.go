@@ -14,7 +14,7 @@ import (
 // Check makes again what others removed: table, rules, bridge, addresses, ports, sysctls, and says in the log what that
 // was. What a port that was closed could not remove, it removes. It follows the host's resolvers where the configuration names
 // none, and says which firewalls of others are new and in the way. The error tells what could not be mended. It is for every
-// minute or so.
+// few seconds.
 func (n *Network) Check(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
