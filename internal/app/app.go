@@ -111,6 +111,7 @@ type App struct {
 
 	tasks  *errgroup.Group // what runs from New to Close
 	served chan struct{}   // closed when the network no longer serves
+	left   chan struct{}   // has room for one word that a runner left something behind
 
 	fetching sync.Mutex // held while runner software is fetched for pools: one at a time can change what is kept
 
@@ -133,7 +134,7 @@ func New(ctx context.Context, cfg config.Config, opt Options) (_ *App, err error
 	if opt.Instance == "" {
 		opt.Instance = "serve"
 	}
-	a := &App{cfg: cfg, opt: opt, log: opt.Log, dir: filepath.Join(cfg.StateDir, opt.Instance), supply: map[string]host.Supply{}}
+	a := &App{cfg: cfg, opt: opt, log: opt.Log, dir: filepath.Join(cfg.StateDir, opt.Instance), supply: map[string]host.Supply{}, left: make(chan struct{}, 1)}
 	a.opt.Progress = a.progressTo(opt.Progress)
 	defer func() {
 		if err != nil {

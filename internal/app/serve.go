@@ -55,7 +55,7 @@ func (a *App) Serve(ctx context.Context) error {
 	tasks.Go(func() error { return a.reruns.Run(tctx, a.github.Rerun) })
 	tasks.Go(func() error {
 		a.prune(tctx)
-		regularly(tctx, func(ctx context.Context) bool {
+		regularly(tctx, a.left, func(ctx context.Context) bool {
 			clean := a.undoEarlier(ctx)
 			a.prune(ctx)
 			return clean
@@ -123,6 +123,12 @@ func (a *App) ended(res flint.Result, err error) {
 	default:
 		log.Info("runner ended", "peak_memory", res.PeakMemory)
 	}
+	if errors.Is(err, flint.ErrRelease) {
+		select {
+		case a.left <- struct{}{}:
+		default: // it is said already
+		}
+	}
 	if res.Reason.Code == "runner.deprecated" {
 		a.refuse(res.Runner.Pool, time.Now())
 	}
@@ -140,7 +146,7 @@ func (a *App) lost(r flint.Runner, job flint.Job) {
 		return
 	}
 	if err := a.reruns.Add(job, r.ID); err != nil {
-		a.log.Error("lost job will not run again", "runner", r.ID, "job", job.Name, "err", err)
+		a.log.Error("it is not sure that a lost job runs again", "runner", r.ID, "job", job.Name, "err", err)
 	}
 }
 

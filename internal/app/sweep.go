@@ -42,14 +42,21 @@ func (a *App) prune(ctx context.Context) {
 	}
 }
 
-// regularly calls sweep until ctx ends: every sweepEvery, and sooner after a start and where it reports that something is left.
-// GitHub, for one, keeps a registration until it has noticed that its job is lost.
-func regularly(ctx context.Context, sweep func(context.Context) (clean bool)) {
+// regularly calls sweep until ctx ends: every sweepEvery, and sooner after a start, where it reports that something is left, and when
+// left says so. GitHub, for one, keeps a registration until it has noticed that its job is lost.
+func regularly(ctx context.Context, left <-chan struct{}, sweep func(context.Context) (clean bool)) {
 	wait, again := sweepSoon, 2*sweepSoon
 	for {
+		due := time.Now().Add(wait)
+		timer := time.NewTimer(wait)
 		select {
-		case <-time.After(wait):
+		case <-left:
+			timer.Stop()
+			wait, again = min(sweepSoon, time.Until(due)), 2*sweepSoon
+			continue
+		case <-timer.C:
 		case <-ctx.Done():
+			timer.Stop()
 			return
 		}
 		if sweep(ctx) {
