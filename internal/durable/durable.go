@@ -1,7 +1,7 @@
-// Package durable replaces and removes small files so that a crash, or a power cut, leaves the old content or the new one: nothing
-// between.
+// Package durable replaces and removes small files as a whole: whoever reads one, and whoever finds it after a crash, has the old content
+// or the new one.
 //
-// One writer at a time for a path: whoever owns the directory sees to that. The package must not know what the files mean.
+// The package must not know what the files mean, and knows nothing of who else writes them: of several writers the last one wins.
 package durable
 
 import (
@@ -12,7 +12,7 @@ import (
 	"path/filepath"
 )
 
-// suffix names the file beside path that the new content is written to. One that a crash left is overwritten by the next writer.
+// suffix is what the name of the file ends with that new content is written to, beside the old one. A crash may leave it.
 const suffix = ".new"
 
 // Replace gives the file at path, mode 0600, new content as a whole. When it returns nil the new content survives a power cut; until
@@ -24,13 +24,14 @@ func Replace(path string, content []byte) error {
 	return SyncDir(filepath.Dir(path))
 }
 
-// Swap is Replace without the wait for the disk: the new content survives the death of every process, and a power cut may lose it.
+// Swap is Replace without the wait for the disk: the new content survives the death of every process. After a power cut the file may
+// hold the old content, the new one, or nothing.
 func Swap(path string, content []byte) error {
 	return replace(path, content, func(*os.File) error { return nil })
 }
 
 func replace(path string, content []byte, settle func(*os.File) error) (err error) {
-	f, err := os.OpenFile(path+suffix, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*"+suffix)
 	if err != nil {
 		return err
 	}

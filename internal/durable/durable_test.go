@@ -3,16 +3,15 @@ package durable
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
 func TestReplace(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "note")
-	// What a process left that died on the way.
-	if err := os.WriteFile(path+suffix, []byte("a longer text, cut o"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, "note")
 	for i, write := range []func(string, []byte) error{Replace, Swap, Replace} {
 		want := strings.Repeat("content ", 3-i)
 		if err := write(path, []byte(want)); err != nil {
@@ -22,19 +21,38 @@ func TestReplace(t *testing.T) {
 			t.Fatalf("it holds %q, %v", got, err)
 		}
 	}
-	// Where it cannot be replaced, nothing is left beside it.
-	dir := filepath.Join(t.TempDir(), "dir")
-	if err := os.MkdirAll(filepath.Join(dir, "full"), 0o700); err != nil {
+	// What cannot be replaced.
+	if err := os.MkdirAll(filepath.Join(dir, "dir", "full"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for _, write := range []func(string, []byte) error{Replace, Swap} {
-		if err := write(dir, []byte("x")); err == nil {
+		if err := write(filepath.Join(dir, "dir"), []byte("x")); err == nil {
 			t.Fatal("a directory was replaced")
 		}
-		if _, err := os.Stat(dir + suffix); !os.IsNotExist(err) {
-			t.Errorf("left beside it: %v", err)
-		}
 	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {
+		t.Errorf("left beside them: %v, %v", entries, err)
+	}
+}
+
+// TestSeveralWriters: no one fails, and who reads has what one of them wrote.
+func TestSeveralWriters(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "note")
+	text := func(n int) string { return strings.Repeat(string(rune('a'+n)), 1000*(n+1)) }
+	var writers sync.WaitGroup
+	for n := range 3 {
+		writers.Go(func() {
+			for range 200 {
+				if err := Swap(path, []byte(text(n))); err != nil {
+					t.Error(err)
+				}
+				if b, err := os.ReadFile(path); err != nil || !slices.Contains([]string{text(0), text(1), text(2)}, string(b)) {
+					t.Errorf("it holds %d bytes, %v", len(b), err)
+				}
+			}
+		})
+	}
+	writers.Wait()
 }
 
 func TestRemove(t *testing.T) {

@@ -24,10 +24,11 @@ func TestJobGoesOnWhenItsAgentHangsUp(t *testing.T) {
 		w.fake = runner(t, func(_ context.Context, out io.Writer) guest.Exit {
 			for _, word := range []string{"one\n", "two\n", "three\n"} {
 				_, _ = io.WriteString(out, word)
+				time.Sleep(time.Second) // it has been given all its input by then
 				if !w.fake.HangUp(id) {
 					t.Error("nobody talks with the agent")
 				}
-				time.Sleep(10 * time.Second)
+				time.Sleep(9 * time.Second)
 			}
 			return guest.Exit{Code: 3}
 		})
