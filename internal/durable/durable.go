@@ -7,9 +7,9 @@ package durable
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // suffix is what the name of the file ends with that new content is written to, beside the old one. A crash may leave it.
@@ -63,7 +63,7 @@ func SyncDir(dir string) error {
 		return fmt.Errorf("sync directory: %w", err)
 	}
 	err = f.Sync()
-	if errors.Is(err, fs.ErrInvalid) {
+	if errors.Is(err, syscall.EINVAL) {
 		err = nil
 	}
 	if err = errors.Join(err, f.Close()); err != nil {

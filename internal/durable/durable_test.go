@@ -1,6 +1,8 @@
 package durable
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -68,5 +70,14 @@ func TestRemove(t *testing.T) {
 	}
 	if err := Remove(path); !os.IsNotExist(err) {
 		t.Errorf("remove what is gone: %v", err)
+	}
+}
+
+func TestSyncDir(t *testing.T) {
+	if err := SyncDir("/proc/self"); err != nil {
+		t.Errorf("a file system that cannot tell: %v", err)
+	}
+	if err := SyncDir(filepath.Join(t.TempDir(), "none")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no directory: %v", err)
 	}
 }
