@@ -163,10 +163,7 @@ func anyCommand(c *cobra.Command, args []string) error {
 	if err != nil {
 		return usage(c, err)
 	}
-	if found.HasSubCommands() {
-		return knownCommand(found, rest)
-	}
-	return nil
+	return knownCommand(found, rest)
 }
 
 func usage(c *cobra.Command, err error) error {

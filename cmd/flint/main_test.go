@@ -202,6 +202,9 @@ func TestGroupsRefuseWhatIsNoCommandOfTheirs(t *testing.T) {
 	if _, _, stderr := flintCommand("config", "chekc"); !strings.Contains(stderr, `unknown command "chekc"; did you mean "check"?`) {
 		t.Errorf("a slip of the pen gives\n%s", stderr)
 	}
+	if code, stdout, stderr := flintCommand("help", "version", "bogus"); code != 2 || stdout != "" || !strings.Contains(stderr, `"bogus"`) {
+		t.Errorf("help of what is below a command that has none below it: exit %d, %q, %q", code, stdout, stderr)
+	}
 }
 
 // seedFiles makes files for all flags that name one.
