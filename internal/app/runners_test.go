@@ -134,7 +134,7 @@ func TestJobWithGitHubsRunner(t *testing.T) {
 				t.Fatal(err)
 			}
 			if addr := c.WebhookAddr(); addr != nil {
-				if _, err := c.sim.AddHook(githubsim.Hook{URL: "http://" + addr.String() + "/webhook", Secret: hookSecret}); err != nil {
+				if _, err := c.sim.AddHook(githubsim.Hook{URL: "http://" + addr.String() + c.cfg.Webhook.Path, Secret: hookSecret}); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -154,7 +154,7 @@ func (c *coordinator) serve(t testing.TB, body func()) {
 		t.Fatal(err)
 	}
 	if addr := c.WebhookAddr(); addr != nil {
-		if _, err := c.sim.AddHook(githubsim.Hook{URL: "http://" + addr.String() + "/webhook", Secret: hookSecret}); err != nil {
+		if _, err := c.sim.AddHook(githubsim.Hook{URL: "http://" + addr.String() + c.cfg.Webhook.Path, Secret: hookSecret}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -256,7 +256,7 @@ func TestServeStoppedInTheMiddleLeavesNothing(t *testing.T) {
 
 func byWebhooks(cfg *config.Config) {
 	cfg.GitHub.Mode, cfg.GitHub.WebhookSecret = config.Webhooks, hookSecret
-	cfg.Webhook.Listen = "127.0.0.1:0"
+	cfg.Webhook.Listen, cfg.Webhook.Path = "127.0.0.1:0", "/from-github"
 }
 
 func TestJobsByWebhooks(t *testing.T) {
