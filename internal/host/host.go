@@ -1,6 +1,6 @@
 // Package host runs runners on this machine: one runner's whole life in Run, the admission that decides whether there is
-// room for it and whether the machine runs out of something, the adoption of what an earlier process left and still lives,
-// and the sweep that undoes the rest.
+// room for it and whether the machine runs out of something or drains, the adoption of what an earlier process left and still
+// lives, and the sweep that undoes the rest.
 //
 // It owns what a runner holds (record, disk, network port, VM, registration) and releases all of it, in reverse order,
 // whatever happens. It must not decide how many runners there are (sched does), nor know how GitHub, a VMM or an image

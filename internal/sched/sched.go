@@ -2,8 +2,8 @@
 //
 // Plan is pure: the same demand and supply give the same actions, each with its Reason. Loop observes, plans and
 // applies, on every message, every VM exit and every few seconds; it never counts events (GitHub's statistics are the
-// demand, the hosts' records are the supply). Explain, pure too, says why one job waits. The package must not know GitHub,
-// VMs or where a host is.
+// demand, the hosts' records are the supply). Explain, pure too, says why one job waits. Alive takes jobs
+// that no runner works on any more out of the demand. The package must not know GitHub, VMs or where a host is.
 package sched
 
 import (
