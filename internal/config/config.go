@@ -263,6 +263,20 @@ func hasFile(ref string) bool {
 	return slices.ContainsFunc(inFiles(), func(transport string) bool { return strings.HasPrefix(ref, transport) })
 }
 
+// besideFile has the images that are named by a relative path which is there, seen from the file's directory, named as such a path:
+// what is meant must not depend on where flint is started, nor be asked of a registry.
+func (c *Config) besideFile(dir string) {
+	for i := range c.Pools {
+		image := c.Pools[i].Image
+		if image == "" || filepath.IsAbs(image) || hasFile(image) {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(dir, image)); err == nil {
+			c.Pools[i].Image = "./" + image
+		}
+	}
+}
+
 // fromDir makes a reference to an image relative to dir, where it begins as a relative path does.
 func fromDir(dir, ref string) string {
 	for _, transport := range append(inFiles(), "") {

@@ -151,6 +151,30 @@ func TestImagesByName(t *testing.T) {
 	}
 }
 
+// TestImageBesideTheFile: a path that is there is one whether or not it begins with a dot, wherever flint is started.
+func TestImageBesideTheFile(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "images", "linux"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for image, want := range map[string]string{
+		"images/linux":   filepath.Join(dir, "images/linux"),
+		"./images/linux": filepath.Join(dir, "images/linux"),
+		"images/other":   "images/other", // a registry's, as far as anybody can tell
+		"debian:12":      "debian:12",
+		"oci:images":     "oci:images",
+	} {
+		src := "schema_version: 1\ngithub: {token_file: t, organization: acme}\npools: [{name: a, image: \"" + image + "\"}]\n"
+		c, err := config.Parse(filepath.Join(dir, "flint.yaml"), []byte(src), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.Pools[0].Image; got != want {
+			t.Errorf("%s became %s, want %s", image, got, want)
+		}
+	}
+}
+
 func TestKernelWithoutModules(t *testing.T) {
 	c, err := config.Parse("/etc/flint/flint.yaml", []byte("kernel: {vmlinuz: vmlinux}\n"), nil)
 	if err != nil || c.Kernel != (config.Kernel{Vmlinuz: "/etc/flint/vmlinux"}) {

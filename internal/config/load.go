@@ -81,6 +81,7 @@ func parse(path string, src []byte, environ []string, checks ...func(*Config) pr
 		return Config{}, invalid(path, append(found, &problem{"", err}))
 	}
 	found = append(found, c.override(environ)...)
+	c.besideFile(dir)
 	c.complete(dir)
 	c.findCredentials(lookup(environ, "CREDENTIALS_DIRECTORY"))
 	read := found
