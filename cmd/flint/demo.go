@@ -28,6 +28,25 @@ const (
 	demoIPv6   = "fd4f:6c69:6e74:16::/64"
 )
 
+// demoImage is the image where no other is named: in a checkout a directory.
+const demoImage = "images/demo"
+
+// inCheckout refuses to go on with the default image where it is not. It is also a good name of an image in a registry, which
+// somebody else may have made.
+func inCheckout(c *cobra.Command) error {
+	if c.Flags().Changed("image") {
+		return nil
+	}
+	_, err := os.Stat(demoImage)
+	if err == nil {
+		return nil
+	}
+	return &flint.Fault{
+		Code: "image.missing", What: "find the demo's image", Kind: flint.ErrNotFound, Err: err,
+		Fix: "run flint in its checkout, or name an image with --image",
+	}
+}
+
 type demoFlags struct {
 	workflow, image, runner, stateDir, accel string
 	ipv4                                     netip.Prefix
@@ -44,7 +63,7 @@ func newDemo() *cobra.Command {
 	}
 	fl := c.Flags()
 	fl.StringVar(&f.workflow, "workflow", "examples/hello/.github/workflows/ci.yml", "workflow file")
-	fl.StringVar(&f.image, "image", "images/demo", "the VMs' image")
+	fl.StringVar(&f.image, "image", demoImage, "the VMs' image")
 	fl.StringVar(&f.runner, "runner", "images/demo-runner", "Go module of the demo's runner software, or a directory as runner.dir takes it")
 	fl.StringVar(&f.stateDir, "state-dir", "", "where images, kernels and records are kept (overrides FLINT_STATE_DIR)")
 	fl.TextVar(&f.ipv4, "ipv4", netip.MustParsePrefix(demoIPv4), "`subnet` of the VMs' network")
@@ -111,6 +130,9 @@ func (f *demoFlags) run(c *cobra.Command) (ok bool, err error) {
 	}
 	workflow, err := readWorkflow(f.workflow)
 	if err != nil {
+		return false, err
+	}
+	if err := inCheckout(c); err != nil {
 		return false, err
 	}
 	out := c.OutOrStdout()

@@ -59,6 +59,7 @@ func TestExitCodesAndErrors(t *testing.T) {
 		"no flag of run":     {[]string{"run", "--bogus", "--", "true"}, 125, []string{"[usage]", "unknown flag: --bogus"}},
 		"nothing to run":     {[]string{"run"}, 125, []string{"[usage]", "no command to run"}},
 		"no variable":        {[]string{"run", "-e", "=x", "--", "true"}, 125, []string{"[usage]", `--env "=x" is neither KEY=value nor KEY`}},
+		"no checkout":        {[]string{"run", "--", "true"}, 125, []string{"[image.missing]", "stat images/demo", "name an image with --image"}},
 		"no subnet":          {[]string{"run", "--ipv4", "x", "--", "true"}, 125, []string{"[usage]", "--ipv4"}},
 		"no subnet of demo":  {[]string{"demo", "--ipv4", "x"}, 2, []string{"[usage]", "--ipv4", "fix: see flint demo --help"}},
 		"small subnet":       {[]string{"demo", "--ipv4", "10.0.0.0/31", "--accel", "warp"}, 2, []string{"--ipv4: 10.0.0.0/31 is not an IPv4 prefix", `--accel: "warp" is none of`}},

@@ -60,7 +60,7 @@ func newRun() *cobra.Command {
 	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return runFailed(c, usage(c, withoutValues(err))) })
 	fl := c.Flags()
 	fl.SetInterspersed(false)
-	fl.StringVar(&f.image, "image", "images/demo", "a Dockerfile's directory, an OCI layout, an archive, or an OCI reference")
+	fl.StringVar(&f.image, "image", demoImage, "a Dockerfile's directory, an OCI layout, an archive, or an OCI reference")
 	fl.StringVar(&f.kernel, "kernel", "", "a kernel that has all it needs built in, such as make kernel builds (overrides the configuration)")
 	fl.StringVarP(&f.file, "config", "c", os.Getenv(config.FileVariable), "configuration file (kernel, vm, state_dir; the VM has a network of its own, and pools are not used)")
 	fl.StringVarP(&f.user, "user", "u", "", "user in the guest (default root)")
@@ -183,6 +183,11 @@ func (f *runFlags) run(c *cobra.Command, args []string) (code int, err error) {
 	log, err := logger(c, c.ErrOrStderr(), level, true)
 	if err != nil {
 		return 0, err
+	}
+	if f.preset == nil {
+		if err := inCheckout(c); err != nil {
+			return 0, err
+		}
 	}
 	ctx := c.Context()
 	a, err := f.openInstance(ctx, cfg, app.Options{Log: log, Progress: steps.report, LocalBase: true})
