@@ -65,7 +65,8 @@ func (a *App) makeRoom(ctx context.Context, room flint.Bytes) bool {
 		a.log.Warn("not everything unused could be removed", "err", err)
 	}
 	if len(removed) > 0 {
-		a.log.Warn("disk is filling: removed what was unused", "freed", freed, "removed", removed)
+		a.log.Warn("disk is filling: removed what was unused", "freed", freed, "number", len(removed))
+		a.log.Info("removed", "what", removed)
 	}
 	return freed > 0
 }
