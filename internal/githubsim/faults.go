@@ -121,8 +121,8 @@ func (f *Faults) lengths() map[string]*time.Duration {
 	}
 }
 
-// FaultNames returns the names of all switches a scenario can set: those with a chance, then those with a time.
-func FaultNames() (chances, times []string) {
+// faultNames returns the names of all switches a scenario can set: those with a chance, then those with a time.
+func faultNames() (chances, times []string) {
 	var f Faults
 	return slices.Sorted(maps.Keys(f.chances())), slices.Sorted(maps.Keys(f.lengths()))
 }

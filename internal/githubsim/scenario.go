@@ -243,7 +243,7 @@ func readSetting(words *[]string, valued bool) (set setting, err error) {
 		}
 	}
 	if set.name == "" {
-		all, times := FaultNames()
+		all, times := faultNames()
 		return set, fmt.Errorf("want one of %s; not %q", strings.Join(append(all, times...), ", "), clip(strings.Join(*words, " "), 60))
 	}
 	if !valued {

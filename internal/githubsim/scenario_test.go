@@ -64,7 +64,7 @@ func TestScenarioErrorsNameTheirLines(t *testing.T) {
 
 // Every switch has a name a scenario can say, and every name one switch.
 func TestScenarioSetsEverySwitch(t *testing.T) {
-	chances, times := FaultNames()
+	chances, times := faultNames()
 	var src strings.Builder
 	for _, name := range chances {
 		src.WriteString("always " + name + " 25%\n")
@@ -103,7 +103,7 @@ func TestScenariosAreDocumented(t *testing.T) {
 		t.Errorf("the example has only %d lines", len(sc.acts))
 	}
 	tables, _, _ = strings.Cut(tables, "\n## ")
-	chances, times := FaultNames()
+	chances, times := faultNames()
 	for _, name := range append(chances, times...) {
 		if !strings.Contains(tables, "`"+name+"`") {
 			t.Errorf("docs/reference.md does not name %q", name)

@@ -25,7 +25,7 @@ import (
 // makes it once. Errors a person can mend are *flint.Fault with a code that starts with "image.".
 func (s *Store) Base(ctx context.Context, w Want) (Base, error) {
 	if w.Limit <= 0 {
-		w.Limit = DefaultLimit
+		w.Limit = defaultLimit
 	}
 	if w.Format == "" {
 		w.Format = Ext4

@@ -118,7 +118,7 @@ type driveKind struct {
 
 // The kinds of drives. GitHub's own machines let everybody write to the tool cache, too: actions add what is missing.
 func runnerKind() driveKind { return driveKind{"runner drive", "drive", maxDrive, 0} }
-func toolsKind() driveKind  { return driveKind{"tool cache drive", "tools", DefaultLimit, 0o777} }
+func toolsKind() driveKind  { return driveKind{"tool cache drive", "tools", defaultLimit, 0o777} }
 
 // drive finds or makes the drive of a directory. It says whether that changed meanwhile: such a drive is not remembered.
 func (s *Store) drive(ctx context.Context, dir string, kind driveKind, p flint.Progress) (d Drive, changed bool, err error) {

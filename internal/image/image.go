@@ -51,8 +51,8 @@ type Store struct {
 	held map[string]*hold // by path; what this process uses
 }
 
-// DefaultLimit is the largest flattened image made when Want.Limit is 0.
-const DefaultLimit = 64 * flint.GiB
+// defaultLimit is the largest flattened image made when Want.Limit is 0.
+const defaultLimit = 64 * flint.GiB
 
 // Base is a base image: a read-only root file system.
 type Base struct {
@@ -75,7 +75,7 @@ type Want struct {
 	// directory, with an optional :tag; a docker or OCI archive; an ext4 or erofs file, used as it is; a reference to an image in a registry.
 	Ref       string
 	BuildArgs map[string]string // for a Dockerfile; the value "oci:/absolute/path:tag" names a local image
-	Limit     flint.Bytes       // of the flattened image; 0: DefaultLimit
+	Limit     flint.Bytes       // of the flattened image; 0: 64 GiB
 	Format    Format            // of the base image; empty: Ext4. A file that is used as it is has its own
 	Progress  flint.Progress
 

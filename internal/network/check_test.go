@@ -243,7 +243,7 @@ func TestResolversAreFollowed(t *testing.T) {
 	q := new(dns.Msg).SetQuestion("flint.example.", dns.TypeTXT)
 	answers := func() {
 		t.Helper()
-		if r, err := lookup(t, g.namespace, "udp", netip.AddrPortFrom(Gateway(guests4), 53), q); err != nil || len(r.Answer) != 1 {
+		if r, err := lookup(t, g.namespace, "udp", netip.AddrPortFrom(gatewayOf(guests4), 53), q); err != nil || len(r.Answer) != 1 {
 			t.Errorf("look up: %v, %v", r, err)
 		}
 	}

@@ -79,8 +79,8 @@ type Network struct {
 	rules   []string // of the table, as rulesOf names them
 }
 
-// Gateway returns the first host address of a subnet: the address the host has in it, also the guests' DNS server.
-func Gateway(p netip.Prefix) netip.Addr { return p.Masked().Addr().Next() }
+// gatewayOf returns the first host address of a subnet: the address the host has in it, also the guests' DNS server.
+func gatewayOf(p netip.Prefix) netip.Addr { return p.Masked().Addr().Next() }
 
 // Open makes the network: bridge, table, sysctls, DNS listeners. What an earlier process left under the same name is
 // removed first, except what belongs to the guests in cfg.Keep whose ports are whole: these wait for Adopt, and their
@@ -195,7 +195,7 @@ func (n *Network) survey(ctx context.Context) (uplinks, error) {
 		n.cfg.Resolvers = n.usable(hostResolvers(n.cfg.resolv.etc, n.cfg.resolv.resolved))
 	}
 	if len(n.cfg.Resolvers) == 0 {
-		n.warnf("No DNS resolver is known (%s names none): every DNS query of a guest will fail. Name resolvers there, or in flint's configuration.", n.cfg.resolv.etc)
+		n.warnf("No DNS resolver is known (%s names none): every DNS query of a guest will fail. Name resolvers there.", n.cfg.resolv.etc)
 	}
 	c, err := openNft(n.cfg.faults)
 	if err != nil {
@@ -302,7 +302,7 @@ func (n *Network) createBridge() (netlink.Link, error) {
 	off := false
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.Group = n.cfg.Name, n.mtu, deviceGroup
-	attrs.HardwareAddr = hardwareAddr(Gateway(n.cfg.IPv4)) // fixed, or it would follow the ports' and guests would lose their gateway
+	attrs.HardwareAddr = hardwareAddr(gatewayOf(n.cfg.IPv4)) // fixed, or it would follow the ports' and guests would lose their gateway
 	br := &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &off}
 	if err := n.link.add(br); err != nil {
 		return nil, missingModule("create bridge", "bridge", err)
@@ -326,7 +326,7 @@ func (n *Network) removeBridge() error {
 }
 
 func gatewayAddr(p netip.Prefix) *netlink.Addr {
-	gw := Gateway(p)
+	gw := gatewayOf(p)
 	addr := &netlink.Addr{IPNet: &net.IPNet{IP: gw.AsSlice(), Mask: net.CIDRMask(p.Bits(), gw.BitLen())}}
 	if gw.Is6() {
 		addr.Flags = unix.IFA_F_NODAD // usable at once: nobody else on this bridge may have it
@@ -341,7 +341,7 @@ func (n *Network) listen(ctx context.Context) error {
 		if err := n.cfg.faults.at("listen for DNS"); err != nil {
 			return errors.Join(err, n.servers.close())
 		}
-		if err := n.servers.bind(ctx, netip.AddrPortFrom(Gateway(p), dnsPort)); err != nil {
+		if err := n.servers.bind(ctx, netip.AddrPortFrom(gatewayOf(p), dnsPort)); err != nil {
 			return errors.Join(err, n.servers.close())
 		}
 	}
@@ -444,7 +444,7 @@ func (c Config) validate() error {
 		bad("IPv6 subnet %s is not an IPv6 prefix between /32 and /120", c.IPv6)
 	}
 	for _, s := range c.Services {
-		if s.Port() == 0 || !(c.IPv4.IsValid() && s.Addr() == Gateway(c.IPv4) || c.IPv6.IsValid() && s.Addr() == Gateway(c.IPv6)) {
+		if s.Port() == 0 || !(c.IPv4.IsValid() && s.Addr() == gatewayOf(c.IPv4) || c.IPv6.IsValid() && s.Addr() == gatewayOf(c.IPv6)) {
 			bad("service %s is not a port on a gateway address", s)
 		}
 	}

@@ -25,7 +25,7 @@ import (
 
 func TestGuestReachesWhatItMay(t *testing.T) {
 	w := newWorld(t)
-	gw4, gw6 := Gateway(guests4), Gateway(guests6)
+	gw4, gw6 := gatewayOf(guests4), gatewayOf(guests6)
 	cfg := config()
 	cfg.Services = []netip.AddrPort{netip.AddrPortFrom(gw4, 8080), netip.AddrPortFrom(gw6, 8080)}
 	resolver(t, w.internet, netip.AddrPortFrom(internet4, 53), echoResolver)
@@ -65,7 +65,7 @@ func TestGuestDoesNotReachWhatItMayNot(t *testing.T) {
 	n := open(t, config())
 	one, two := newGuest(t, attach(t, n, "one")), newGuest(t, attach(t, n, "two"))
 	host := here(t)
-	gw4, gw6 := Gateway(guests4), Gateway(guests6)
+	gw4, gw6 := gatewayOf(guests4), gatewayOf(guests6)
 
 	for _, c := range []struct {
 		what    string

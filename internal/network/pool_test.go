@@ -58,7 +58,7 @@ func TestPoolAddresses(t *testing.T) {
 		if p.last-1 != c.guests {
 			t.Errorf("%s %s: room for %d guests, want %d", c.v4, c.v6, p.last-1, c.guests)
 		}
-		if gw := Gateway(v4).String(); gw != c.gateway {
+		if gw := gatewayOf(v4).String(); gw != c.gateway {
 			t.Errorf("gateway of %s is %s", v4, gw)
 		}
 		for _, a := range got {

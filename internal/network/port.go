@@ -86,7 +86,7 @@ func (n *Network) enter(p *Port, i int) {
 	p.addr = flint.Address{Prefixes: n.pool.prefixes(i), MTU: n.mtu}
 	p.addr.MAC = hardwareAddr(p.addr.Prefixes[0].Addr()).String()
 	for _, s := range n.prefixes() {
-		p.addr.Gateways = append(p.addr.Gateways, Gateway(s))
+		p.addr.Gateways = append(p.addr.Gateways, gatewayOf(s))
 	}
 	p.undo.Push("remove veth", func(context.Context) error { return p.removeVeth() })
 }

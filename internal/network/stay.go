@@ -220,7 +220,7 @@ func (n *Network) inheritBridge(br netlink.Link) {
 		return
 	}
 	old.Services = slices.DeleteFunc(slices.Clone(n.cfg.Services), func(s netip.AddrPort) bool {
-		return s.Addr() != Gateway(v4) && s.Addr() != Gateway(v6)
+		return s.Addr() != gatewayOf(v4) && s.Addr() != gatewayOf(v6)
 	})
 	n.warnf("Guests of an earlier flint still have addresses of %s: the network keeps its subnets. The configured ones are used once flint is started and no VM is left; flint host drain gets there.",
 		strings.TrimPrefix(br.Attrs().Alias, aliasPrefix))

@@ -207,9 +207,9 @@ func guards(changes []change) [][]expr.Any {
 func (b ruleset) input() {
 	rule := b.chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter)
 	br := b.cfg.Name
-	gateways := []netip.Addr{Gateway(b.cfg.IPv4)}
+	gateways := []netip.Addr{gatewayOf(b.cfg.IPv4)}
 	if b.cfg.IPv6.IsValid() {
-		gateways = append(gateways, Gateway(b.cfg.IPv6))
+		gateways = append(gateways, gatewayOf(b.cfg.IPv6))
 	}
 	for _, gw := range gateways {
 		rule(iifNot(br), iifNot("lo"), daddr(host(gw)), drop())

@@ -29,15 +29,15 @@ import (
 // Config says where the software is kept and comes from.
 type Config struct {
 	Dir string // made when it is needed
-	// API is the REST API that has the releases of actions/runner; DefaultAPI when empty.
+	// API is the REST API that has the releases of actions/runner; empty: https://api.github.com.
 	API       string
 	Transport http.RoundTripper // nil: http.DefaultTransport, which heeds the proxy variables
 	Pinned    []string          // versions that are never removed
 	Log       *slog.Logger
 }
 
-// DefaultAPI is where GitHub publishes its runner.
-const DefaultAPI = "https://api.github.com"
+// defaultAPI is where GitHub publishes its runner.
+const defaultAPI = "https://api.github.com"
 
 // Software is one version in the store.
 type Software struct {
@@ -93,7 +93,7 @@ func InImage(dirs ...string) []string {
 // Open returns the store of a directory. It touches nothing.
 func Open(c Config) *Store {
 	if c.API == "" {
-		c.API = DefaultAPI
+		c.API = defaultAPI
 	}
 	c.API = strings.TrimSuffix(c.API, "/")
 	arch := map[string]string{"amd64": "x64", "arm64": "arm64"}[runtime.GOARCH]

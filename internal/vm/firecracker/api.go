@@ -20,15 +20,15 @@ const (
 	callTimeout = 30 * time.Second // for one call; starting a big guest takes longest
 )
 
-// APIError is Firecracker's refusal of a request.
-type APIError struct {
+// apiError is Firecracker's refusal of a request.
+type apiError struct {
 	Call    string // method and path
 	Status  int    // of HTTP
 	Message string // its fault_message: untrusted, printable, bounded
 }
 
 // Error returns the refusal in Firecracker's words.
-func (e *APIError) Error() string {
+func (e *apiError) Error() string {
 	return fmt.Sprintf("%s: Firecracker answers %d: %s", e.Call, e.Status, e.Message)
 }
 
@@ -75,7 +75,7 @@ func (a *api) call(ctx context.Context, method, path string, in, out any) error 
 	case len(answer) > maxAnswer:
 		return fmt.Errorf("read answer to %s %s: longer than %d bytes", method, path, maxAnswer)
 	case resp.StatusCode < 200 || resp.StatusCode > 299:
-		return &APIError{Call: method + " " + path, Status: resp.StatusCode, Message: faultMessage(answer)}
+		return &apiError{Call: method + " " + path, Status: resp.StatusCode, Message: faultMessage(answer)}
 	case out == nil:
 		return nil
 	}

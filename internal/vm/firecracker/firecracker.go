@@ -22,10 +22,10 @@ import (
 )
 
 const (
-	// DefaultChrootBase is on the file system flint keeps its images on, as a rule: hard links end there.
-	DefaultChrootBase = "/var/lib/flint/jail"
-	// DefaultParentCgroup is below the root of the cgroup hierarchy, because VMs outlive the daemon's own cgroup.
-	DefaultParentCgroup = "flint"
+	// defaultChrootBase is on the file system flint keeps its images on, as a rule: hard links end there.
+	defaultChrootBase = "/var/lib/flint/jail"
+	// defaultParentCgroup is below the root of the cgroup hierarchy, because VMs outlive the daemon's own cgroup.
+	defaultParentCgroup = "flint"
 	// The default users are between those of containers (to 1879048191) and those systemd maps foreign ones to (from 2147352576).
 	defaultFirstUID = 1_900_000_000
 	defaultUIDs     = 1000
@@ -46,9 +46,9 @@ type Config struct {
 	Firecracker  string // path of the program; empty: firecracker, looked up in PATH
 	Jailer       string // path of the program, of the same version; empty: jailer, looked up in PATH
 	NoJail       bool   // run Firecracker as the user this process runs as, in no jail: for tests, and never for strangers' jobs
-	ChrootBase   string // directory of the jails, on the file system of the images; empty: DefaultChrootBase
+	ChrootBase   string // directory of the jails, on the file system of the images; empty: /var/lib/flint/jail
 	UIDs         Range  // reserved for VMs, one each; zero: 1000 of them from 1900000000
-	ParentCgroup string // relative to the root of cgroup v2; made where it is missing; empty: DefaultParentCgroup
+	ParentCgroup string // relative to the root of cgroup v2; made where it is missing; empty: flint
 	Limits       vm.Limits
 	// Serial gives the guest a serial console. Without one a guest's panic looks like its reboot (see Machine's Wait),
 	// and Console is empty.
@@ -147,7 +147,7 @@ func (d *Driver) prepareJail(ctx context.Context, fs cgroupFS) error {
 		return err
 	}
 	if d.c.ChrootBase == "" {
-		d.c.ChrootBase = DefaultChrootBase
+		d.c.ChrootBase = defaultChrootBase
 	}
 	if d.c.ChrootBase, err = chrootBase(d.c.ChrootBase); err != nil {
 		return err
@@ -160,7 +160,7 @@ func (d *Driver) prepareJail(ctx context.Context, fs cgroupFS) error {
 		return chrootFault(d.c.ChrootBase, fmt.Errorf("make directory of jails: %w", err), "check the file system")
 	}
 	if d.c.ParentCgroup == "" {
-		d.c.ParentCgroup = DefaultParentCgroup
+		d.c.ParentCgroup = defaultParentCgroup
 	}
 	d.groups, err = openCgroups(fs, d.c.ParentCgroup)
 	return err

@@ -32,7 +32,7 @@ func TestNothingLeft(t *testing.T) {
 			r := newRig(t, fctest.Options{Answers: map[string]string{call: "No \x1b[31msuch thing."}})
 			_, err := r.driver().Boot(patiently(t), r.spec())
 			faultCode(t, err, "firecracker.api")
-			var refused *APIError
+			var refused *apiError
 			if !errors.As(err, &refused) || refused.Call != call || refused.Message != "No [31msuch thing." || refused.Status != 400 {
 				t.Errorf("refusal %+v of %v", refused, err)
 			}

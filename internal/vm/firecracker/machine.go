@@ -215,7 +215,7 @@ func (m *machine) complaint() string {
 // Firecracker's refusal means, or that it does not answer.
 func (m *machine) explain(ctx context.Context, err error) error {
 	var fault *flint.Fault
-	var refused *APIError
+	var refused *apiError
 	switch {
 	case errors.As(err, &fault) || m.proc == nil || ctx.Err() != nil:
 		return err
@@ -245,7 +245,7 @@ func (m *machine) explain(ctx context.Context, err error) error {
 }
 
 // refusal says what a person can do about what Firecracker refuses.
-func refusal(e *APIError) error {
+func refusal(e *apiError) error {
 	f := &flint.Fault{
 		Code: "firecracker.api", What: "configure Firecracker", Err: e,
 		Fix: "report this with Firecracker's version and log: flint asked for what it does not do",

@@ -51,7 +51,7 @@ func TestDoubleIsStrict(t *testing.T) {
 	refuse := func(path string, body any, words string) {
 		t.Helper()
 		err := a.put(t.Context(), path, body)
-		var refused *APIError
+		var refused *apiError
 		if !errors.As(err, &refused) || refused.Status != 400 || !strings.Contains(refused.Message, words) {
 			t.Errorf("PUT %s %v: %v; want %q", path, body, err, words)
 		}

@@ -24,9 +24,9 @@ const prebuilt = "FLINT_FCTEST_BIN"
 
 const room = "flint/internal/vm/firecracker/fctest/"
 
-// Build builds both doubles into dir, once for a run of tests: Main does it. Where $FLINT_FCTEST_BIN names a
+// build builds both doubles into dir, once for a run of tests: Main does it. Where $FLINT_FCTEST_BIN names a
 // directory that has them, they come from there.
-func Build(dir string) error {
+func build(dir string) error {
 	for _, name := range []string{"firecracker", "jailer"} {
 		if from := os.Getenv(prebuilt); from != "" {
 			b, err := os.ReadFile(filepath.Join(from, name))
@@ -52,7 +52,7 @@ func Main(run func(dir string) int) int {
 	dir, err := os.MkdirTemp("", "flint-fctest")
 	if err == nil {
 		defer os.RemoveAll(dir)
-		err = Build(dir)
+		err = build(dir)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
