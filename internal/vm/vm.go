@@ -80,13 +80,6 @@ type Metrics interface {
 // Counters are what a VMM counted from its start to the newest report.
 type Counters = flint.Counters
 
-// Listener is implemented by machines whose guests can open connections to the host.
-type Listener interface {
-	// Listen accepts what the guest connects to this port of the host (CID 2). The listener is the caller's; the
-	// machine's Close closes it too. Whoever accepts talks to the guest, so to an enemy.
-	Listen(port uint32) (net.Listener, error)
-}
-
 // Adopter is implemented by drivers that can go on with a machine an earlier process of ours booted.
 type Adopter interface {
 	// Adopt returns the machine of the VMM process that vm.Process named, booted from s. Of s it uses ID and Dir: the files

@@ -125,14 +125,6 @@ func TestAdopt(t *testing.T) {
 			if out := output(t, attach(t, m), "echo", "still here"); out != "still here\n" {
 				t.Errorf("the guest says %q", out)
 			}
-			if err := os.WriteFile(filepath.Join(m.(*machine).dir.f.Name(), vsockSocket+"_5000"), nil, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			if l, err := m.(vm.Listener).Listen(5000); err != nil {
-				t.Errorf("listen where an earlier process did: %v", err)
-			} else if err := l.Close(); err != nil {
-				t.Error(err)
-			}
 			if pid, start := m.(vm.Process).Process(); pid != b.PID || start != b.Start {
 				t.Errorf("process %d, %d; want %+v", pid, start, b)
 			}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -166,66 +165,4 @@ func readLine(r io.Reader) (string, error) {
 		}
 	}
 	return "", errors.New("the answer is too long")
-}
-
-// Listen implements vm.Listener: Firecracker connects to a socket named after the port.
-func (m *machine) Listen(port uint32) (net.Listener, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	switch {
-	case m.closing:
-		return nil, fmt.Errorf("listen on port %d for VM %s: %w", port, m.id, net.ErrClosed)
-	case m.listeners[port] != nil:
-		return nil, fmt.Errorf("listen on port %d for VM %s: %w", port, m.id, unix.EADDRINUSE)
-	}
-	l := &listener{m: m, port: port}
-	// The process that had an adopted machine before may have left its socket.
-	if err := m.dir.remove(l.name()); err != nil {
-		return nil, fmt.Errorf("listen on port %d for VM %s: %w", port, m.id, err)
-	}
-	err := m.dir.do(func(dir int) (err error) {
-		if l.UnixListener, err = net.ListenUnix("unix", &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/%s", dir, l.name()), Net: "unix"}); err != nil {
-			return err
-		}
-		l.SetUnlinkOnClose(false) // the path is good in here only
-		return unix.Fchownat(dir, l.name(), m.uid, m.uid, unix.AT_SYMLINK_NOFOLLOW)
-	})
-	if err != nil {
-		if l.UnixListener != nil {
-			err = errors.Join(err, l.end())
-		}
-		return nil, fmt.Errorf("listen on port %d for VM %s: %w", port, m.id, err)
-	}
-	m.listeners[port] = l
-	return l, nil
-}
-
-// listener removes its socket when it is closed.
-type listener struct {
-	*net.UnixListener
-	m    *machine
-	port uint32
-}
-
-func (l *listener) name() string { return vsockSocket + "_" + strconv.FormatUint(uint64(l.port), 10) }
-
-// Close implements net.Listener.
-func (l *listener) Close() error {
-	l.m.mu.Lock()
-	defer l.m.mu.Unlock()
-	if l.m.listeners[l.port] == l {
-		delete(l.m.listeners, l.port)
-	}
-	return l.end()
-}
-
-func (l *listener) end() error {
-	err := l.UnixListener.Close()
-	if errors.Is(err, net.ErrClosed) {
-		return err // and the socket of that name may be another's by now
-	}
-	if rerr := l.m.dir.remove(l.name()); rerr != nil && !errors.Is(rerr, os.ErrClosed) {
-		err = errors.Join(err, rerr)
-	}
-	return err
 }

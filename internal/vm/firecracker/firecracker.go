@@ -56,8 +56,8 @@ type Config struct {
 	Log    *slog.Logger // nil: no log
 }
 
-// Driver implements vm.Driver, vm.Adopter and vm.Sweeper. Its machines implement vm.Console, vm.Log, vm.Usage, vm.Process,
-// vm.Metrics and vm.Listener.
+// Driver implements vm.Driver, vm.Adopter and vm.Sweeper. Its machines implement vm.Console, vm.Log, vm.Usage, vm.Process
+// and vm.Metrics.
 type Driver struct {
 	c       Config
 	version flint.Version

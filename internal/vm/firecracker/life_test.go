@@ -1,11 +1,9 @@
 package firecracker
 
 import (
-	"bufio"
 	"context"
 	"debug/elf"
 	"errors"
-	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -273,51 +271,6 @@ func TestGuestThatNeverAnswers(t *testing.T) {
 	}
 }
 
-func TestListen(t *testing.T) {
-	r := newRig(t, fctest.Options{})
-	m := r.boot(r.driver(), r.spec())
-	g := attach(t, m)
-	l, err := m.Listen(5000)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := m.Listen(5000); err == nil {
-		t.Error("a port can be listened on twice")
-	}
-	answered := make(chan string, 1)
-	go func() {
-		conn, err := l.Accept()
-		if err != nil {
-			answered <- err.Error()
-			return
-		}
-		defer conn.Close()
-		line, _ := bufio.NewReader(conn).ReadString('\n')
-		_, _ = io.WriteString(conn, "hello guest")
-		answered <- line
-	}()
-	if out := output(t, g, "call", "5000", "hello", "host"); out != "hello guest" {
-		t.Errorf("the guest heard %q", out)
-	}
-	if line := <-answered; line != "hello host\n" {
-		t.Errorf("the host heard %q", line)
-	}
-	if err := l.Close(); err != nil {
-		t.Error(err)
-	}
-	if again, err := m.Listen(5000); err != nil {
-		t.Errorf("listen again: %v", err)
-	} else if err := m.Close(t.Context()); err != nil {
-		t.Error(err)
-	} else if _, err := again.Accept(); err == nil {
-		t.Error("the listener outlives its machine")
-	}
-	if _, err := m.Listen(5001); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("listen for a machine that is gone: %v", err)
-	}
-	r.clean()
-}
-
 func TestMetrics(t *testing.T) {
 	want := vm.Counters{NetRx: 2048, NetTx: 1024, BlockRead: 8 << 20, BlockWrite: 1 << 20}
 	for name, end := range map[string]func(*machine) error{
@@ -399,11 +352,6 @@ func TestLongPaths(t *testing.T) {
 	r.config.ChrootBase = filepath.Join(r.dir, strings.Repeat("long/", 20), "jail")
 	m := r.boot(r.driver(), r.spec())
 	output(t, attach(t, m), "true")
-	if l, err := m.Listen(7); err != nil {
-		t.Errorf("listen: %v", err)
-	} else {
-		l.Close()
-	}
 	bare := newBareRig(t, fctest.Options{})
 	s := bare.spec()
 	s.Dir = filepath.Join(s.Dir, strings.Repeat("d", 120))

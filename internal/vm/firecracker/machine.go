@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"os/exec"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -32,8 +30,7 @@ const (
 // panicMark is what a Linux kernel says before it dies. After it the guest resets, which alone looks like a reboot.
 const panicMark = "Kernel panic - not syncing"
 
-// machine is one Firecracker process. It implements vm.Machine, vm.Console, vm.Log, vm.Usage, vm.Process, vm.Metrics and
-// vm.Listener.
+// machine is one Firecracker process. It implements vm.Machine, vm.Console, vm.Log, vm.Usage, vm.Process and vm.Metrics.
 type machine struct {
 	id      string
 	log     *slog.Logger
@@ -55,10 +52,9 @@ type machine struct {
 	err  error
 	peak flint.Bytes
 
-	mu        sync.Mutex
-	closing   bool
-	boot      time.Duration
-	listeners map[uint32]*listener // by port
+	mu      sync.Mutex
+	closing bool
+	boot    time.Duration
 
 	releasing sync.Mutex // held to run undo
 	undo      undo.Stack
@@ -66,18 +62,16 @@ type machine struct {
 }
 
 var (
-	_ vm.Console  = (*machine)(nil)
-	_ vm.Log      = (*machine)(nil)
-	_ vm.Usage    = (*machine)(nil)
-	_ vm.Process  = (*machine)(nil)
-	_ vm.Metrics  = (*machine)(nil)
-	_ vm.Listener = (*machine)(nil)
+	_ vm.Console = (*machine)(nil)
+	_ vm.Log     = (*machine)(nil)
+	_ vm.Usage   = (*machine)(nil)
+	_ vm.Process = (*machine)(nil)
+	_ vm.Metrics = (*machine)(nil)
 )
 
 func newMachine(id string, log *slog.Logger, serial bool) *machine {
 	m := &machine{
 		id: id, log: log, serial: serial, uid: -1, out: vm.NewRing(outKept), fclog: vm.NewRing(logKept), meter: &meter{}, done: make(chan struct{}),
-		listeners: map[uint32]*listener{},
 	}
 	m.api = newAPI(func(ctx context.Context) (net.Conn, error) { return m.connect(ctx, apiSocket) })
 	m.undo.Push("close API connection", func(context.Context) error { m.api.close(); return nil })
@@ -305,11 +299,7 @@ func (m *machine) Wait(ctx context.Context) error {
 func (m *machine) Close(ctx context.Context) error {
 	m.mu.Lock()
 	m.closing = true
-	listeners := slices.Collect(maps.Values(m.listeners))
 	m.mu.Unlock()
-	for _, l := range listeners {
-		_ = l.Close() // its owner may have done so
-	}
 	if m.proc != nil {
 		if err := m.end(ctx); err != nil {
 			return fmt.Errorf("end Firecracker of VM %s: %w", m.id, err)

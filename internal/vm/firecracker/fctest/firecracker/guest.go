@@ -122,35 +122,13 @@ func readConnect(conn net.Conn) (uint32, error) {
 	return uint32(port), err
 }
 
-// execute is the guest's shell: vmtest's, the crash of the conformance suite, and `call PORT WORD…`, which connects to a
-// port of the host, says the words and prints the answer.
+// execute is the guest's shell: vmtest's, and the crash of the conformance suite.
 func (v *vmm) execute(ctx context.Context, c guest.Command, stdin io.Reader, stdout, stderr io.Writer) guest.Exit {
-	switch {
-	case slices.Contains(c.Args, "echo c >/proc/sysrq-trigger"):
+	if slices.Contains(c.Args, "echo c >/proc/sysrq-trigger") {
 		v.print("Kernel panic - not syncing: sysrq triggered crash\r\n")
 		v.fake.Crash(v.id)
 		<-ctx.Done()
 		return guest.Exit{}
-	case len(c.Args) > 2 && c.Args[0] == "call":
-		if err := v.call(c.Args[1], strings.Join(c.Args[2:], " "), stdout); err != nil {
-			fmt.Fprintln(stderr, err)
-			return guest.Exit{Code: 1}
-		}
-		return guest.Exit{}
 	}
 	return vmtest.Shell(ctx, c, stdin, stdout, stderr)
-}
-
-// call is a connection the guest begins: Firecracker makes it to a socket named after the port.
-func (v *vmm) call(port, words string, stdout io.Writer) error {
-	conn, err := net.Dial("unix", v.config.vsock.Path+"_"+port)
-	if err != nil {
-		return err // the guest sees a reset
-	}
-	defer conn.Close()
-	if _, err := fmt.Fprintln(conn, words); err != nil {
-		return err
-	}
-	_, err = io.Copy(stdout, conn)
-	return err
 }
