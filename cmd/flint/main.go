@@ -74,7 +74,12 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root.InitDefaultCompletionCmd()
 	root.InitDefaultHelpCmd()
 	groups(root)
-	err := interrupted(asked, root.ExecuteContext(ctx))
+	wrong := helpOfCommands(root)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		err = *wrong
+	}
+	err = interrupted(asked, err)
 	var code exitError
 	if err != nil && !errors.As(err, &code) {
 		complain(stderr, err)
@@ -142,6 +147,21 @@ func groups(c *cobra.Command) {
 		c.Args, c.DisableFlagsInUseLine = knownCommand, true
 		c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
 	}
+}
+
+// helpOfCommands has --help behind what is no command refused, too. Cobra would show the help of the command above it, and the program
+// would succeed. What is wrong is there after the execution.
+func helpOfCommands(root *cobra.Command) *error {
+	wrong, help := new(error), root.HelpFunc()
+	root.SetHelpFunc(func(c *cobra.Command, args []string) {
+		if c.HasSubCommands() {
+			if *wrong = c.ValidateArgs(c.Flags().Args()); *wrong != nil {
+				return
+			}
+		}
+		help(c, args)
+	})
+	return wrong
 }
 
 // knownCommand refuses the arguments of a command that takes none: whoever gives one meant a command below it.

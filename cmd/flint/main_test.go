@@ -182,6 +182,9 @@ func TestGroupsRefuseWhatIsNoCommandOfTheirs(t *testing.T) {
 		if code, stdout, stderr := flintCommand(append(path, "bogus")...); code != 2 || stdout != "" || !strings.Contains(stderr, `"bogus"`) || !strings.Contains(stderr, "[usage]") {
 			t.Errorf("%s bogus: exit %d, %q, %q", c.CommandPath(), code, stdout, stderr)
 		}
+		if code, stdout, stderr := flintCommand(append(path, "bogus", "--help")...); code != 2 || stdout != "" || !strings.Contains(stderr, `"bogus"`) {
+			t.Errorf("%s bogus --help: exit %d, %q, %q", c.CommandPath(), code, stdout, stderr)
+		}
 		help := append([]string{"help"}, path...)
 		if code, stdout, stderr := flintCommand(help...); code != 0 || !strings.Contains(stdout, "Available Commands:") || stderr != "" {
 			t.Errorf("help of %s: exit %d, %q, %q", c.CommandPath(), code, stdout, stderr)
