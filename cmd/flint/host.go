@@ -36,7 +36,7 @@ func (f *daemonFlags) connect(c *cobra.Command) (*api.Client, error) {
 }
 
 func newHost() *cobra.Command {
-	c := &cobra.Command{Use: "host", Short: "Show the hosts, take one out of service, or put it back"}
+	c := &cobra.Command{Use: "host", Short: "Show the host, take it out of service, or put it back"}
 	c.AddCommand(
 		newHostLs(),
 		newHostDrain("drain", "Start no new runner on a host; those it has finish",
@@ -49,7 +49,7 @@ func newHost() *cobra.Command {
 
 func newHostLs() *cobra.Command {
 	var f daemonFlags
-	c := &cobra.Command{Use: "ls", Short: "List the hosts, what is free on them, and why one takes no runner", Args: noArgs}
+	c := &cobra.Command{Use: "ls", Short: "Show what is free on the host, and why it takes no runner", Args: noArgs}
 	f.register(c.Flags())
 	asJSON := c.Flags().Bool("json", false, "print an array of {name, state, reasons, runners, cpus, memory}")
 	c.RunE = func(c *cobra.Command, _ []string) error {

@@ -58,7 +58,7 @@ func newImageBuild(open openState) *cobra.Command {
 
 func newImagePull(open openState) *cobra.Command {
 	c := &cobra.Command{
-		Use: "pull REF", Short: "Have an image anew, and print its digest", Args: oneArg("an image"),
+		Use: "pull REF", Short: "Pull or build an image anew, and print its digest", Args: oneArg("an image"),
 		Long: "Pull takes every reference that a pool's image may be. A pool with pull: missing has what was pulled last; a running\n" +
 			"flint serve takes it over at its next look, within the hour, or at once with flint config reload.",
 	}
