@@ -387,3 +387,13 @@ func TestTableAligns(t *testing.T) {
 		t.Errorf("cut to %q", got)
 	}
 }
+
+func TestStepsShowPathsAsTheyAreTyped(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	var out strings.Builder
+	newSteps(&out).report(flint.Milestone{Step: "build image " + filepath.Join(dir, "images", "demo"), Done: true})
+	if got := out.String(); !strings.Contains(got, " build image images/demo ") {
+		t.Errorf("said %q", got)
+	}
+}

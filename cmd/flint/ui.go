@@ -148,6 +148,7 @@ func newSteps(w io.Writer) *steps { return &steps{style: styleOf(w)} }
 func (s *steps) report(m flint.Milestone) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	m.Step = fromHere(m.Step)
 	switch {
 	case m.Line != "":
 		s.current(m.Line)
@@ -165,6 +166,14 @@ func (s *steps) report(m flint.Milestone) {
 		}
 		s.line(m)
 	}
+}
+
+// fromHere shortens paths below the working directory to what a person would type.
+func fromHere(text string) string {
+	if dir, err := os.Getwd(); err == nil && dir != "/" {
+		return strings.ReplaceAll(text, dir+"/", "")
+	}
+	return text
 }
 
 func (s *steps) line(m flint.Milestone) {
