@@ -59,7 +59,7 @@ func (a *App) adopt(ctx context.Context) error {
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	over := make(chan struct{})
 	a.adopted = &adopted{cancel, over}
-	go func() { // ends with stopRunners
+	go func() { // ends with stopAdopted
 		defer close(over)
 		a.host.Resume(run, a.ended)
 	}()

@@ -139,7 +139,7 @@ func (h *hub) runView(r *Run) map[string]any {
 	}
 }
 
-// runnerView renders a registration. The caller holds the lock.
+// view renders a registration. The caller holds the lock.
 func (x *runner) view() map[string]any {
 	status := "offline"
 	if x.session != "" {

@@ -99,7 +99,7 @@ func debTar(m arMember, r io.Reader) (io.Reader, func(), error) {
 	return decompressor(r)
 }
 
-// kernelFiles matches what of a kernel package matters. Its groups: the version, and the path inside the module tree.
+// What of a kernel package matters. The groups: the version, and the path inside the module tree.
 var (
 	vmlinuzPath = regexp.MustCompile(`^(?:boot/vmlinu[xz]-([^/]+)|(?:usr/)?lib/modules/([^/]+)/vmlinu[xz])$`)
 	configPath  = regexp.MustCompile(`^(?:boot/config-([^/]+)|(?:usr/)?lib/modules/([^/]+)/config)$`)
