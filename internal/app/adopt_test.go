@@ -72,7 +72,11 @@ func TestUnreadableRecordsLeaveTheNetwork(t *testing.T) {
 	if c.leaves() {
 		t.Error("there is nothing to leave")
 	}
-	if err := os.WriteFile(filepath.Join(c.dir, "runners"), nil, 0o600); err != nil {
+	err := os.MkdirAll(c.dir, 0o755)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(c.dir, "runners"), nil, 0o600)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	if !c.leaves() {
