@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -97,9 +98,9 @@ func New(ctx context.Context, c Config) (*Driver, error) {
 	}
 	var limits bool
 	d.drop, d.isolate, limits = privileges()
-	if !d.drop || !d.isolate || !limits {
-		d.log.Warn("QEMU runs with less isolation than it could have", "own_user", d.drop, "own_namespaces", d.isolate,
-			"resource_limits", limits, "fix", "run flint as root with all capabilities")
+	if lacks := lacking(d.drop, d.isolate, limits); len(lacks) > 0 {
+		d.log.Warn("QEMU runs with less isolation than it could have", "lacks", strings.Join(lacks, ", "),
+			"fix", "run flint as root with all capabilities")
 	}
 	d.openCgroups(c.Cgroup)
 	d.log.Debug("found QEMU", "binary", d.binary, "firmware", d.firmware, "accel", d.accel, "kvm", d.kvm, "tsc_khz", d.tscKHz)
@@ -213,6 +214,20 @@ func privileges() (user, namespaces, limits bool) {
 	}
 	has := func(c int) bool { return data[c/32].Effective&(1<<(c%32)) != 0 }
 	return has(unix.CAP_SETUID) && has(unix.CAP_SETGID), has(unix.CAP_SYS_ADMIN) && has(unix.CAP_SYS_CHROOT), has(unix.CAP_SYS_RESOURCE)
+}
+
+// lacking names, with the capability each needs, what privileges did not find.
+func lacking(user, namespaces, limits bool) (lacks []string) {
+	if !user {
+		lacks = append(lacks, "a user of its own (CAP_SETUID, CAP_SETGID)")
+	}
+	if !namespaces {
+		lacks = append(lacks, "namespaces (CAP_SYS_ADMIN, CAP_SYS_CHROOT)")
+	}
+	if !limits {
+		lacks = append(lacks, "resource limits (CAP_SYS_RESOURCE)")
+	}
+	return lacks
 }
 
 // Boot implements vm.Driver. It returns when QEMU's main loop runs; the guest's kernel has begun by then.
