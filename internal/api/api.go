@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 
 	"flint"
@@ -72,15 +73,17 @@ func Listen(ctx context.Context, path string, b Backend, log *slog.Logger) (*Ser
 			return nil, fault(err)
 		}
 	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "unix", path)
+	l, err := (&net.ListenConfig{Control: private}).Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, fault(err)
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fault(err), l.Close())
-	}
 	return &Server{listener: l, log: log, http: &http.Server{Handler: handler(b, log), ReadHeaderTimeout: 10 * time.Second}}, nil
+}
+
+// private makes a socket its user's alone before it has a name: bind(2) gives the file the mode of the socket.
+func private(_, _ string, c syscall.RawConn) (err error) {
+	cerr := c.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), 0o600) })
+	return errors.Join(cerr, err)
 }
 
 // Serve answers until ctx ends and the questions under way have their answers, and removes the socket.

@@ -52,6 +52,9 @@ func (a *App) feelPressure() (lacks flint.Bytes) {
 	case why.Code == before.Code:
 	case why.IsZero():
 		a.log.Info("VMs are started again", "after", before.Code)
+		if a.demand != nil {
+			a.demand.signal() // the scheduler looks at once
+		}
 	default:
 		a.log.Warn("no VM is started", "reason", why)
 	}

@@ -269,45 +269,18 @@ func (s *Store) work() (dir string, release func(), err error) {
 // lock takes the lock of a key and waits for it as long as ctx lasts; that it waits is a step of p. Locks hold between processes too,
 // and end with the process that holds them.
 func (s *Store) lock(ctx context.Context, key string, p flint.Progress) (unlock func(), err error) {
-	path := s.path(lockDir, key)
-	for {
-		f, err := waitForLock(ctx, path, p)
-		if err != nil {
-			return nil, err
-		}
-		if inuse.IsAt(f, path) {
-			return func() { f.Close() }, nil
-		}
-		f.Close() // tidy removed it before it was ours
-	}
-}
-
-func waitForLock(ctx context.Context, path string, p flint.Progress) (_ *os.File, err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	var waited func(string, error)
+	f, err := inuse.Wait(ctx, s.path(lockDir, key), func() { waited = p.Step("wait for other work on images") })
 	if err != nil {
-		return nil, fmt.Errorf("open lock: %w", err)
+		err = fmt.Errorf("wait for other work on images: %w", err)
 	}
-	const first = 5 * time.Millisecond
-	for wait := first; ; wait = min(2*wait, 250*time.Millisecond) {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return f, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, err)
-		}
-		if wait == first {
-			done := p.Step("wait for other work on images")
-			defer func() { done("", err) }()
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("wait for other work on images: %w", context.Cause(ctx))
-		case <-time.After(wait):
-		}
+	if waited != nil {
+		waited("", err)
 	}
+	if err != nil {
+		return nil, err
+	}
+	return func() { f.Close() }, nil
 }
 
 // keyOf names an input: the digest of its parts, each with its length.

@@ -6,10 +6,12 @@
 package inuse
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -54,6 +56,38 @@ func Seize(path string) (*os.File, error) {
 		return nil, f.Close()
 	}
 	return f, nil
+}
+
+// Wait takes the exclusive lock of the file at path, which it makes where there is none, as soon as nobody has it, as long as ctx lasts. If
+// it has to wait it calls told, once. Closing the file lets go of the lock; so does the end of the process.
+func Wait(ctx context.Context, path string, told func()) (*os.File, error) {
+	const first, most = 5 * time.Millisecond, 250 * time.Millisecond
+	for wait := first; ; {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("open lock: %w", err)
+		}
+		err = Lock(f, unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil && IsAt(f, path) {
+			return f, nil
+		}
+		f.Close()
+		if err == nil { // removed or replaced in between
+			continue
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		if wait == first {
+			told()
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, most)
+	}
 }
 
 // Open reports whether anybody has the file at path open. It is for files that nobody opens without holding their

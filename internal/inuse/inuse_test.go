@@ -1,6 +1,7 @@
 package inuse
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -145,5 +146,38 @@ func TestWhatIsAnothersCountsAsOpen(t *testing.T) {
 	}()
 	if a := <-got; !a.open || a.err != nil {
 		t.Errorf("open: %v, %v", a.open, a.err)
+	}
+}
+
+// TestWait: one after the other has the lock, and who waits says so once.
+func TestWait(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	untold := func() { t.Error("it waits for nobody") }
+	first, err := Wait(t.Context(), path, untold)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := 0
+	ctx, cancel := context.WithCancelCause(t.Context())
+	gone := errors.New("nobody waits any more")
+	if _, err := Wait(ctx, path, func() { told++; cancel(gone) }); !errors.Is(err, gone) {
+		t.Errorf("while another has it: %v", err)
+	}
+	second, err := Wait(t.Context(), path, func() { told++; first.Close() })
+	if err != nil || told != 2 {
+		t.Fatalf("%v, told %d times", err, told)
+	}
+	// One that was removed meanwhile is not what others find.
+	third, err := Wait(t.Context(), path, func() {
+		if err := errors.Join(os.Remove(path), second.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil || !IsAt(third, path) {
+		t.Fatalf("it has a lock that nobody finds: %v", err)
+	}
+	defer third.Close()
+	if _, err := Wait(t.Context(), filepath.Join(path, "no directory"), untold); err == nil {
+		t.Error("there is no such file")
 	}
 }

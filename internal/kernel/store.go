@@ -11,11 +11,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"flint"
+	"flint/internal/inuse"
 )
 
 // Names in a pack's directory.
@@ -368,29 +366,18 @@ func syncPath(p string) error {
 
 // lock takes the exclusive lock of a cached kernel and returns its release.
 func (p *preparer) lock(ctx context.Context, dir string) (func(), error) {
-	f, err := os.OpenFile(dir+lockSuffix, os.O_RDWR|os.O_CREATE, 0o644)
+	var waited func(string, error)
+	f, err := inuse.Wait(ctx, dir+lockSuffix, func() { waited = p.Progress.Step("wait for other work on the kernel") })
+	if waited != nil {
+		waited("", err)
+	}
+	if err != nil && ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
 	if err != nil {
 		return nil, storeFault(err)
 	}
-	const first = 5 * time.Millisecond
-	for wait := first; ; wait = min(2*wait, 250*time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { _ = f.Close() }, nil // closing releases the lock
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return nil, storeFault(errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close()))
-		}
-		if wait == first {
-			p.Log.Info("waiting for another flint that makes the same kernel pack", "lock", f.Name())
-		}
-		select {
-		case <-ctx.Done():
-			_ = f.Close() // nothing was written
-			return nil, ctx.Err()
-		case <-time.After(wait):
-		}
-	}
+	return func() { _ = f.Close() }, nil // closing releases the lock
 }
 
 // agentBinary is the agent and what names it.
