@@ -7,12 +7,14 @@ package durable
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 )
 
-// suffix is what the name of the file ends with that new content is written to, beside the old one. A crash may leave it.
+// suffix is what the name of the file ends with that new content is written to, beside the old one. A crash may leave it, for Clear.
 const suffix = ".new"
 
 // Replace gives the file at path, mode 0600, new content as a whole. When it returns nil the new content survives a power cut; until
@@ -31,7 +33,7 @@ func Swap(path string, content []byte) error {
 }
 
 func replace(path string, content []byte, settle func(*os.File) error) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*"+suffix)
+	f, err := create(path)
 	if err != nil {
 		return err
 	}
@@ -44,6 +46,34 @@ func replace(path string, content []byte, settle func(*os.File) error) (err erro
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
+}
+
+// create makes the file, mode 0600, that becomes the one at path.
+func create(path string) (*os.File, error) {
+	return os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*"+suffix)
+}
+
+// Clear removes what crashes have left of writing the file at path. Nobody may write it meanwhile.
+func Clear(path string) error {
+	dir, base := filepath.Split(path)
+	entries, err := os.ReadDir(filepath.Clean(dir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		rest, begins := strings.CutPrefix(e.Name(), base+".")
+		number, ends := strings.CutSuffix(rest, suffix)
+		if !begins || !ends || strings.Trim(number, "0123456789") != "" {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -81,3 +81,41 @@ func TestSyncDir(t *testing.T) {
 		t.Errorf("no directory: %v", err)
 	}
 }
+
+func TestClear(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "note")
+	kept := []string{"note", "note.12.new.json", "note.new", "note2.12.new", "note.x1.new"}
+	for _, name := range append([]string{"note.12.new", "note.345.new"}, kept...) {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Clear(path); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != len(kept) {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+	for _, name := range kept {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Errorf("another's is gone: %v", err)
+		}
+	}
+	// What Swap leaves when it is cut is what Clear looks for.
+	f, err := create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := Clear(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(f.Name()); !os.IsNotExist(err) {
+		t.Errorf("%s is left: %v", f.Name(), err)
+	}
+	if err := Clear(filepath.Join(dir, "none", "note")); err != nil {
+		t.Errorf("where there is no directory: %v", err)
+	}
+}

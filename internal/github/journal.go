@@ -37,6 +37,9 @@ type position struct {
 // openJournal reads a pool's journal. A damaged one is set aside: losing it costs at most a message handled twice.
 func openJournal(dir, pool string, log *slog.Logger) (*journal, error) {
 	j := &journal{path: filepath.Join(dir, url.PathEscape(pool)+".json")}
+	if err := durable.Clear(j.path); err != nil {
+		log.Warn("what a crash left beside a journal stays", "pool", pool, "error", err)
+	}
 	b, err := readBounded(j.path, maxJournal)
 	if errors.Is(err, fs.ErrNotExist) {
 		return j, nil

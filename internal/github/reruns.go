@@ -48,6 +48,9 @@ type Lost struct {
 // OpenReruns reads the list. One that cannot be read is begun anew: it holds wishes, not facts.
 func OpenReruns(path string, log *slog.Logger) (*Reruns, error) {
 	r := &Reruns{path: path, log: log, said: map[string]string{}}
+	if err := durable.Clear(path); err != nil {
+		log.Warn("what a crash left beside the jobs to run again stays", "err", err)
+	}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return r, nil

@@ -35,6 +35,7 @@ func (d *Drain) Open(dir string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.path = filepath.Join(dir, drainNote)
+	_ = durable.Clear(d.path) // it only tidies, and a disk that refuses that is read all the same
 	info, err := os.Stat(d.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
