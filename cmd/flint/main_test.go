@@ -396,4 +396,7 @@ func TestStepsShowPathsAsTheyAreTyped(t *testing.T) {
 	if got := out.String(); !strings.Contains(got, " build image images/demo ") {
 		t.Errorf("said %q", got)
 	}
+	if got := fromHere("look at /srv" + dir + "/images"); got != "look at /srv"+dir+"/images" {
+		t.Errorf("another path became %q", got)
+	}
 }

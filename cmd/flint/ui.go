@@ -171,7 +171,7 @@ func (s *steps) report(m flint.Milestone) {
 // fromHere shortens paths below the working directory to what a person would type.
 func fromHere(text string) string {
 	if dir, err := os.Getwd(); err == nil && dir != "/" {
-		return strings.ReplaceAll(text, dir+"/", "")
+		return strings.ReplaceAll(text, " "+dir+"/", " ") // at the beginning of a word: another path may have it in the middle
 	}
 	return text
 }
