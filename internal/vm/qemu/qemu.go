@@ -99,7 +99,7 @@ func New(ctx context.Context, c Config) (*Driver, error) {
 	var limits bool
 	d.drop, d.isolate, limits = privileges()
 	if lacks := lacking(d.drop, d.isolate, limits); len(lacks) > 0 {
-		d.log.Warn("QEMU runs with less isolation than it could have", "lacks", strings.Join(lacks, ", "),
+		d.log.Warn("QEMU runs with less isolation than it could have", "missing", strings.Join(lacks, ", "),
 			"fix", "run flint as root with all capabilities")
 	}
 	d.openCgroups(c.Cgroup)
