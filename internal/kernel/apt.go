@@ -93,13 +93,18 @@ func packageFault(name string, err error) error {
 		f.Fix = "give .deb files, or a kernel and its module tree: only Debian, Ubuntu and their like have apt"
 	case errors.Is(err, errUnknownPackage):
 		f.Fix, f.Kind = "run apt-get update (as root), and check the package's name", flint.ErrNotFound
+	case errors.Is(err, errNoKernel):
+		f.Fix = "name a package of kernels, such as linux-image-cloud-amd64"
 	default:
 		f.Fix = "check the network and apt's sources (apt-get update), or give .deb files, or a kernel and its module tree"
 	}
 	return f
 }
 
-var errUnknownPackage = errors.New("apt knows no such package")
+var (
+	errUnknownPackage = errors.New("apt knows no such package")
+	errNoKernel       = errors.New("neither it nor what it depends on holds a kernel")
+)
 
 // fromPackage returns the cached kernel of a distribution's package, making it if there is none.
 func (p *preparer) fromPackage(ctx context.Context, name string) (entry, error) {
@@ -228,7 +233,7 @@ func (p *preparer) resolve(ctx context.Context, name string) ([]archive, error) 
 		}
 	}
 	if len(found) == 0 {
-		return nil, packageFault(name, errors.New("neither it nor what it depends on holds a kernel"))
+		return nil, packageFault(name, errNoKernel)
 	}
 	return found, nil
 }

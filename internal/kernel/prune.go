@@ -244,7 +244,7 @@ func (p *preparer) clearAbandoned() (freed flint.Bytes, err error) {
 		if parts, _ := filepath.Glob(filepath.Join(p.Dir, e.Name(), initrdPrefix+"*"+newSuffix)); len(parts) > 0 {
 			packs[filepath.Join(p.Dir, e.Name())] = true
 		}
-		for _, suffix := range []string{workSuffix, newSuffix, workSuffix + fetchLink} {
+		for _, suffix := range []string{workSuffix, newSuffix, workSuffix + fetchLink, lockSuffix} {
 			if name, ok := strings.CutSuffix(e.Name(), suffix); ok {
 				packs[filepath.Join(p.Dir, name)] = true
 			}
@@ -293,13 +293,13 @@ func tryLock(dir string) (unlock func(), free bool, err error) {
 		return nil, false, err
 	}
 	err = inuse.Lock(f, unix.LOCK_EX|unix.LOCK_NB)
-	if err != nil {
+	if err != nil || !inuse.IsAt(f, dir+lockSuffix) { // or another has removed it since
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = nil
 		}
 		return nil, false, errors.Join(err, f.Close())
 	}
-	return func() { _ = f.Close() }, true, nil // closing releases the lock
+	return func() { letGo(f, dir) }, true, nil
 }
 
 // onDisk is inuse.OnDisk; what cannot be looked at counts nothing.

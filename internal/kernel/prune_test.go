@@ -124,6 +124,7 @@ func TestPruneClearsWhatIsHalfMade(t *testing.T) {
 	part := pack.Initrd + newSuffix
 	if err := errors.Join(
 		os.Mkdir(dead+workSuffix, 0o755), os.WriteFile(filepath.Join(dead+workSuffix, "x"), make([]byte, 1<<16), 0o644),
+		os.WriteFile(dead+lockSuffix, nil, 0o644), os.WriteFile(filepath.Join(cache, "killed"+lockSuffix), nil, 0o644),
 		os.Mkdir(dead+newSuffix, 0o755), os.Symlink(fetch, dead+workSuffix+fetchLink),
 		os.Mkdir(live+workSuffix, 0o755), os.Symlink(outside, filepath.Join(cache, "other"+workSuffix+fetchLink)),
 		os.WriteFile(part, nil, 0o644),
@@ -139,8 +140,8 @@ func TestPruneClearsWhatIsHalfMade(t *testing.T) {
 	if err != nil || removed != nil || freed < 64*flint.KiB {
 		t.Errorf("%s, %v, %v", freed, removed, err)
 	}
-	wantGone(t, dead+workSuffix, dead+newSuffix, dead+workSuffix+fetchLink, fetch, part)
-	for _, stays := range []string{live + workSuffix, outside, pack.Kernel, pack.Initrd} {
+	wantGone(t, dead+workSuffix, dead+newSuffix, dead+workSuffix+fetchLink, dead+lockSuffix, filepath.Join(cache, "killed"+lockSuffix), fetch, part)
+	for _, stays := range []string{live + workSuffix, live + lockSuffix, filepath.Dir(pack.Kernel) + lockSuffix, outside, pack.Kernel, pack.Initrd} {
 		if _, err := os.Stat(stays); err != nil {
 			t.Error(err)
 		}
@@ -274,7 +275,7 @@ func TestFullAndReadOnlyDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, e := range after {
-		if filepath.Ext(e.Name()) != lockSuffix && !slices.ContainsFunc(before, func(b os.DirEntry) bool { return b.Name() == e.Name() }) {
+		if !slices.ContainsFunc(before, func(b os.DirEntry) bool { return b.Name() == e.Name() }) {
 			t.Errorf("%s is left half made", e.Name())
 		}
 	}

@@ -377,7 +377,15 @@ func (p *preparer) lock(ctx context.Context, dir string) (func(), error) {
 	if err != nil {
 		return nil, storeFault(err)
 	}
-	return func() { _ = f.Close() }, nil // closing releases the lock
+	return func() { letGo(f, dir) }, nil
+}
+
+// letGo releases the lock of the pack in dir, whose file goes where no pack came of it.
+func letGo(f *os.File, dir string) {
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		_ = os.Remove(dir + lockSuffix) // Prune tries again
+	}
+	_ = f.Close() // releases the lock
 }
 
 // agentBinary is the agent and what names it.
