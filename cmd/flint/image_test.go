@@ -75,6 +75,20 @@ func TestImagesOfAnotherUser(t *testing.T) {
 	}
 }
 
+// TestStateThatIsNoDirectory: state_dir names a file.
+func TestStateThatIsNoDirectory(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"image ls", "image pull docker.io/acme/runner:1", "image prune", "image rm x", "runner-software ls", "runner-software rm 2.1.0"} {
+		code, stdout, stderr := flintCommand(append(strings.Fields(command), "--state-dir", file)...)
+		if code != 1 || stdout != "" || !strings.Contains(stderr, "[state.dir]") || !strings.Contains(stderr, "fix: give a directory") {
+			t.Errorf("%s: exit %d\n%s%s", command, code, stdout, stderr)
+		}
+	}
+}
+
 func TestImageList(t *testing.T) {
 	_, cfg, wanted, other := stateWith(t)
 	table := flintSays(t, 0, "image", "ls", "--config", cfg)

@@ -176,7 +176,13 @@ func (a *App) lock() error {
 		return denied(err)
 	}
 	a.undo.Push("unlock state directory", func(context.Context) error { return f.Close() })
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+		return &flint.Fault{
+			Code: "state.dir", What: "lock state directory " + a.dir, Err: err, Fix: "see what the kernel says of its disk (dmesg); it must be a local one",
+		}
+	}
+	if err != nil {
 		return &flint.Fault{
 			Code: "state.locked", What: "lock state directory " + a.dir, Kind: flint.ErrConflict, Err: errors.New("another flint uses it" + ownerOf(f)),
 			Fix: "stop the other flint, or set state_dir and network to something of its own",

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"flint"
 	"flint/internal/config"
 	"flint/internal/image"
@@ -145,11 +147,14 @@ func openStore(cfg config.Config, opt Options) (*image.Store, error) {
 // makeStore opens the image store, and makes it where there is none yet.
 func makeStore(cfg config.Config, log *slog.Logger) (*image.Store, error) {
 	store, err := image.Open(filepath.Join(cfg.StateDir, "images"), log)
-	if errors.Is(err, fs.ErrPermission) {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
 		return nil, &flint.Fault{
 			Code: "state.dir", What: "use what is kept in " + cfg.StateDir, Kind: flint.ErrPermission, Err: err,
 			Fix: "run as the user that flint runs as: root",
 		}
+	case errors.Is(err, unix.ENOTDIR):
+		return nil, &flint.Fault{Code: "state.dir", What: "use what is kept in " + cfg.StateDir, Err: err, Fix: "give a directory as state_dir (--state-dir)"}
 	}
 	return store, err
 }

@@ -296,6 +296,9 @@ func dirFault(dir string, err error) error {
 			Code: "state.dir", What: "use " + dir, Kind: flint.ErrPermission, Err: err, Fix: "run as the user that flint runs as: root",
 		}
 	}
+	if errors.Is(err, unix.ENOTDIR) {
+		return &flint.Fault{Code: "state.dir", What: "use " + dir, Err: err, Fix: "give a directory as state_dir (--state-dir)"}
+	}
 	return err
 }
 
