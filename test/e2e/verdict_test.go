@@ -48,8 +48,8 @@ func TestWhatTakesTooMuchEndsInAVerdict(t *testing.T) {
 			until read -r _ refused </sys/fs/cgroup/flint/job/pids.events && [ $refused -gt 50 ]; do read -rt 0.2 -u 9; done; exit 3`),
 		// A full disk and deaf ears in one VM: the limit of time is the verdict, and the disk is said.
 		"disk and time": start(124, []string{"[runner.time_limit]", "asked to end, it went on, and was killed; its disk was full (100MiB)", "fix:"},
-			"--disk", "100MiB", "--timeout", "20s", "--user", "runner", "--", "sh", "-c",
-			"trap 'echo asked to end' TERM; echo begun; fallocate -l 200M x; cat /dev/zero > x; rm x; while :; do sleep 1; done"),
+			"--disk", "100MiB", "--timeout", "30s", "--user", "runner", "--", "sh", "-c",
+			"trap 'echo asked to end' TERM; echo begun; fallocate -l 200M x; cat /dev/zero > x; sleep 3; rm x; while :; do sleep 1; done"), // the agent looks four times a second
 	} {
 		code := exitCode(t, u.Wait())
 		if took := time.Since(begin); code != u.code || took > bound {
