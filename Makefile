@@ -4,6 +4,8 @@ SHELL := /bin/bash
 # A Go that scripts/setup.sh had to fetch comes first. go.mod says which one builds flint.
 export PATH := $(CURDIR)/build/toolchain/bin:$(PATH)
 export GOTOOLCHAIN ?= auto
+# Go asks git, too, which refuses a checkout of another user's.
+export GOFLAGS += -buildvcs=false
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'

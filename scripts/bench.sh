@@ -3,12 +3,10 @@
 # ROUNDS=3 for the comparison of base images with umoci, mkfs.ext4 and mksquashfs, CONTENT=5GiB for the memory a large one takes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-sudo=()
-[ "$(id -u)" = 0 ] || sudo=(sudo -E env "PATH=$PATH")
+. scripts/shared.sh
 
-go build -o build/assets ./test/assets
 go build -o build/bench ./test/bench
-"${sudo[@]}" build/assets -state "$PWD/build/state" -out "$PWD/build/test-assets" >/dev/null
+assets -out "$PWD/build/test-assets" >/dev/null
 export FLINT_TEST_ASSETS="$PWD/build/test-assets"
 run=(go test -run '^$' -bench . -benchtime "${BENCHTIME:-1s}")
 [ ${#sudo[@]} = 0 ] || run+=(-exec "${sudo[*]}")

@@ -2,6 +2,7 @@
 # Installs what flint needs to be built, run and tested on Debian or Ubuntu. Says what it installs; does nothing twice.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/shared.sh
 
 packages=(
 	qemu-system-x86    # runs the VMs where there is no KVM, and where there is
@@ -18,9 +19,9 @@ packages=(
 [ "$(dpkg --print-architecture)" = arm64 ] && packages[0]=qemu-system-arm
 grep -qx 'ID=ubuntu' /etc/os-release && packages+=(debian-archive-keyring)
 
-sudo=()
-[ "$(id -u)" = 0 ] || sudo=(sudo)
 mkdir -p build
+exec 9<build # two that run side by side must not refresh apt's lists at once
+flock 9
 
 installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx installed; }
 
@@ -28,13 +29,8 @@ installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx
 refresh() {
 	[ -n "$(find build/.apt-refreshed -mtime -1 2>/dev/null)" ] && return
 	echo "flint: refreshing apt's package lists"
-	"${sudo[@]}" apt-get update -qq
+	again "${sudo[@]}" apt-get update -qq -o APT::Update::Error-Mode=any # by default a mirror that does not answer is no error
 	touch build/.apt-refreshed
-}
-
-install() {
-	echo "flint: installing Debian packages: $*"
-	"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
 missing=()
@@ -54,11 +50,18 @@ if ! newer "${have#go}"; then
 	want=golang.org/toolchain@v0.0.1-go$(awk '$1 == "go" {print $2}' go.mod).linux-$(dpkg --print-architecture)
 	echo "flint: this distribution's $have is too old; fetching $want"
 	scratch=$(mktemp -d)
-	(cd "$scratch" && go mod init scratch 2>/dev/null && go mod download "$want")
+	(cd "$scratch" && go mod init scratch 2>/dev/null && again go mod download "$want")
 	rmdir "$scratch" 2>/dev/null || rm -rf "$scratch"
 	dir=$(go env GOMODCACHE)/$want
 	rm -rf build/toolchain
 	cp -r "$dir" build/toolchain
 	chmod -R u+w build/toolchain
 	chmod +x build/toolchain/bin/* build/toolchain/pkg/tool/*/*
+fi
+
+# Modules, once for each go.sum: go itself does not ask a proxy twice.
+modules=build/.modules-$(sha256sum go.sum | cut -c1-12)
+if [ ! -e "$modules" ]; then
+	again go list -deps -test ./... >/dev/null
+	touch "$modules"
 fi

@@ -3,17 +3,12 @@
 # runs the driver suite on them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-
-sudo=()
-[ "$(id -u)" = 0 ] || sudo=(sudo -E env "PATH=$PATH")
+. scripts/shared.sh
 
 missing=()
 command -v qemu-system-aarch64 >/dev/null || missing+=(qemu-system-arm)
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing+=(debian-archive-keyring)
-if [ ${#missing[@]} -gt 0 ]; then
-	echo "flint: installing Debian packages: ${missing[*]}"
-	"${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
-fi
+[ ${#missing[@]} = 0 ] || install "${missing[@]}"
 
 for program in flint flint-agent; do
 	CGO_ENABLED=0 GOARCH=arm64 go build -trimpath -ldflags '-s -w' -o "build/arm64/$program" "./cmd/$program"
@@ -24,12 +19,11 @@ if ! [ -d "$root" ]; then
 	echo "flint: making an arm64 root and kernel in $root from Debian's packages"
 	"${sudo[@]}" rm -rf "$root.part"
 	mkdir -p "$root.part"
-	"${sudo[@]}" sh scripts/arm64-root.sh "$PWD/$root.part"
+	again "${sudo[@]}" sh scripts/arm64-root.sh "$PWD/$root.part"
 	mv "$root.part" "$root"
 fi
 modules=$(echo "$root"/kernel/modules/*)
-go build -o build/assets ./test/assets
-"${sudo[@]}" build/assets -state "$PWD/build/state" -out "$PWD/build/arm64/assets" -agent build/arm64/flint-agent \
+assets -out "$PWD/build/arm64/assets" -agent build/arm64/flint-agent \
 	-kernel "$(echo "$root"/kernel/vmlinuz-*)" -modules "$modules" -image "$root/base.ext4"
 
 export FLINT_TEST_ARCH=arm64 FLINT_TEST_ASSETS="$PWD/build/arm64/assets"

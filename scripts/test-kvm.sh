@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Runs on a real /dev/kvm what needs one, in an emulated Debian host (test/kvmhost): the probe of KVM, the driver suite, and
 # whole jobs. FLINT_TEST_FIRECRACKER_DIR names a directory with static `firecracker` and `jailer` binaries, to try those too.
-# FLINT_TEST_TIMEOUT bounds the host's life: by default the sum of what its parts may take, which is ten times what they take.
+# FLINT_TEST_TIMEOUT bounds the host's life: by default it is three times as long as both take side by side on two processors, and more.
 # Nothing is built inside the host: it gets test binaries, programs and prepared assets. A second host, with systemd, tries the
 # unit. With an argument, kvm or systemd, only that one runs; without one they run side by side, as each has one processor.
 set -euo pipefail
 hosts=${1:-kvm systemd}
 programs=${FLINT_TEST_FIRECRACKER_DIR:+$(realpath -- "$FLINT_TEST_FIRECRACKER_DIR")} # before we go elsewhere
 cd "$(dirname "$0")/.."
+. scripts/shared.sh
 
 if [ "$(uname -m)" != x86_64 ]; then
 	echo "test-kvm: the emulated host is an x86-64 machine and gets this machine's programs, which are for $(uname -m)" >&2
@@ -30,16 +31,11 @@ if [ -n "$programs" ]; then
 	fi
 fi
 
-sudo=()
-[ "$(id -u)" = 0 ] || sudo=(sudo -E env "PATH=$PATH")
-
 if ! [ -e /usr/share/keyrings/debian-archive-keyring.gpg ]; then # on Ubuntu
-	echo "flint: installing Debian package: debian-archive-keyring"
-	"${sudo[@]}" apt-get install -y -qq --no-install-recommends debian-archive-keyring >/dev/null
+	install debian-archive-keyring
 fi
 
-go build -o build/assets ./test/assets
-"${sudo[@]}" build/assets -state "$PWD/build/state" -out "$PWD/build/test-assets"
+assets -out "$PWD/build/test-assets"
 
 out=build/test-kvm${1:+-$1}
 rm -rf "$out"
@@ -56,15 +52,16 @@ add=(--add "$out:tests" --add build/flint --add build/flint-agent --add build/st
 for asset in vmlinux initrd base.ext4 scratch.ext4; do
 	add+=(--add "build/test-assets/$asset:assets/$asset")
 done
-timeout=40m
+timeout=60m
 if [ -n "$programs" ]; then
 	timeout=70m
 	add+=(--add "$programs/firecracker:firecracker/firecracker" --add "$programs/jailer:firecracker/jailer")
 fi
-go build -o build/kvmhost/run ./test/kvmhost
+emulator=build/kvmhost/run${1:+-$1} # beside one that runs
+go build -o "$emulator" ./test/kvmhost
 
 # emulate OPTION… SCRIPT [ARGUMENT…] runs a host, as root, because the images belong to root.
-emulate() { "${sudo[@]}" build/kvmhost/run --cache "$PWD/build/kvmhost" --timeout "${FLINT_TEST_TIMEOUT:-$timeout}" "${add[@]}" "$@"; }
+emulate() { "${sudo[@]}" "$emulator" --cache "$PWD/build/kvmhost" --timeout "${FLINT_TEST_TIMEOUT:-$timeout}" "${add[@]}" "$@"; }
 
 kvm() { emulate test/kvmhost/test-kvm; }
 
@@ -74,7 +71,7 @@ systemd() {
 	for try in 1 2 3 4 5; do # the port may be taken
 		port=$((20000 + RANDOM % 12000))
 		: >"$log"
-		build/flint dev github --listen "127.0.0.1:$port" --url "http://10.0.2.2:$port" --key-file "$out/app.pem" --lease 2m >"$log" 2>&1 &
+		build/flint dev github --listen "127.0.0.1:$port" --url "http://10.0.2.2:$port" --key-file "$out/app.pem" --lease 3m >"$log" 2>&1 &
 		github=$!
 		until grep -q 'private key' "$log" || ! kill -0 $github 2>/dev/null; do sleep 0.1; done
 		grep -q 'private key' "$log" && break

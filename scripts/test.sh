@@ -3,13 +3,10 @@
 # Arguments go to go test: scripts/test.sh ./internal/host -run Sweep
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/shared.sh
 
-sudo=()
-[ "$(id -u)" = 0 ] || sudo=(sudo -E env "PATH=$PATH")
-
-go build -o build/assets ./test/assets
 go build -o build/summary ./test/summary
-"${sudo[@]}" build/assets -state "$PWD/build/state" -out "$PWD/build/test-assets"
+assets -out "$PWD/build/test-assets"
 export FLINT_TEST_ASSETS="$PWD/build/test-assets"
 export FLINT_TEST_ACT_RUNNER="$PWD/build/test-assets/github-act-runner"
 export FLINT_TEST_PROGRAM="$PWD/build/flint"

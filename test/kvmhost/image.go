@@ -22,6 +22,9 @@ var imageScript []byte
 // image is what the host boots from.
 type image struct{ kernel, root string }
 
+// buildTime bounds how long the image is made, of which a mirror may be the cause.
+const buildTime = 30 * time.Minute
+
 // ensureImage returns the cached image of the script, making it if there is none. Several processes may call it.
 func ensureImage(ctx context.Context, cache string, log io.Writer, say func(string, ...any)) (image, error) {
 	for _, tool := range []string{"qemu-system-x86_64", "mke2fs", "mmdebstrap"} {
@@ -49,6 +52,8 @@ func ensureImage(ctx context.Context, cache string, log io.Writer, say func(stri
 	}
 	start := time.Now()
 	say("making a Debian host in %s from Debian's packages: once, about a minute and half a gigabyte", dir)
+	ctx, cancel := context.WithTimeout(ctx, buildTime)
+	defer cancel()
 	if err := buildImage(ctx, dir, log); err != nil {
 		return image{}, fmt.Errorf("make the host's image: %w", err)
 	}

@@ -13,13 +13,18 @@ packages="$kernel
 	iproute2 nftables ca-certificates curl
 	e2fsprogs qemu-system-x86"
 
-root=$(mktemp -d "$out/root.XXXXXX")
+root=
 trap 'rm -rf "$root"' EXIT
-mmdebstrap --quiet --mode=root --variant=minbase \
-	--include="$(echo $packages | tr ' ' ,)" \
-	--aptopt='APT::Install-Recommends "false"' \
-	--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-	"$suite" "$root"
+debian() {
+	rm -rf "$root"
+	root=$(mktemp -d "$out/root.XXXXXX")
+	mmdebstrap --quiet --mode=root --variant=minbase \
+		--include="$(echo $packages | tr ' ' ,)" \
+		--aptopt='APT::Install-Recommends "false"' \
+		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+		"$suite" "$root"
+}
+debian || { sleep 30; debian; } # a mirror that changes in the middle gives what does not fit
 
 cp "$root"/boot/vmlinuz-* "$out/vmlinuz"
 find "$root/boot" -type f ! -name "vmlinuz-*" ! -name "config-*" -delete
