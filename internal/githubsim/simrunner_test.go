@@ -178,7 +178,7 @@ func TestSimrunnerDiesAnywhere(t *testing.T) {
 	for p := simrunner.Decoded; p <= simrunner.Completed; p++ {
 		t.Run(fmt.Sprint(p), func(t *testing.T) {
 			t.Parallel() // their time is the lease's, which a runner that is slow must not miss
-			r := newRig(t, Config{Poll: 5 * time.Second, Lease: 5 * time.Second, Keys: 1})
+			r := newRig(t, Config{Poll: 5 * time.Second, Lease: 20 * time.Second, Keys: 1})
 			jit, run := jitFor(t, r, oneJob)
 			exit, err := simrunner.Run(t.Context(), jit, simrunner.Options{Die: p})
 			if exit != simrunner.ExitDied || !errors.Is(err, simrunner.ErrDied) {

@@ -35,11 +35,12 @@ type forwarder struct {
 	gate      *gate
 	tryFor    time.Duration // one resolver
 	within    time.Duration // all tries together
+	idle      time.Duration // a connection of a guest's
 	good      atomic.Int64  // index of the resolver that answered last
 }
 
 func newForwarder(resolvers []netip.AddrPort, dial dialFunc, log *slog.Logger) *forwarder {
-	f := &forwarder{dial: dial, log: log, gate: newGate(maxQueries, shareQueries), tryFor: tryFor, within: answerWithin}
+	f := &forwarder{dial: dial, log: log, gate: newGate(maxQueries, shareQueries), tryFor: tryFor, within: answerWithin, idle: idleFor}
 	f.resolvers.Store(&resolvers)
 	return f
 }

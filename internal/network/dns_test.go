@@ -331,7 +331,9 @@ func TestGate(t *testing.T) {
 }
 
 func TestTCPConnectionsAreBounded(t *testing.T) {
-	at := forward(t, asking(t, upstream(t, echoResolver)))
+	f := asking(t, upstream(t, echoResolver))
+	f.idle = long // none of them is closed before the last is there
+	at := forward(t, f)
 	var conns []net.Conn
 	for range shareConns {
 		c, err := net.Dial("tcp", at.String())
@@ -346,7 +348,7 @@ func TestTCPConnectionsAreBounded(t *testing.T) {
 	over, err := net.Dial("tcp", at.String())
 	ok(t, err)
 	defer over.Close()
-	ok(t, over.SetDeadline(time.Now().Add(idleFor)))
+	ok(t, over.SetDeadline(time.Now().Add(long)))
 	if _, err := over.Read(make([]byte, 1)); err != io.EOF && !strings.Contains(err.Error(), "reset") {
 		t.Errorf("connection beyond the share: %v", err)
 	}

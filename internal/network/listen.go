@@ -86,7 +86,7 @@ func (l *listeners) serve(ctx context.Context, stop <-chan struct{}, f *forwarde
 	}
 	conns := newGate(maxConns, shareConns)
 	for _, t := range l.tcp {
-		servers = append(servers, &dns.Server{Listener: &gatedListener{t, conns}, Handler: handler, IdleTimeout: func() time.Duration { return idleFor }})
+		servers = append(servers, &dns.Server{Listener: &gatedListener{t, conns}, Handler: handler, IdleTimeout: func() time.Duration { return f.idle }})
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	for _, s := range servers {

@@ -78,6 +78,7 @@ func (r *rig) flint(ctx context.Context, env []string, args ...string) *exec.Cmd
 	cmd.Env = append(os.Environ(), env...)
 	// On a disk that is almost full it would remove images that other tests boot from, or boot none.
 	cmd.Env = append(cmd.Env, "FLINT_STATE_DIR="+r.state, "FLINT_HOST_MIN_FREE=1MiB")
+	cmd.Env = append(cmd.Env, "NO_PROXY=*", "no_proxy=*") // this machine's proxy is not in the namespace
 	// Not -9: flint gives back what it holds.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Minute
