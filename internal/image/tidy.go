@@ -12,9 +12,9 @@ import (
 	"flint/internal/inuse"
 )
 
-// memory is how long is remembered what a file or a directory held, and why an image could not be had. What is forgotten too early
-// is read again.
-const memory = 30 * 24 * time.Hour
+// memory is how long is remembered what a file or a directory held: what is forgotten too early is read again. Why an image could not be
+// had is remembered for a day, as who still wants it tries again every hour.
+const memory = 30 * day
 
 // tidy removes what each new content of a source adds and nobody asks for again: locks that are free, and old records that name no
 // image of the store.
@@ -52,15 +52,21 @@ func (s *Store) dropLock(name, path string) error {
 // dropRecord removes an old record that is not of an image: forget does that.
 func (s *Store) dropRecord(name, path string) error {
 	info, err := os.Lstat(path)
-	if err != nil || time.Since(info.ModTime()) < memory {
+	if err != nil {
 		return err
+	}
+	age := time.Since(info.ModTime())
+	if strings.HasPrefix(name, failurePrefix) && age >= day {
+		return os.Remove(path)
+	}
+	if age < memory {
+		return nil
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	isDigest := strings.HasPrefix(string(b), `"`) // of a file or a directory
-	if !isDigest && !strings.HasPrefix(name, failurePrefix) {
+	if !strings.HasPrefix(string(b), `"`) { // no digest of a file or a directory
 		return nil
 	}
 	return os.Remove(path)
