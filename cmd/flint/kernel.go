@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,9 +67,9 @@ func newKernelImport(open openState) *cobra.Command {
 			return err
 		}
 		switch {
-		case len(args) == 1 && args[0] == "host":
-			if s.Vmlinuz != "" || s.ModuleTree != "" {
-				return usage(c, errors.New("host and files exclude each other"))
+		case slices.Contains(args, "host"):
+			if len(args) > 1 || s.Vmlinuz != "" || s.ModuleTree != "" {
+				return usage(c, errors.New("host stands alone: it is this machine's own kernel (a file of that name is ./host)"))
 			}
 			if s, err = app.OwnKernel(); err != nil {
 				return err
@@ -99,6 +101,9 @@ func pointers(list []string) (all []*string) {
 	return all
 }
 
+// kernelSeries is what the build takes: Debian's packages are called linux-source-6.1, Ubuntu's linux-source-6.8.0.
+var kernelSeries = regexp.MustCompile(`^[0-9]+\.[0-9]+(\.[0-9]+)?$`)
+
 func newKernelBuild(open openState) *cobra.Command {
 	c := &cobra.Command{
 		Use: "build", Short: "Build a kernel without modules from the distribution's source, and keep it", Args: noArgs,
@@ -114,8 +119,11 @@ func newKernelBuild(open openState) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if b.Jobs < 0 {
+		if c.Flags().Changed("jobs") && b.Jobs < 1 {
 			return usage(c, fmt.Errorf("--jobs %d is less than one", b.Jobs))
+		}
+		if c.Flags().Changed("series") && !kernelSeries.MatchString(b.Series) {
+			return usage(c, fmt.Errorf("--series %q is no series of kernels, such as 6.1", b.Series))
 		}
 		opt.Progress = saidAloud(newSteps(c.ErrOrStderr()))
 		k, err := app.BuildKernel(c.Context(), cfg, opt, b)
@@ -164,6 +172,8 @@ func newKernelList(open openState) *cobra.Command {
 		list, err := app.ListKernels(c.Context(), cfg, opt)
 		w := c.OutOrStdout()
 		switch {
+		case err != nil && len(list) == 0:
+			return err // not that there is none
 		case *asJSON:
 			return errors.Join(err, printJSON(w, list))
 		case *verbose:

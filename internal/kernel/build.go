@@ -34,13 +34,15 @@ func BuildFromSource(ctx context.Context, b Build, p flint.Progress) (string, er
 		}
 		p.Report(flint.Milestone{Step: step, Line: line})
 	})
-	var f *flint.Fault
+	space, dir := spaceFault(tool.OutOfSpace(err)), dirFault(step, err)
 	switch {
 	case err == nil:
 	case ctx.Err() != nil:
 		err = ctx.Err()
-	case errors.As(spaceError(err), &f):
-		err = f
+	case space != nil:
+		err = space
+	case dir != nil:
+		err = dir
 	default:
 		err = &flint.Fault{
 			Code: "kernel.build", What: step, Err: err,
@@ -51,16 +53,18 @@ func BuildFromSource(ctx context.Context, b Build, p flint.Progress) (string, er
 	return path, err
 }
 
-// spaceError is spaceFault as an error, which is nil where that is.
-func spaceError(err error) error {
-	if f := spaceFault(tool.OutOfSpace(err)); f != nil {
-		return f
-	}
-	return nil
-}
-
 // run lays the script out and runs it.
 func (b Build) run(ctx context.Context, line func(string)) (string, error) {
+	out, err := filepath.Abs(b.Dir)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return "", err
+	}
+	if err := writable(out); err != nil { // before anything is installed
+		return "", err
+	}
 	dir, err := os.MkdirTemp("", "flint-kernel-source-")
 	if err != nil {
 		return "", err
@@ -69,22 +73,19 @@ func (b Build) run(ctx context.Context, line func(string)) (string, error) {
 	if err := os.CopyFS(dir, kernelsource.Files); err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(b.Dir, 0o755); err != nil {
-		return "", err
-	}
 	bash, err := tool.Find("bash")
 	if err != nil {
 		return "", err
 	}
-	env := []string{"OUT=" + b.Dir, "ARCH=" + runtime.GOARCH, "VERSION=" + b.Series, "LOUD=1"}
+	env := []string{"OUT=" + out, "ARCH=" + runtime.GOARCH, "VERSION=" + b.Series, "LOUD=1"}
 	if b.Jobs > 0 {
 		env = append(env, "JOBS="+strconv.Itoa(b.Jobs))
 	}
-	if err := (tool.Tool{Path: bash, Args: []string{filepath.Join(dir, kernelsource.Script)}, Env: env, Line: line}).Run(ctx); err != nil {
+	if err := (tool.Tool{Path: bash, Args: []string{kernelsource.Script}, Dir: dir, Env: env, Line: line}).Run(ctx); err != nil {
 		return "", err
 	}
 	for _, name := range []string{"vmlinux", "Image"} {
-		path := filepath.Join(b.Dir, name)
+		path := filepath.Join(out, name)
 		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 			return path, err
 		}

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"flint"
 )
@@ -31,11 +32,16 @@ func unpackFault(what string, err error) error {
 		Code: "kernel.unpack", What: "unpack " + what, Err: err,
 		Fix: "fetch the package again; if it persists, it is not a kernel package flint understands",
 	}
+	var system syscall.Errno
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		f.Kind, f.Fix = flint.ErrPermission, "let the user flint runs as read it (Ubuntu keeps the kernels in /boot for root)"
 	case errors.Is(err, fs.ErrNotExist):
 		f.Kind, f.Fix = flint.ErrNotFound, "check the path"
+	case errors.Is(err, syscall.EISDIR):
+		f.Kind, f.Fix = flint.ErrConfig, "check the path"
+	case !errors.As(err, &system): // else it is this machine's fault, such as a disk's, and may go well the next time
+		f.Kind = flint.ErrConfig
 	}
 	return f
 }

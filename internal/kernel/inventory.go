@@ -101,6 +101,9 @@ func Remove(ctx context.Context, c Config, pack Kept) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if f := dirFault("remove kernel "+pack.Version, writable(c.Dir)); f != nil {
+		return f // who does not own a kernel's files cannot learn whether VMs have them open
+	}
 	_, gone, err := newPreparer(c).remove(Cached{Path: pack.Path, Version: pack.Version, Used: pack.Used})
 	if err == nil && !gone {
 		return &flint.Fault{

@@ -18,6 +18,8 @@ import (
 	"regexp"
 	"runtime"
 
+	"golang.org/x/sys/unix"
+
 	"flint"
 )
 
@@ -196,7 +198,30 @@ func spaceFault(err error) *flint.Fault {
 	return flint.SpaceFault("kernel.space", "make kernel pack", "the cache of kernels, or of temporary files", err)
 }
 
+// dirFault is the fault of an error that tells of a directory of the state directory that this user may not use, or that is none; nil
+// for every other.
+func dirFault(what string, err error) *flint.Fault {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return &flint.Fault{Code: "state.dir", What: what, Kind: flint.ErrPermission, Err: err, Fix: "run as the user that flint runs as: root"}
+	case errors.Is(err, unix.ENOTDIR):
+		return &flint.Fault{Code: "state.dir", What: what, Err: err, Fix: "give a directory as state_dir (--state-dir)"}
+	}
+	return nil
+}
+
+// writable returns nil if this user may make and remove files in a directory.
+func writable(dir string) error {
+	if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK, unix.AT_EACCESS); err != nil {
+		return &fs.PathError{Op: "write to", Path: dir, Err: err}
+	}
+	return nil
+}
+
 func storeFault(err error) error {
+	if f := dirFault("keep the kernel pack", err); f != nil {
+		return f
+	}
 	return &flint.Fault{
 		Code: "kernel.store", What: "keep the kernel pack", Err: err,
 		Fix: "make sure that the cache directory is on a local disk with about 300 MiB free and belongs to the user flint runs as",

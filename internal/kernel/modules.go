@@ -110,7 +110,7 @@ func (t moduleTable) order(set []want) ([]bootModule, error) {
 		_, loadable := t.paths[name]
 		if !loadable && !t.builtin[name] {
 			return &flint.Fault{
-				Code: "kernel.module", What: "find module " + name + " of the kernel",
+				Code: "kernel.module", What: "find module " + name + " of the kernel", Kind: flint.ErrConfig,
 				Err: errors.New("it is neither built in nor a module"),
 				Fix: "use a kernel that has it; the distribution's kernel for clouds does",
 			}

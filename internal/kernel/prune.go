@@ -72,14 +72,23 @@ func (p Pack) Close() error {
 
 // List returns what is cached in dir, the least recently used first.
 func List(dir string) ([]Cached, error) {
-	packs, err := filepath.Glob(filepath.Join(dir, "*", entryFile))
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if f := dirFault("list kernels", err); f != nil {
+		return nil, f
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("list kernels: %w", err)
 	}
 	var list []Cached
 	var errs []error
-	for _, file := range packs {
-		found, err := inspect(filepath.Dir(file))
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue // a lock
+		}
+		found, err := inspect(filepath.Join(dir, e.Name()))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) { // removed while we looked
 			errs = append(errs, err)
 			continue

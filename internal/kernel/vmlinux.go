@@ -24,7 +24,7 @@ type image struct {
 
 func formatFault(what string, err error) error {
 	return &flint.Fault{
-		Code: "kernel.format", What: "read kernel " + what, Err: err,
+		Code: "kernel.format", What: "read kernel " + what, Kind: flint.ErrConfig, Err: err,
 		Fix: "give a bzImage or an ELF vmlinux (x86-64), or an Image (arm64), as the distribution's kernel package has it in /boot",
 	}
 }
