@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,17 +47,32 @@ func flintSays(t *testing.T, want int, args ...string) string {
 	return out.String()
 }
 
-// TestImagesOfAnotherUser asks as nobody, on a thread of its own, for what root keeps.
-func TestImagesOfAnotherUser(t *testing.T) {
+// TestStateOfAnotherUser asks as nobody, on a thread of its own, for what root keeps.
+func TestStateOfAnotherUser(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it asks as nobody")
 	}
 	state, _, wanted, _ := stateWith(t)
 	flintSays(t, 0, "image", "ls", "--state-dir", state) // makes the rest of the store
-	if err := errors.Join(os.Chmod(state, 0o755), os.Chmod(filepath.Dir(state), 0o755)); err != nil {
+	given := writeKernel(t, "6.99.1-mine", bootable)
+	t.Setenv("FLINT_VM_AGENT", writeKernel(t, "of the agent", "")) // any static program
+	flintSays(t, 0, "kernel", "import", "--vmlinuz", given, "--state-dir", state)
+	other, locked := writeKernel(t, "6.99.2-other", bootable), t.TempDir()
+	err := os.MkdirAll(filepath.Join(state, "kernel-source"), 0o755)
+	for _, dir := range []string{state, given, other, os.Getenv("FLINT_VM_AGENT")} {
+		err = errors.Join(err, os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, 0o755))
+	}
+	if err := errors.Join(err, os.Chmod(locked, 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{"ls"}, {"prune"}, {"pull", "docker.io/acme/runner:1"}, {"inspect", wanted}, {"rm", wanted}} {
+	t.Setenv("PATH", t.TempDir()) // nothing is fetched or built, should it not be refused
+	for _, args := range [][]string{
+		{"image", "ls"}, {"image", "prune"}, {"image", "pull", "docker.io/acme/runner:1"}, {"image", "inspect", wanted}, {"image", "rm", wanted},
+		{"kernel", "import", "--vmlinuz", other}, {"kernel", "build"}, {"kernel", "rm", "6.99.1-mine"},
+		{"kernel", "ls", "--state-dir", locked}, {"kernel", "ls", "--json", "--state-dir", locked}, {"kernel", "inspect", "6.99.1-mine", "--state-dir", locked},
+		{"kernel", "rm", "6.99.1-mine", "--state-dir", locked}, {"kernel", "import", "--vmlinuz", other, "--state-dir", locked}, {"kernel", "pull", "--state-dir", locked},
+		{"kernel", "build", "--state-dir", locked},
+	} {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
@@ -66,8 +82,8 @@ func TestImagesOfAnotherUser(t *testing.T) {
 				return
 			}
 			var out, errs strings.Builder
-			code := run(append([]string{"image", "--state-dir", state}, args...), strings.NewReader(""), &out, &errs)
-			if code != exitPermission || out.Len() > 0 || !strings.Contains(errs.String(), "[state.dir]") {
+			code := run(slices.Insert(slices.Clone(args), 1, "--state-dir", state), strings.NewReader(""), &out, &errs)
+			if code != exitPermission || out.Len() > 0 || !strings.Contains(errs.String(), "[state.dir]") || !strings.Contains(errs.String(), "fix: run as the user that flint runs as") {
 				t.Errorf("%q: exit %d\n%s%s", args, code, &out, &errs)
 			}
 		}()
@@ -81,7 +97,12 @@ func TestStateThatIsNoDirectory(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, command := range []string{"image ls", "image pull docker.io/acme/runner:1", "image prune", "image rm x", "runner-software ls", "runner-software rm 2.1.0"} {
+	t.Setenv("FLINT_VM_AGENT", writeKernel(t, "of the agent", "")) // any static program
+	t.Setenv("PATH", t.TempDir()) // nothing is fetched or built, should it not be refused
+	for _, command := range []string{
+		"image ls", "image pull docker.io/acme/runner:1", "image prune", "image rm x", "runner-software ls", "runner-software rm 2.1.0",
+		"kernel ls", "kernel ls -v", "kernel ls --json", "kernel inspect 6.1", "kernel rm 6.1", "kernel pull", "kernel import x.deb", "kernel build",
+	} {
 		code, stdout, stderr := flintCommand(append(strings.Fields(command), "--state-dir", file)...)
 		if code != 1 || stdout != "" || !strings.Contains(stderr, "[state.dir]") || !strings.Contains(stderr, "fix: give a directory") {
 			t.Errorf("%s: exit %d\n%s%s", command, code, stdout, stderr)

@@ -76,9 +76,23 @@ func TestKernel(t *testing.T) {
 	do(2, "pull", "a", "b")
 	do(2, "import")
 	do(2, "import", "host", "--vmlinuz", given)
+	do(2, "import", "host", "x.deb")
+	do(2, "import", "x.deb", "host")
 	do(2, "import", "--vmlinuz", given, "x.deb")
 	do(5, "import", "none.deb")
+	do(5, "import", "./host") // a file
 	do(2, "build", "--jobs", "-1")
+	do(2, "build", "--jobs", "0")
+	for _, series := range []string{"abc", "6", "6.1.", "6.1.2.3", "6.1 ", ""} {
+		do(2, "build", "--series", series)
+	}
+	damaged := filepath.Join(t.TempDir(), "damaged.deb")
+	if err := os.WriteFile(damaged, []byte("!<arch>\ndamaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	do(3, "import", damaged)
+	do(3, "import", "--vmlinuz", damaged)
+	do(3, "import", filepath.Dir(damaged))
 	do(2, "rm")
 	do(5, "rm", "6.99.2")
 

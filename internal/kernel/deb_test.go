@@ -3,12 +3,16 @@ package kernel
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"io"
 	"io/fs"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+
+	"flint"
 )
 
 func newUnpacked(t testing.TB) *unpacked {
@@ -162,4 +166,24 @@ func FuzzDeb(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestUnpackFaultKinds: flint serve is not started again after a fault of the configuration, and must be after one of this machine.
+func TestUnpackFaultKinds(t *testing.T) {
+	for _, c := range []struct {
+		err, kind error
+		fix       string
+	}{
+		{io.ErrUnexpectedEOF, flint.ErrConfig, "fetch the package again"},
+		{&fs.PathError{Op: "read", Path: "x", Err: syscall.EISDIR}, flint.ErrConfig, "check the path"},
+		{&fs.PathError{Op: "open", Path: "x", Err: syscall.ENOENT}, flint.ErrNotFound, "check the path"},
+		{&fs.PathError{Op: "open", Path: "x", Err: syscall.EACCES}, flint.ErrPermission, "let the user"},
+		{&fs.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}, nil, ""},
+		{&fs.PathError{Op: "read", Path: "x", Err: syscall.EIO}, nil, ""},
+	} {
+		var f *flint.Fault
+		if !errors.As(unpackFault("x", c.err), &f) || f.Kind != c.kind || !strings.HasPrefix(f.Fix, c.fix) {
+			t.Errorf("%v: kind %v, fix %q", c.err, f.Kind, f.Fix)
+		}
+	}
 }

@@ -306,7 +306,9 @@ func TestPackageFaults(t *testing.T) {
 	t.Run("module missing", func(t *testing.T) {
 		w := newWorld(t)
 		delete(w.modules, "kernel/fs/overlayfs/overlay.ko")
-		w.fails(t, Source{}, "kernel.module", "overlay")
+		if f := w.fails(t, Source{}, "kernel.module", "overlay"); f.Kind != flint.ErrConfig {
+			t.Errorf("it is a fault of kind %v", f.Kind)
+		}
 	})
 	t.Run("modules of another kernel", func(t *testing.T) {
 		w := newWorld(t)
@@ -315,13 +317,17 @@ func TestPackageFaults(t *testing.T) {
 			{name: "boot/vmlinuz-1", data: makeKernel("6.5-other")},
 			{name: "lib/modules/6.6/kernel/a.ko"},
 		})))
-		w.fails(t, Source{Debs: []string{deb}}, "kernel.format", "calls itself 6.5-other")
+		if f := w.fails(t, Source{Debs: []string{deb}}, "kernel.format", "calls itself 6.5-other"); f.Kind != flint.ErrConfig {
+			t.Errorf("it is a fault of kind %v", f.Kind)
+		}
 	})
 	t.Run("not a kernel package", func(t *testing.T) {
 		w := newWorld(t)
 		deb := filepath.Join(w.dir, "odd.deb")
 		w.write(t, deb, string(makeDeb(t, "gzip", []debFile{{name: "bin/sh"}})))
-		w.fails(t, Source{Debs: []string{deb}}, "kernel.unpack", "holds no kernel")
+		if f := w.fails(t, Source{Debs: []string{deb}}, "kernel.unpack", "holds no kernel"); f.Kind != flint.ErrConfig {
+			t.Errorf("it is a fault of kind %v", f.Kind)
+		}
 		if f := w.fails(t, Source{Debs: []string{deb + ".gone"}}, "kernel.unpack", "no such file"); !errors.Is(f, flint.ErrNotFound) {
 			t.Errorf("a file that is not there is a fault of kind %v", f.Kind)
 		}
