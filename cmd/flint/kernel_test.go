@@ -3,6 +3,7 @@ package main
 import (
 	"debug/elf"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -108,6 +109,40 @@ func TestKernel(t *testing.T) {
 	if out := do(0, "ls"); !strings.HasPrefix(out, "None is kept") {
 		t.Errorf("%q", out)
 	}
+}
+
+// TestKernelsOfAnotherUser asks as nobody for what root keeps: where he may look, and where he may not.
+func TestKernelsOfAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 || runtime.GOARCH != "amd64" {
+		t.Skip("needs root on an amd64 machine: it asks as nobody, and its kernels are ELF files")
+	}
+	open, locked := t.TempDir(), t.TempDir()
+	agent := writeKernel(t, "of the agent", "") // any static program
+	kept, other := writeKernel(t, "6.99.1-mine", bootable), writeKernel(t, "6.99.2-other", bootable)
+	t.Setenv("FLINT_VM_AGENT", agent)
+	flintSays(t, 0, "kernel", "import", "--vmlinuz", kept, "--state-dir", open)
+	err := errors.Join(os.Mkdir(filepath.Join(open, "kernel-source"), 0o755), os.Chmod(locked, 0o700), os.Chmod(filepath.Dir(open), 0o755))
+	for _, dir := range []string{open, filepath.Dir(agent), filepath.Dir(other)} {
+		err = errors.Join(err, os.Chmod(dir, 0o755))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", t.TempDir()) // nothing is fetched or built, should it not be refused
+	refused := func(state string, args ...string) {
+		t.Helper()
+		refusedToNobody(t, append([]string{"kernel", "--state-dir", state}, args...)...)
+	}
+	for _, state := range []string{open, locked} {
+		refused(state, "import", "--vmlinuz", other)
+		refused(state, "build")
+		refused(state, "rm", "6.99.1-mine")
+	}
+	refused(locked, "pull")
+	refused(locked, "ls")
+	refused(locked, "ls", "--json")
+	refused(locked, "inspect", "6.99.1-mine")
+	flintSays(t, 0, "kernel", "inspect", "6.99.1-mine", "--state-dir", open)
 }
 
 // bootable is the configuration of a kernel without modules that boots a VM, and does little else.
