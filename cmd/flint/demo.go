@@ -19,6 +19,7 @@ import (
 	"flint/internal/app"
 	"flint/internal/config"
 	"flint/internal/githubsim"
+	"flint/internal/regular"
 )
 
 // The demo has a network of its own, so that it can run beside `flint serve`.
@@ -166,10 +167,10 @@ func (f *demoFlags) run(c *cobra.Command) (ok bool, err error) {
 }
 
 func readWorkflow(path string) (*githubsim.Workflow, error) {
-	src, err := os.ReadFile(path)
+	src, err := regular.Read(path, maxGiven)
 	if err != nil {
 		return nil, &flint.Fault{
-			Code: "workflow.missing", What: "read the workflow", Kind: flint.ErrNotFound, Err: err,
+			Code: "workflow.missing", What: "read the workflow " + path, Kind: flint.ErrNotFound, Err: err,
 			Fix: "run the demo in a checkout of flint, or name a file with --workflow",
 		}
 	}

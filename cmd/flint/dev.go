@@ -20,6 +20,7 @@ import (
 
 	"flint"
 	"flint/internal/githubsim"
+	"flint/internal/regular"
 )
 
 func newDev() *cobra.Command {
@@ -160,10 +161,10 @@ func (f *devFlags) config() (cfg githubsim.Config, scenario githubsim.Scenario, 
 }
 
 func readNamed(path, what, flag string) ([]byte, error) {
-	b, err := os.ReadFile(path)
+	b, err := regular.Read(path, maxGiven)
 	if err != nil {
 		return nil, &flint.Fault{
-			Code: "dev.file", What: "read " + what, Kind: flint.ErrNotFound, Err: err, Fix: "name a file that can be read with " + flag,
+			Code: "dev.file", What: "read " + what + ", " + path, Kind: flint.ErrNotFound, Err: err, Fix: "name a file that can be read with " + flag,
 		}
 	}
 	return b, nil
@@ -174,20 +175,20 @@ func readNamed(path, what, flag string) ([]byte, error) {
 func writeKey(path string, key flint.Secret) (string, error) {
 	fault := func(err error) error {
 		return &flint.Fault{
-			Code: "dev.key", What: "write the App's private key", Kind: flint.ErrConflict, Err: err, Fix: "give a path of a new file with --key-file",
+			Code: "dev.key", What: "write the App's private key " + path, Kind: flint.ErrConflict, Err: err, Fix: "give a path of a new file with --key-file",
 		}
 	}
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return "", fault(err)
 	}
-	switch old, err := os.ReadFile(path); {
+	switch old, err := regular.Read(path, maxGiven); {
 	case errors.Is(err, os.ErrNotExist):
 	case err != nil:
 		return "", fault(err)
 	default:
 		if block, _ := pem.Decode(old); block == nil {
-			return "", fault(fmt.Errorf("%s exists and is no key", path))
+			return "", fault(errors.New("it exists and is no key"))
 		}
 		if err := os.Remove(path); err != nil {
 			return "", fault(err)
@@ -204,8 +205,8 @@ func writeKey(path string, key flint.Secret) (string, error) {
 	return path, nil
 }
 
-// maxWorkflow bounds a workflow somebody submits, in bytes.
-const maxWorkflow = 1 << 20
+// maxGiven bounds a file that somebody gives, such as a workflow, in bytes.
+const maxGiven = 1 << 20
 
 // devHandler is the simulated GitHub and, beside it, what lets runs be started and what happened be read from afar.
 func devHandler(sim *githubsim.Server, log *devLog) http.Handler {
@@ -218,7 +219,7 @@ func devHandler(sim *githubsim.Server, log *devLog) http.Handler {
 			http.Error(w, "want a workflow file, of type "+workflowType, http.StatusUnsupportedMediaType)
 			return
 		}
-		src, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxWorkflow))
+		src, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxGiven))
 		if err != nil {
 			http.Error(w, "read workflow: "+err.Error(), http.StatusRequestEntityTooLarge)
 			return
@@ -287,7 +288,7 @@ func submitWorkflow(ctx context.Context, address, name string, src []byte) (run 
 		return 0, fault(err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxWorkflow))
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxGiven))
 	if err != nil {
 		return 0, fault(err)
 	}

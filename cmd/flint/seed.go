@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"flint"
 	"flint/internal/app"
 	"flint/internal/config"
+	"flint/internal/regular"
 )
 
 // seedFlags are the launch line of the tool that flint supersedes: every setting a flag, no subcommand, no file.
@@ -120,7 +120,7 @@ func (f *seedFlags) check() error {
 		}
 		switch info, err := os.Stat(file.path); {
 		case err != nil:
-			bad(file.flag, err)
+			bad(file.flag, fmt.Errorf("%s: %w", file.path, regular.Cause(err)))
 		case !info.Mode().IsRegular() && file.flag != "filesystem":
 			bad(file.flag, fmt.Errorf("%s is no file", file.path))
 		case file.program && info.Mode()&0o111 == 0:
@@ -137,11 +137,11 @@ func (f *seedFlags) check() error {
 		bad("organization", fmt.Errorf("%q is not the plain name of an organisation", f.organization))
 	}
 	if _, err := os.Stat(f.privateKey); f.privateKey != "" && !isKey(f.privateKey) && err != nil {
-		bad("privateKey", fmt.Errorf("it names no file that can be read (%w), and is no key in PEM form either", cause(err)))
+		bad("privateKey", fmt.Errorf("it names no file that can be read (%w), and is no key in PEM form either", regular.Cause(err)))
 	}
 	if isPath(f.webhookSecret) {
 		if _, err := os.Stat(f.webhookSecret); err != nil {
-			bad("webhookSecret", fmt.Errorf("it begins with / and so names a file: %w", cause(err)))
+			bad("webhookSecret", fmt.Errorf("it begins with / and so names a file: %w", regular.Cause(err)))
 		}
 	}
 	if len(errs) == 0 {
@@ -158,15 +158,6 @@ func isKey(value string) bool { return strings.Contains(value, "-----BEGIN") }
 
 // isPath reports whether the value of --webhookSecret is a path, and not a secret itself.
 func isPath(value string) bool { return filepath.IsAbs(value) }
-
-// cause is why a file could not be looked at, without its name.
-func cause(err error) error {
-	var path *fs.PathError
-	if errors.As(err, &path) {
-		return path.Err
-	}
-	return err
-}
 
 // warn tells of secrets in the command line.
 func (f *seedFlags) warn(log *slog.Logger) {

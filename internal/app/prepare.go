@@ -25,6 +25,11 @@ import (
 // Prepare makes what the pools' VMs boot: the kernel pack, each pool's base image, and the drives with the runner
 // software: what the configuration names, or for a coordinator GitHub's, unless the images have it. What is cached costs milliseconds.
 func (a *App) Prepare(ctx context.Context) error {
+	for _, p := range a.cfg.Pools {
+		if err := image.Check(p.Image); err != nil { // the kernel may take long
+			return &imageError{err}
+		}
+	}
 	if err := a.prepareKernel(ctx); err != nil {
 		return err
 	}

@@ -123,8 +123,8 @@ pools:
 		`github.organization: give exactly one`,
 		`read the App's private key ` + filepath.Join(filepath.Dir(file), "none.pem"),
 		`pools[1].image: "not a Ref!!" is neither a file or directory that is there nor the name of an image`,
-		`pools[1].tool_cache: stat`,
-		`pools[2].image: stat`,
+		`pools[1].tool_cache: ` + filepath.Join(filepath.Dir(file), "nowhere") + ": no such file",
+		`pools[2].image: ` + filepath.Join(filepath.Dir(file), "nowhere") + ": no such file",
 	}
 	for i := range max(len(got), len(want)) {
 		switch {

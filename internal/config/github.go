@@ -17,6 +17,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"flint"
+	"flint/internal/regular"
 )
 
 // The two ways to learn of jobs.
@@ -271,17 +272,17 @@ func (s *secret) read(key string) error {
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return fault(err, "set "+key+": "+s.fix)
+		return fault(regular.Cause(err), "set "+key+": "+s.fix)
 	}
-	if info.Mode().Perm()&0o077 != 0 {
+	if info.Mode().IsRegular() && info.Mode().Perm()&0o077 != 0 {
 		return fault(fmt.Errorf("mode is %#o, so other users can read it", info.Mode().Perm()), "chmod 600 "+path)
 	}
-	if info.IsDir() || info.Size() > maxFile {
-		return fault(errors.New("it is a directory, or larger than any secret"), s.fix)
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
+	b, err := regular.Read(path, maxFile)
+	if errors.Is(err, fs.ErrPermission) {
 		return fault(err, "let the user flint runs as read it")
+	}
+	if err != nil {
+		return fault(err, s.fix)
 	}
 	text := strings.TrimSpace(string(b))
 	if text == "" {

@@ -12,10 +12,10 @@ import (
 	"reflect"
 	"strings"
 
-	"golang.org/x/sys/unix"
 	"gopkg.in/yaml.v3"
 
 	"flint"
+	"flint/internal/regular"
 )
 
 // FileVariable is the variable that names the configuration file where no flag does. Whoever calls Load obeys it.
@@ -26,7 +26,7 @@ const maxFile = 1 << 20
 
 // Load reads, completes and validates the file. The environment (as of os.Environ: KEY=value) overrides the file's
 // scalars: FLINT_GITHUB_APP_ID sets github.app_id. Relative paths are relative to the file. Every error is a
-// *flint.Fault of kind flint.ErrConfig, or flint.ErrNotFound where there is no such file.
+// *flint.Fault of kind flint.ErrConfig, flint.ErrNotFound where there is no such file, or flint.ErrPermission where it may not be read.
 func Load(path string, environ []string) (Config, error) {
 	src, err := readFile(path)
 	if err != nil {
@@ -46,19 +46,22 @@ func LoadServe(path string, environ []string) (Config, error) {
 }
 
 func readFile(path string) ([]byte, error) {
-	src, err := os.ReadFile(path)
+	src, err := regular.Read(path, maxFile)
 	switch {
-	case errors.Is(err, unix.EISDIR):
-		return nil, Invalid(path, errors.New("it is a directory"))
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, &flint.Fault{
 			Code: "config.missing", What: "read configuration " + path, Kind: flint.ErrNotFound, Err: fs.ErrNotExist,
 			Fix: "name the file with --config, or write one: `flint config example` prints a start",
 		}
+	case errors.Is(err, fs.ErrPermission):
+		return nil, &flint.Fault{
+			Code: "config.unreadable", What: "read configuration " + path, Kind: flint.ErrPermission, Err: err,
+			Fix: "let the user flint runs as read it",
+		}
 	case err != nil:
 		return nil, &flint.Fault{
-			Code: "config.unreadable", What: "read configuration", Kind: flint.ErrPermission, Err: err,
-			Fix: "let the user flint runs as read it",
+			Code: "config.unreadable", What: "read configuration " + path, Kind: flint.ErrConfig, Err: err,
+			Fix: "name the file with --config; `flint config example` prints a start",
 		}
 	}
 	return src, nil

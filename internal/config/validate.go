@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"flint"
+	"flint/internal/regular"
 )
 
 // problem is one thing that is wrong. key is what it concerns: pools[0].image; empty where that is not known.
@@ -231,25 +232,44 @@ func (c *Config) CheckFiles() error { return c.checkFiles().join() }
 func (c *Config) checkFiles() problems {
 	found := c.readSecrets()
 	if dir := c.Runner.Dir; dir != "" {
-		if info, err := os.Stat(filepath.Join(dir, "start")); err != nil {
+		start := filepath.Join(dir, "start")
+		if err := look(start, false); err != nil {
 			found.add("runner.dir", "it has no program to start: %w", err)
-		} else if info.Mode()&0o111 == 0 {
-			found.add("runner.dir", "%s is not executable", filepath.Join(dir, "start"))
+		} else if info, err := os.Stat(start); err == nil && info.Mode()&0o111 == 0 {
+			found.add("runner.dir", "%s is not executable", start)
 		}
 	}
+	file := func(key, path string, orDir bool) {
+		if path == "" {
+			return
+		}
+		if err := look(path, orDir); err != nil {
+			found.add(key, "%w", err)
+		}
+	}
+	file("kernel.vmlinuz", c.Kernel.Vmlinuz, false)
 	for i, p := range c.Pools {
 		key := fmt.Sprintf("pools[%d].image", i)
 		_, err := os.Stat(p.Image)
 		switch {
-		case err == nil || p.Image == "" || hasFile(p.Image):
-		case filepath.IsAbs(p.Image):
-			found.add(key, "%w", err)
+		case p.Image == "" || hasFile(p.Image):
+		case err == nil || filepath.IsAbs(p.Image):
+			file(key, p.Image, true)
 		case !reference.MatchString(p.Image):
 			found.add(key, "%q is neither a file or directory that is there nor the name of an image", p.Image)
 		}
-		if _, err := os.Stat(p.Tools); p.Tools != "" && err != nil {
-			found.add(fmt.Sprintf("pools[%d].tool_cache", i), "%w", err)
-		}
+		file(fmt.Sprintf("pools[%d].tool_cache", i), p.Tools, true)
 	}
 	return found
+}
+
+// look reports what keeps a path from being an ordinary file or, where it may be one, a directory.
+func look(path string, orDir bool) error {
+	if info, err := os.Stat(path); err == nil && orDir && info.IsDir() {
+		return nil
+	}
+	if err := regular.Check(path); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
 }

@@ -9,15 +9,16 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"io"
-	"os"
+
+	"flint/internal/regular"
 )
 
 // chunk is how much is read between two looks at the context.
 const chunk = 256 << 10
 
-// File returns the SHA-256 of a file's content, in hexadecimal.
+// File returns the SHA-256 of an ordinary file's content, in hexadecimal. Its errors are those of the package regular.
 func File(ctx context.Context, path string) (string, error) {
-	f, err := os.Open(path)
+	f, err := regular.Open(path)
 	if err != nil {
 		return "", err
 	}

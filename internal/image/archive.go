@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path"
 	"slices"
 	"strings"
@@ -19,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"flint"
+	"flint/internal/regular"
 	"flint/internal/rootfs"
 )
 
@@ -65,9 +65,9 @@ type archiveIndex struct {
 
 // indexArchive reads the headers of an archive's files, which may have twice the limit together.
 func indexArchive(path string, limit flint.Bytes) (*archiveIndex, error) {
-	f, err := os.Open(path)
+	f, err := regular.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("open archive: %w", err)
+		return nil, fmt.Errorf("open archive %s: %w", path, err)
 	}
 	defer f.Close()
 	c := &archiveIndex{path: path, members: map[string]*tar.Header{}}
@@ -119,9 +119,9 @@ func (c *archiveIndex) open(name string) (io.ReadCloser, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	f, err := os.Open(c.path)
+	f, err := regular.Open(c.path)
 	if err != nil {
-		return nil, 0, fmt.Errorf("open archive: %w", err)
+		return nil, 0, fmt.Errorf("open archive %s: %w", c.path, err)
 	}
 	t := tar.NewReader(f)
 	for range maxMembers {

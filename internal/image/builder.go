@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"os/exec"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flint"
+	"flint/internal/regular"
 	"flint/internal/tool"
 )
 
@@ -102,12 +102,7 @@ func (b *build) lacks() string {
 	if b.name == "docker" {
 		return ""
 	}
-	f, err := os.Open(b.file)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxDockerfile))
+	text, err := regular.Read(b.file, maxDockerfile)
 	if err != nil || !hereDocument.Match(text) {
 		return ""
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"flint"
+	"flint/internal/regular"
 	"flint/internal/rootfs"
 	"flint/internal/tool"
 )
@@ -31,6 +32,9 @@ const (
 	startFile   = "start"   // what the agent runs; see Drive
 	versionFile = "version" // what the drive holds, for people
 )
+
+// maxVersion bounds a version file, of which one line counts.
+const maxVersion = 1 << 20
 
 // maxDrive bounds a drive; the official runner with all its tools has some 700 MiB.
 const maxDrive = 8 * flint.GiB
@@ -68,7 +72,7 @@ func (s *Store) Tools(ctx context.Context, path string, p flint.Progress) (Drive
 	case info.Mode().IsRegular():
 		err = rootfs.Whole(path)
 	default:
-		err = fmt.Errorf("%s is neither a directory nor a file", path)
+		err = errors.New("it is neither a directory nor an ordinary file")
 	}
 	var f *flint.Fault
 	switch {
@@ -76,7 +80,7 @@ func (s *Store) Tools(ctx context.Context, path string, p flint.Progress) (Drive
 		return Drive{}, err
 	case err != nil:
 		return Drive{}, &flint.Fault{
-			Code: "tools.missing", What: "find the tool cache", Kind: flint.ErrNotFound, Err: err,
+			Code: "tools.missing", What: "find the tool cache " + path, Kind: flint.ErrNotFound, Err: regular.Cause(err),
 			Fix: "set the pool's tool_cache to a directory, or to a file that holds an ext4, erofs or squashfs file system",
 		}
 	}
@@ -170,7 +174,7 @@ func (s *Store) recallDrive(key string) (Drive, bool) {
 }
 
 func readVersion(path string) string {
-	b, err := os.ReadFile(path)
+	b, err := regular.Read(path, maxVersion)
 	if err != nil {
 		return ""
 	}
@@ -235,9 +239,9 @@ func addFile(t *tar.Writer, dir, path string, info fs.FileInfo, dirs int64) erro
 	if err := t.WriteHeader(h); err != nil || h.Typeflag != tar.TypeReg {
 		return err
 	}
-	f, err := os.Open(path)
+	f, err := regular.Open(path)
 	if err != nil {
-		return err
+		return fmt.Errorf("read %s: %w", path, err)
 	}
 	defer f.Close()
 	_, err = io.Copy(t, f)

@@ -359,5 +359,5 @@ func TestTools(t *testing.T) {
 	_, err = s.Tools(t.Context(), filepath.Join(dir, "absent"), nil)
 	wantFault(t, err, "tools.missing", "absent")
 	_, err = s.Tools(t.Context(), "/dev/null", nil) // nor is a disk of the host given to guests
-	wantFault(t, err, "tools.missing", "/dev/null is neither")
+	wantFault(t, err, "tools.missing", "/dev/null: it is neither")
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 	"github.com/moby/patternmatcher/ignorefile"
 
 	"flint"
+	"flint/internal/regular"
 )
 
 // maxIgnore bounds a .dockerignore file.
@@ -50,17 +50,12 @@ func ignoredBy(file string) (*ignored, error) {
 }
 
 func readIgnore(path string) (*patternmatcher.PatternMatcher, error) {
-	f, err := os.Open(path)
-	if err != nil {
+	b, err := regular.Read(path, maxIgnore)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return nil, err
 	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxIgnore+1))
 	if err != nil {
-		return nil, err
-	}
-	if len(b) > maxIgnore {
-		return nil, fmt.Errorf("%w: more than %s", errIgnore, flint.Bytes(maxIgnore))
+		return nil, fmt.Errorf("%w: %w", errIgnore, err)
 	}
 	patterns, err := ignorefile.ReadAll(bytes.NewReader(b))
 	if err != nil {

@@ -138,7 +138,7 @@ func TestContextThatCannotBeRead(t *testing.T) {
 		"an ignored file":      {[]string{"secret", "x", ".dockerignore", "secret"}, ""},
 		"an ignored directory": {[]string{"secret/in", "x", ".dockerignore", "secret"}, ""},
 		"a pattern":            {[]string{".dockerignore", "[a-"}, ".dockerignore: not a list of patterns"},
-		"too many patterns":    {[]string{".dockerignore", many}, ".dockerignore: not a list of patterns: more than 1MiB"},
+		"too many patterns":    {[]string{".dockerignore", many}, ".dockerignore: not a list of patterns: it has more than 1MiB"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, dir := testStore(t), contextDir(t, append([]string{"Dockerfile", "FROM scratch\n"}, tt.files...)...)

@@ -4,13 +4,14 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+
+	"flint/internal/regular"
 )
 
 // reachWithin bounds how long a registry may take to answer before it counts as out of reach.
@@ -40,7 +41,7 @@ func (s *Store) BaseReachable(ctx context.Context, ref string) bool {
 
 // defaultBase finds the default of the build argument BASE.
 func defaultBase(path string) (string, error) {
-	f, err := os.Open(path)
+	f, err := regular.Open(path)
 	if err != nil {
 		return "", err
 	}

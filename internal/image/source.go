@@ -15,6 +15,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"flint"
+	"flint/internal/regular"
 	"flint/internal/rootfs"
 )
 
@@ -69,13 +70,23 @@ func explicit(ref string) (s source, ok bool, err error) {
 		if _, err := os.Stat(path); err != nil {
 			path, tag, _ = strings.Cut(rest, ":")
 		}
-		if !isRegular(path) {
+		err := regular.Check(path)
+		if errors.Is(err, fs.ErrNotExist) {
 			return source{}, true, missing(ref, "there is no such file", nil)
 		}
-		path, err := filepath.Abs(path)
+		if err != nil {
+			return source{}, true, missing(ref, "it cannot be read", err)
+		}
+		path, err = filepath.Abs(path)
 		return source{kind: archive, ref: ref, path: path, tag: tag}, true, err
 	}
 	return source{}, false, nil
+}
+
+// Check reports what is wrong with a reference, as far as looking at files tells.
+func Check(ref string) error {
+	_, err := locate(ref)
+	return err
 }
 
 // locate finds out what ref names.
@@ -104,7 +115,7 @@ func locate(ref string) (source, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return source{kind: registry, ref: ref, name: ref}, nil
 	case err != nil:
-		return source{}, missing(ref, "it cannot be looked at", err)
+		return source{}, missing(ref, "it cannot be looked at", regular.Cause(err))
 	}
 	path, err := filepath.Abs(name)
 	if err != nil {
@@ -142,7 +153,7 @@ func (s source) fromFile(info fs.FileInfo, isOCI bool) (source, error) {
 	if !info.Mode().IsRegular() || isOCI {
 		return source{}, missing(s.ref, "it is neither a directory nor an ordinary file", nil)
 	}
-	f, err := os.Open(s.path)
+	f, err := regular.Open(s.path)
 	if err != nil {
 		return source{}, missing(s.ref, "it cannot be read", err)
 	}

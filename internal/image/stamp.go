@@ -44,7 +44,7 @@ func stampOf(path string, info fs.FileInfo) (stamp string, changed time.Time) {
 func hashFile(ctx context.Context, path string) (string, error) {
 	sum, err := digest.File(ctx, path)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("read %s: %w", path, err)
 	}
 	return "sha256:" + sum, nil
 }

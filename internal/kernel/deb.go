@@ -15,6 +15,7 @@ import (
 	"syscall"
 
 	"flint"
+	"flint/internal/regular"
 )
 
 // Bounds of what is unpacked. Ubuntu's generic kernel with all its modules has some 6,000 files and 600 MiB.
@@ -38,7 +39,7 @@ func unpackFault(what string, err error) error {
 		f.Kind, f.Fix = flint.ErrPermission, "let the user flint runs as read it (Ubuntu keeps the kernels in /boot for root)"
 	case errors.Is(err, fs.ErrNotExist):
 		f.Kind, f.Fix = flint.ErrNotFound, "check the path"
-	case errors.Is(err, syscall.EISDIR), errors.Is(err, syscall.ENOTDIR):
+	case errors.Is(err, regular.ErrOther), errors.Is(err, syscall.ENOTDIR):
 		f.Kind, f.Fix = flint.ErrConfig, "check the path"
 	case !errors.As(err, &system): // else it is this machine's fault, such as a disk's, and may go well the next time
 		f.Kind = flint.ErrConfig

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"flint"
+	"flint/internal/regular"
 )
 
 func newUnpacked(t testing.TB) *unpacked {
@@ -175,7 +176,7 @@ func TestUnpackFaultKinds(t *testing.T) {
 		fix       string
 	}{
 		{io.ErrUnexpectedEOF, flint.ErrConfig, "fetch the package again"},
-		{&fs.PathError{Op: "read", Path: "x", Err: syscall.EISDIR}, flint.ErrConfig, "check the path"},
+		{regular.Check("/"), flint.ErrConfig, "check the path"},
 		{&fs.PathError{Op: "open", Path: "x", Err: syscall.ENOENT}, flint.ErrNotFound, "check the path"},
 		{&fs.PathError{Op: "open", Path: "x", Err: syscall.EACCES}, flint.ErrPermission, "let the user"},
 		{&fs.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}, nil, ""},

@@ -4,15 +4,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"hash"
 	"os"
 	"path/filepath"
 	"strings"
 
-	"flint"
 	"flint/internal/digest"
+	"flint/internal/regular"
 )
 
 // origin is where a kernel's files come from.
@@ -60,7 +59,7 @@ func debsOrigin(ctx context.Context, debs []string) (origin, error) {
 }
 
 func addDebFile(ctx context.Context, u *unpacked, deb string) error {
-	f, err := os.Open(deb)
+	f, err := regular.Open(deb)
 	if err != nil {
 		return err
 	}
@@ -104,9 +103,6 @@ func hashInto(ctx context.Context, sum hash.Hash, files ...string) error {
 		if f == "" {
 			continue
 		}
-		if info, err := os.Stat(f); err == nil && !info.Mode().IsRegular() { // a device or a pipe may have no end
-			return &flint.Fault{Code: "kernel.unpack", What: "unpack " + f, Err: errors.New("it is no ordinary file"), Fix: "check the path"}
-		}
 		h, err := digest.File(ctx, f)
 		if err != nil {
 			return unpackFault(f, err)
@@ -120,7 +116,7 @@ func hashInto(ctx context.Context, sum hash.Hash, files ...string) error {
 func filesOrigin(ctx context.Context, vmlinuz, tree string) (origin, error) {
 	real, err := filepath.EvalSymlinks(tree)
 	if err != nil {
-		return origin{}, unpackFault(tree, err)
+		return origin{}, unpackFault(tree, regular.Cause(err))
 	}
 	version := filepath.Base(real)
 	config := present(filepath.Join(filepath.Dir(vmlinuz), "config-"+version), filepath.Join(real, "config"))
@@ -170,7 +166,7 @@ func (u *unpacked) copyFiles(ctx context.Context, from map[string]string) error 
 			return err
 		}
 		err := func() error {
-			f, err := os.Open(src)
+			f, err := regular.Open(src)
 			if err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"debug/elf"
@@ -12,8 +13,8 @@ import (
 	"os"
 	"path/filepath"
 
-	"flint"
 	"flint/internal/inuse"
+	"flint/internal/regular"
 )
 
 // Names in a pack's directory.
@@ -399,18 +400,14 @@ type agentBinary struct {
 const maxAgent = 64 << 20
 
 func readAgent(path string) (agentBinary, error) {
-	info, err := os.Stat(path)
-	if err == nil && (!info.Mode().IsRegular() || info.Size() > maxAgent) {
-		err = fmt.Errorf("it is not a file of at most %s", flint.Bytes(maxAgent))
-	}
+	data, err := regular.Read(path, maxAgent)
 	if err != nil {
 		return agentBinary{}, agentFault(path, err)
 	}
-	f, err := elf.Open(path)
+	f, err := elf.NewFile(bytes.NewReader(data))
 	if err != nil {
 		return agentBinary{}, agentFault(path, err)
 	}
-	defer f.Close()
 	arch := map[elf.Machine]string{elf.EM_X86_64: "amd64", elf.EM_AARCH64: "arm64"}[f.Machine]
 	if arch == "" {
 		return agentBinary{}, agentFault(path, fmt.Errorf("it is for %v", f.Machine))
@@ -419,10 +416,6 @@ func readAgent(path string) (agentBinary, error) {
 		if p.Type == elf.PT_INTERP {
 			return agentBinary{}, agentFault(path, errors.New("it is not static: the initramfs has no libraries"))
 		}
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return agentBinary{}, agentFault(path, err)
 	}
 	sum := sha256.Sum256(data)
 	return agentBinary{data, arch, hex.EncodeToString(sum[:8])}, nil

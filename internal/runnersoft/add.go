@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"flint"
+	"flint/internal/regular"
 )
 
 // Pull fetches a release and makes it current; the newest where version is empty. What is there already is not fetched again,
@@ -147,20 +148,20 @@ func (s *Store) Import(ctx context.Context, a File, p flint.Progress) (Software,
 
 // openArchive opens an archive that a person gives.
 func openArchive(path string) (*os.File, error) {
-	info, err := os.Stat(path)
-	if err == nil && !info.Mode().IsRegular() { // a pipe would wait for ever
-		err = fmt.Errorf("%w: it is no ordinary file", fs.ErrNotExist)
-	}
-	var f *os.File
+	f, err := regular.Open(path)
 	if err == nil {
-		f, err = os.Open(path)
+		return f, nil
 	}
-	if err != nil {
-		return nil, &flint.Fault{
-			Code: "runner.archive", What: "import " + path, Kind: flint.ErrNotFound, Err: err, Fix: "name a release's .tar.gz from https://github.com/actions/runner/releases",
-		}
+	fault := &flint.Fault{
+		Code: "runner.archive", What: "import " + path, Kind: flint.ErrConfig, Err: err, Fix: "name a release's .tar.gz from https://github.com/actions/runner/releases",
 	}
-	return f, nil
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		fault.Kind = flint.ErrNotFound
+	case errors.Is(err, fs.ErrPermission):
+		fault.Kind, fault.Fix = flint.ErrPermission, "let the user flint runs as read it"
+	}
+	return nil, fault
 }
 
 func versionFault(version string) error {

@@ -4,13 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"flint"
+	"flint/internal/regular"
 )
+
+// maxVersion bounds a version file, of which two lines count.
+const maxVersion = 1 << 20
 
 // isVersion reports whether text is how GitHub numbers its runner.
 func isVersion(text string) bool {
@@ -30,12 +33,12 @@ func compare(a, b string) int {
 // not known.
 func Read(dir string) (Software, error) {
 	path := filepath.Join(dir, versionFile)
-	b, err := os.ReadFile(path)
+	b, err := regular.Read(path, maxVersion)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Software{}, nil
 	}
 	if err != nil {
-		return Software{}, fmt.Errorf("read the version of the runner software: %w", err)
+		return Software{}, fmt.Errorf("read the version of the runner software, %s: %w", path, err)
 	}
 	first, rest, _ := strings.Cut(string(b), "\n")
 	version := strings.TrimPrefix(strings.TrimSpace(first), "v")
