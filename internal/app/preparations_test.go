@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -10,6 +11,15 @@ import (
 	"flint"
 	"flint/internal/config"
 )
+
+// TestImagesAreLookedForFirst: nothing else is there for an App that is to prepare an image which is not.
+func TestImagesAreLookedForFirst(t *testing.T) {
+	a := &App{cfg: config.Config{Pools: []config.Pool{config.NewPool("a", filepath.Join(t.TempDir(), "nowhere"))}}}
+	var f *flint.Fault
+	if err := a.Prepare(t.Context()); !errors.As(err, &f) || f.Code != "image.missing" {
+		t.Errorf("%v, want image.missing", err)
+	}
+}
 
 // hangingRig is dockerfileRig's with a pool before a whose image never comes, b.
 func hangingRig(t *testing.T) (a *App, dir string, hangs chan struct{}) {

@@ -232,6 +232,7 @@ func TestPrograms(t *testing.T) {
 		{"missing on arm64", func(h *host) { noFirecracker(h); h.arch = "arm64" }, "qemu.binary", Fail, "no qemu-system-aarch64 in PATH", "qemu-system-arm"},
 		{"old", func(h *host) { noFirecracker(h); h.versions[qemu] = "QEMU emulator version 4.2.1" }, "qemu.binary", Fail, "5.2 or newer", ""},
 		{"named and missing", func(h *host) { noFirecracker(h); h.QEMU = "/opt/qemu" }, "qemu.binary", Fail, "no /opt/qemu", "vm.qemu"},
+		{"a pipe", func(h *host) { noFirecracker(h); h.files[qemu[1:]] = &fstest.MapFile{Mode: fs.ModeNamedPipe | 0o755} }, "qemu.binary", Fail, "no ordinary file", "qemu-system-x86"},
 		{"broken", func(h *host) { noFirecracker(h); delete(h.versions, qemu) }, "qemu.binary", Fail, "exec format error", "reinstall"},
 
 		{"missing", func(h *host) { delete(h.programs, "depmod") }, "depmod", Fail, "not installed", "kmod"},

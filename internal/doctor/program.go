@@ -48,6 +48,9 @@ func (e *exam) find(ctx context.Context, path, name string) program {
 	if err == nil {
 		found, err = e.Real(found)
 	}
+	if err == nil {
+		err = e.ordinary(found)
+	}
 	if err != nil {
 		p.missing = err
 		return p
@@ -79,6 +82,15 @@ func (s System) exposed(file string) bool {
 	}
 	info, err := s.stat(filepath.Dir(file))
 	return err == nil && info.Mode().Perm()&others != 0 && info.Mode()&fs.ModeSticky == 0
+}
+
+// ordinary refuses what is no ordinary file: a pipe may have all that a program has, and whoever opens it waits.
+func (s System) ordinary(file string) error {
+	info, err := s.stat(file)
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("it is no ordinary file")
+	}
+	return err
 }
 
 // executable reports whether everyone may execute a file.

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"flint"
 	"flint/internal/rootfs/rootfstest"
 )
@@ -358,6 +360,13 @@ func TestTools(t *testing.T) {
 	}
 	_, err = s.Tools(t.Context(), filepath.Join(dir, "absent"), nil)
 	wantFault(t, err, "tools.missing", "absent")
+	pipes := runnerDir(t)
+	if err := errors.Join(os.Remove(filepath.Join(pipes, versionFile)), unix.Mkfifo(filepath.Join(pipes, versionFile), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = s.Drive(t.Context(), pipes, nil); err == nil || !strings.Contains(err.Error(), "version is neither a file") { // and it was not waited for
+		t.Errorf("a pipe in a runner's directory: %v", err)
+	}
 	_, err = s.Tools(t.Context(), "/dev/null", nil) // nor is a disk of the host given to guests
 	wantFault(t, err, "tools.missing", "/dev/null: it is neither")
 }

@@ -1,11 +1,16 @@
 package runnersoft
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"flint/internal/regular"
 )
 
 func TestVersionOfTheSoftware(t *testing.T) {
@@ -31,6 +36,13 @@ func TestVersionOfTheSoftware(t *testing.T) {
 			(err != nil) != want.fails || err != nil && faultCode(err) != "runner.version" {
 			t.Errorf("%q: %+v, %v", text, s, err)
 		}
+	}
+	dir := t.TempDir()
+	if err := unix.Mkfifo(filepath.Join(dir, "version"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := Read(dir); !errors.Is(err, regular.ErrOther) { // and it was not waited for
+		t.Errorf("a pipe: %+v, %v", s, err)
 	}
 	if s, err := Read(t.TempDir()); err != nil || s != (Software{}) {
 		t.Errorf("no file: %+v, %v", s, err)
