@@ -5,6 +5,7 @@ umask 022 # QEMU's user and apt's read what is made here
 export GOFLAGS="${GOFLAGS-} -buildvcs=false" # go asks git, which refuses a checkout of another user's; the version comes from the Makefile
 [ "${TMPDIR-}" = "" ] || [ ${#TMPDIR} -le 40 ] || export TMPDIR=/tmp # the paths of sockets must be short
 
+export PATH=$PATH:/usr/sbin:/sbin # where nft and ip are, which is not everybody's
 sudo=()
 [ "$(id -u)" = 0 ] || sudo=(sudo -E env "PATH=$PATH")
 

@@ -49,7 +49,7 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(own) })
-	for _, cache := range []string{"images", "kernels", "demo-runner"} {
+	for _, cache := range []string{"images", "kernels", "demo-runner", "go"} {
 		if err := os.Symlink(filepath.Join(r.state, cache), filepath.Join(own, cache)); err != nil {
 			t.Fatal(err)
 		}
