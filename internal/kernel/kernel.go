@@ -116,9 +116,6 @@ func newPreparer(c Config) *preparer {
 func (p *preparer) prepare(ctx context.Context, s Source) (Pack, error) {
 	for try := 1; ; try++ {
 		pack, err := p.obtain(ctx, s)
-		if err == nil {
-			err = pack.hold()
-		}
 		if errors.Is(err, errPruned) && try < maxTries {
 			continue
 		}
@@ -135,7 +132,7 @@ var errPruned = fmt.Errorf("another process removes it as soon as it is made: %w
 // maxTries bounds how often a pack is made again that another process removes at once.
 const maxTries = 10
 
-// obtain finds or makes the pack of a source.
+// obtain finds or makes the pack of a source, and holds it.
 func (p *preparer) obtain(ctx context.Context, s Source) (Pack, error) {
 	if err := s.validate(); err != nil {
 		return Pack{}, err
@@ -162,15 +159,41 @@ func (p *preparer) obtain(ctx context.Context, s Source) (Pack, error) {
 	if e.Arch != agent.arch {
 		return Pack{}, agentFault(p.Agent, fmt.Errorf("it is for %s, the kernel for %s", agent.arch, e.Arch))
 	}
-	initrd, err := p.initrd(ctx, e, agent)
-	if err != nil {
-		return Pack{}, err
+	pack := Pack{
+		Version: e.Version, Arch: e.Arch, Missing: e.Missing,
+		Kernel: filepath.Join(e.dir, kernelFile), Initrd: filepath.Join(e.dir, initrdPrefix+agent.hash+".cpio"),
 	}
-	pack := Pack{Version: e.Version, Arch: e.Arch, Missing: e.Missing, Kernel: filepath.Join(e.dir, kernelFile), Initrd: initrd}
 	if !e.Monolithic {
 		pack.Modules = filepath.Join(e.dir, modulesFile)
 	}
+	if err := p.complete(ctx, &pack, agent); err != nil {
+		return Pack{}, err
+	}
 	return pack, nil
+}
+
+// complete holds a pack, and makes its initramfs if there is none. What is made is held before its lock is let go of, which Prune needs.
+func (p *preparer) complete(ctx context.Context, pack *Pack, a agentBinary) error {
+	if isWholeInitramfs(pack.Initrd) {
+		if err := pack.hold(); !errors.Is(err, errPruned) {
+			return err
+		}
+	}
+	dir := filepath.Dir(pack.Kernel)
+	unlock, err := p.lock(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, there := load(dir); !there {
+		return storeFault(errPruned)
+	}
+	if !isWholeInitramfs(pack.Initrd) { // else another was quicker
+		if err := makeInitramfs(pack.Initrd, a); err != nil {
+			return storeFault(err)
+		}
+	}
+	return pack.hold()
 }
 
 // kernel returns the cached part of the pack that does not depend on the agent.

@@ -222,17 +222,21 @@ func (p *preparer) remove(i Cached) (size flint.Bytes, gone bool, err error) {
 	if err != nil {
 		return 0, false, err
 	}
+	dir := i.Path
+	if !info.IsDir() {
+		dir = filepath.Dir(i.Path)
+	}
+	unlock, free, err := tryLock(dir) // who has it makes something of the kernel, and is about to hold it
+	if err != nil || !free {
+		return 0, false, err
+	}
+	defer unlock()
 	if !info.IsDir() {
 		err := os.Remove(i.Path)
 		return size, err == nil, err
 	}
 	// Under another name it is no kernel any more; a Prune goes on where this one is killed.
 	away := i.Path + newSuffix
-	unlock, free, err := tryLock(i.Path)
-	if err != nil || !free {
-		return 0, false, err
-	}
-	defer unlock()
 	if err := errors.Join(os.RemoveAll(away), os.Rename(i.Path, away)); err != nil {
 		return 0, false, err
 	}

@@ -421,35 +421,17 @@ func readAgent(path string) (agentBinary, error) {
 	return agentBinary{data, arch, hex.EncodeToString(sum[:8])}, nil
 }
 
-// initrd returns the path of the initramfs of a kernel and an agent, making it if there is none.
-func (p *preparer) initrd(ctx context.Context, e entry, a agentBinary) (string, error) {
-	path := filepath.Join(e.dir, initrdPrefix+a.hash+".cpio")
-	if isWholeInitramfs(path) {
-		return path, nil
-	}
-	unlock, err := p.lock(ctx, e.dir)
-	if err != nil {
-		return "", err
-	}
-	defer unlock()
-	if isWholeInitramfs(path) {
-		return path, nil // another was quicker
-	}
-	if _, there := load(e.dir); !there {
-		return "", storeFault(errPruned)
-	}
+// makeInitramfs makes the initramfs of a kernel, in whose directory path is, and an agent. The kernel's lock is held.
+func makeInitramfs(path string, a agentBinary) error {
 	part := path + newSuffix
 	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
-		return "", storeFault(err)
+		return err
 	}
 	defer os.Remove(part)
-	err = writeInitramfs(f, a.data, os.DirFS(filepath.Join(e.dir, bootDir)))
+	err = writeInitramfs(f, a.data, os.DirFS(filepath.Join(filepath.Dir(path), bootDir)))
 	if err := errors.Join(err, f.Close()); err != nil {
-		return "", storeFault(fmt.Errorf("write initramfs: %w", err))
+		return fmt.Errorf("write initramfs: %w", err)
 	}
-	if err := publish(part, path); err != nil {
-		return "", storeFault(err)
-	}
-	return path, nil
+	return publish(part, path)
 }
