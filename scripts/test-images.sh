@@ -11,5 +11,5 @@ fi
 
 mkdir -p build/test-assets
 assets -out "$PWD/build/test-assets" -shipped
-FLINT_TEST_IMAGES=1 scripts/test.sh ./test/e2e -run '^TestImages'
+FLINT_TEST_IMAGES=1 scripts/test.sh ./test/e2e ./internal/image -run '^(TestImages.*|TestSameAsTheBuilderShows)$'
 scripts/test-engines.sh

@@ -46,7 +46,7 @@ type build struct {
 func (s *Store) builder(ctx context.Context, file, dir string, w Want) (*build, error) {
 	b := &build{
 		store: s, file: file, dir: dir, args: w.BuildArgs, progress: w.Progress, pull: w.Pull.renews() && !w.BaseIsHere,
-		tag: "localhost/flint-" + keyOf(file)[:12] + ":latest",
+		tag: tagOf(file),
 	}
 	var unfit []error // why those that are installed cannot do it
 	for _, name := range []string{"docker", "podman", "buildah"} {
@@ -71,6 +71,9 @@ func (s *Store) builder(ctx context.Context, file, dir string, w Want) (*build, 
 		Err:  errors.Join(unfit...),
 	}
 }
+
+// tagOf is the name that a builder gives to what it makes of a Dockerfile.
+func tagOf(file string) string { return "localhost/flint-" + keyOf(file)[:12] + ":latest" }
 
 // fit returns why a builder that is installed cannot do this build: docker's client builds nothing without the daemon, nor podman
 // without a container runtime.

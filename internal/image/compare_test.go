@@ -54,26 +54,37 @@ RUN cd /t && rm -r opaque && mkdir opaque && echo new > opaque/new && mv a moved
 RUN cd /t && ln /usr/bin/env env && ln su su2 && rm -r moved/b && echo again > moved/b && mkdir moved/c && touch moved/c/.hidden && rm pipe && mkfifo pipe && chown 7:8 null
 `
 
-// compared are the images of TestSameAsTheBuilderShows: the directories of Dockerfiles. Those that install packages need the
-// distribution's mirror and minutes.
-var compared = map[string]string{
-	"hostile": "", "demo": "../../images/demo", "systemd": "../../test/e2e/systemd",
+// compared are the images of TestSameAsTheBuilderShows: the directories of Dockerfiles, and the Debian below them.
+var compared = []struct{ name, dir, suite string }{
+	{"hostile", "", "bookworm"},
+	{"demo", "../../images/demo", "bookworm"},
+	{"systemd", "../../test/e2e/systemd", "bookworm"},
+	{"minimal", "../../images/minimal", "trixie"},
+	{"runner", "../../images/runner", "trixie"},
 }
 
-// TestSameAsTheBuilderShows builds real images, makes base images of them, and compares every file with what buildah shows of
-// the same image.
+// TestSameAsTheBuilderShows makes base images of real images, and compares every file with what buildah shows of the same image.
 func TestSameAsTheBuilderShows(t *testing.T) {
-	base := builderBase(t)
-	for name, dir := range compared {
-		if dir != "" && os.Getenv("FLINT_TEST_IMAGES") == "" {
-			t.Logf("%s is left out without FLINT_TEST_IMAGES=1: it needs a mirror and minutes", name)
-			continue
-		}
-		t.Run(name, func(t *testing.T) {
-			if dir == "" {
-				dir = hostileDir(t)
+	for _, c := range compared {
+		t.Run(c.name, func(t *testing.T) {
+			if c.dir != "" && os.Getenv("FLINT_TEST_IMAGES") == "" {
+				t.Skip("needs FLINT_TEST_IMAGES=1, which make test-images sets: takes images that it builds, or builds them in minutes")
 			}
-			layout, shown := buildAndMount(t, dir, base)
+			base := builderBase(t, c.suite)
+			b := newBuildah(t)
+			tag := ""
+			if c.dir != "" {
+				tag = b.kept(t, c.dir)
+			}
+			if tag == "" {
+				if tag = "compared"; c.dir == "" {
+					c.dir = hostileDir(t)
+				}
+				b.run(t, "bud", "--isolation", "chroot", "--cap-add", "CAP_MKNOD", "--layers", "--build-arg", "BASE=oci:"+base, "-t", tag, c.dir)
+			}
+			layout := filepath.Join(t.TempDir(), "layout")
+			b.run(t, "push", tag, "oci:"+layout+":compared")
+			shown := b.run(t, "mount", b.run(t, "from", "--pull-never", tag))
 			for _, format := range []Format{Ext4, Erofs} {
 				b := wantBase(t, testStore(t), Want{Ref: "oci:" + layout + ":compared", Format: format})
 				rootfstest.Fsck(t, b.Path)
@@ -84,8 +95,8 @@ func TestSameAsTheBuilderShows(t *testing.T) {
 	}
 }
 
-// builderBase is the image that the tests' own Dockerfiles build on, or skips the test.
-func builderBase(t *testing.T) string {
+// builderBase is the image of that Debian that Dockerfiles build on, or skips the test.
+func builderBase(t *testing.T, suite string) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: mounts file systems")
@@ -97,11 +108,11 @@ func builderBase(t *testing.T) string {
 	if state == "" {
 		t.Skip("needs FLINT_TEST_STATE, which scripts/test.sh sets")
 	}
-	bases, err := filepath.Glob(filepath.Join(state, "images", debianDir, "*-"+runtime.GOARCH))
-	if err != nil || len(bases) == 0 {
-		t.Skipf("needs a Debian base in %s, which the assets of the tests make", state)
+	base := filepath.Join(state, "images", debianDir, suite+"-"+runtime.GOARCH)
+	if _, err := os.Stat(base); err != nil {
+		t.Skipf("needs a Debian base, which the assets of the tests make: %v", err)
 	}
-	return bases[0]
+	return base
 }
 
 func hostileDir(t *testing.T) string {
@@ -111,29 +122,22 @@ func hostileDir(t *testing.T) string {
 	return dir
 }
 
-// buildAndMount builds a Dockerfile with a layer for each of its lines, writes the image to a layout, and mounts what it holds.
-func buildAndMount(t *testing.T, dir, base string) (layout, shown string) {
+// buildah is the program, with a storage of the test's own. It also sees the images in the storage of the state directory, and
+// writes nothing there.
+type buildah struct{ storage, runs, keeps string }
+
+func newBuildah(t *testing.T) *buildah {
 	t.Helper()
-	storage := t.TempDir()
-	run, err := os.MkdirTemp("/tmp", "flint") // the paths of its sockets must be short
+	runs, err := os.MkdirTemp("/tmp", "flint") // the paths of its sockets must be short
 	if err != nil {
 		t.Fatal(err)
 	}
-	buildah := func(args ...string) string {
-		cmd := exec.Command("buildah", append([]string{"--root", storage, "--runroot", run}, args...)...)
-		var errs strings.Builder
-		cmd.Stderr = &errs
-		out, err := cmd.Output()
-		if err != nil {
-			t.Fatalf("buildah %s: %v\n%s%s", args[0], err, out, &errs)
-		}
-		return strings.TrimSpace(string(out))
-	}
+	b := &buildah{t.TempDir(), runs, filepath.Join(os.Getenv("FLINT_TEST_STATE"), "images", builderDir, "storage")}
 	t.Cleanup(func() {
-		buildah("umount", "--all")
-		buildah("rm", "--all")
+		b.run(t, "umount", "--all")
+		b.run(t, "rm", "--all")
 		// The storage mounts its own directory on itself.
-		mounts, err := mountsBelow(filepath.Dir(storage))
+		mounts, err := mountsBelow(filepath.Dir(b.storage))
 		if err != nil {
 			t.Error(err)
 		}
@@ -142,12 +146,44 @@ func buildAndMount(t *testing.T, dir, base string) (layout, shown string) {
 				t.Error(err)
 			}
 		}
-		os.RemoveAll(run)
+		os.RemoveAll(runs)
 	})
-	layout = filepath.Join(t.TempDir(), "layout")
-	buildah("bud", "--isolation", "chroot", "--cap-add", "CAP_MKNOD", "--layers", "--build-arg", "BASE=oci:"+base, "-t", "compared", dir)
-	buildah("push", "compared", "oci:"+layout+":compared")
-	return layout, buildah("mount", buildah("from", "compared"))
+	return b
+}
+
+// command is buildah with these arguments.
+func (b *buildah) command(args ...string) *exec.Cmd {
+	own := []string{"--root", b.storage, "--runroot", b.runs}
+	if _, err := os.Stat(filepath.Join(b.keeps, "overlay")); err == nil {
+		own = append(own, "--storage-driver", "overlay", "--storage-opt", "overlay.imagestore="+b.keeps)
+	}
+	return exec.Command("buildah", append(own, args...)...)
+}
+
+func (b *buildah) run(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd := b.command(args...)
+	var errs strings.Builder
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("buildah %s: %v\n%s%s", args[0], err, out, &errs)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// kept is the name of what flint built of a directory's Dockerfile last, if it is here yet.
+func (b *buildah) kept(t *testing.T, dir string) string {
+	t.Helper()
+	file, err := filepath.Abs(filepath.Join(dir, "Dockerfile"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tag := tagOf(file)
+	if err := b.command("inspect", "--type", "image", tag).Run(); err != nil {
+		return ""
+	}
+	return tag
 }
 
 // compareTrees compares all that a file system says of its files.

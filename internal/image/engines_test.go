@@ -152,7 +152,7 @@ func TestRealEnginesBuild(t *testing.T) {
 				t.Errorf("%d lines of progress; built %q", lines, with)
 			}
 			if tt.program == "docker" {
-				label := "label=flint=localhost/flint-" + keyOf(filepath.Join(dir, "Dockerfile"))[:12] + ":latest"
+				label := "label=flint=" + tagOf(filepath.Join(dir, "Dockerfile"))
 				left := strings.Fields(engine(t, "docker", "images", "--quiet", "--filter", label))
 				t.Cleanup(func() { engine(t, "docker", append([]string{"rmi", "--force"}, left...)...) })
 				if len(left) != 1 {

@@ -1,22 +1,14 @@
 package main
 
 import (
-	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"hash"
-	"io"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"syscall"
 	"time"
@@ -55,15 +47,15 @@ func (b *bench) images(ctx context.Context, layout string, rounds int) error {
 	return nil
 }
 
-// peak prints the memory that making a base image of a large image takes.
-func (b *bench) peak(ctx context.Context, content flint.Bytes) error {
+// peak prints the memory that making a base image takes of a large image, or of one of so many small files if that is not 0.
+func (b *bench) peak(ctx context.Context, content flint.Bytes, small int) error {
 	dir, err := os.MkdirTemp(b.state, "bench-images")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
 	layout := filepath.Join(dir, "layout")
-	files, err := synthesize(layout, content)
+	content, files, err := synthesize(layout, content, small)
 	if err != nil {
 		return fmt.Errorf("make an image: %w", err)
 	}
@@ -189,110 +181,4 @@ func tagOf(layout string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("%s has no tag", layout)
-}
-
-// synthesize writes an OCI layout with one image of that content, in layers of about a GiB: files of 1 KiB to 1 MiB and a
-// few large ones, half of it random and half zeros and text, as programs are.
-func synthesize(dir string, content flint.Bytes) (files int, err error) {
-	if err := os.MkdirAll(filepath.Join(dir, "blobs/sha256"), 0o755); err != nil {
-		return 0, err
-	}
-	random := rand.NewChaCha8([32]byte{})
-	type descriptor struct {
-		MediaType   string            `json:"mediaType"`
-		Digest      string            `json:"digest"`
-		Size        int64             `json:"size"`
-		Annotations map[string]string `json:"annotations,omitempty"`
-	}
-	var layers []descriptor
-	var diffs []string
-	for n := 0; content > 0; n++ {
-		part := min(content, flint.GiB)
-		content -= part
-		digest, diff, size, count, err := writeLayer(dir, n, int64(part), random)
-		if err != nil {
-			return 0, err
-		}
-		files += count
-		layers = append(layers, descriptor{MediaType: "application/vnd.oci.image.layer.v1.tar+gzip", Digest: digest, Size: size})
-		diffs = append(diffs, diff)
-	}
-	put := func(kind string, v any) (descriptor, error) {
-		b, err := json.Marshal(v)
-		if err != nil {
-			return descriptor{}, err
-		}
-		sum := sha256.Sum256(b)
-		name := hex.EncodeToString(sum[:])
-		return descriptor{MediaType: kind, Digest: "sha256:" + name, Size: int64(len(b))}, os.WriteFile(filepath.Join(dir, "blobs/sha256", name), b, 0o644)
-	}
-	config, err := put("application/vnd.oci.image.config.v1+json", map[string]any{
-		"architecture": runtime.GOARCH, "os": "linux", "config": map[string]any{}, "rootfs": map[string]any{"type": "layers", "diff_ids": diffs},
-	})
-	if err != nil {
-		return 0, err
-	}
-	manifest, err := put("application/vnd.oci.image.manifest.v1+json", map[string]any{
-		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config, "layers": layers,
-	})
-	if err != nil {
-		return 0, err
-	}
-	manifest.Annotations = map[string]string{"org.opencontainers.image.ref.name": "bench"}
-	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": []descriptor{manifest}})
-	if err != nil {
-		return 0, err
-	}
-	if err := os.WriteFile(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o644); err != nil {
-		return 0, err
-	}
-	return files, os.WriteFile(filepath.Join(dir, "index.json"), index, 0o644)
-}
-
-// writeLayer writes one layer and returns the digests of what is stored and of what is in it.
-func writeLayer(dir string, number int, content int64, random *rand.ChaCha8) (digest, diff string, size int64, files int, err error) {
-	f, err := os.CreateTemp(dir, "layer")
-	if err != nil {
-		return "", "", 0, 0, err
-	}
-	defer f.Close()
-	sum, inner := sha256.New(), sha256.New()
-	z, err := gzip.NewWriterLevel(io.MultiWriter(f, sum), gzip.BestSpeed)
-	if err != nil {
-		return "", "", 0, 0, err
-	}
-	t := tar.NewWriter(io.MultiWriter(z, inner))
-	text := bytes.Repeat([]byte("The quick brown fox jumps over the lazy dog. 0123456789abcdef\n"), 1<<10)
-	for n := 0; content > 0; n++ {
-		files++
-		length := min(content, int64(1)<<(10+random.Uint64()%11))
-		if n%4000 == 3999 {
-			length = min(content, 64<<20)
-		}
-		content -= length
-		name := fmt.Sprintf("usr/lib/part%d/dir%d/file%d", number, n/100, n)
-		if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Size: length, Mode: 0o644, ModTime: time.Unix(1e9, 0)}); err != nil {
-			return "", "", 0, 0, err
-		}
-		for left := length; left > 0; left -= 32 << 10 {
-			piece := make([]byte, min(left, 32<<10))
-			random.Read(piece[:len(piece)/2])
-			copy(piece[len(piece)/2:], text)
-			if _, err := t.Write(piece); err != nil {
-				return "", "", 0, 0, err
-			}
-		}
-	}
-	if err := t.Close(); err != nil {
-		return "", "", 0, 0, err
-	}
-	if err := z.Close(); err != nil {
-		return "", "", 0, 0, err
-	}
-	info, err := f.Stat()
-	if err != nil {
-		return "", "", 0, 0, err
-	}
-	name := func(h hash.Hash) string { return hex.EncodeToString(h.Sum(nil)) }
-	return "sha256:" + name(sum), "sha256:" + name(inner), info.Size(), files, os.Rename(f.Name(), filepath.Join(dir, "blobs/sha256", name(sum)))
 }

@@ -38,6 +38,7 @@ func main() {
 	base := flag.String("base", "", "make a base image of this OCI layout in a store at -state, and nothing else")
 	content := 5 * flint.GiB
 	flag.TextVar(&content, "content", content, "of the synthetic image")
+	small := flag.Int("files", 0, "so many small files are the content of the synthetic image, instead")
 	flag.Parse()
 	b := &bench{state: *state, agent: *agent, kernel: *kernel, runs: *runs, laps: map[string][]time.Duration{}}
 	var err error
@@ -45,7 +46,7 @@ func main() {
 	case *base != "":
 		err = makeBase(ctx, *state, *base)
 	case *layout == "synthetic":
-		err = b.peak(ctx, content)
+		err = b.peak(ctx, content, *small)
 	case *layout != "":
 		err = b.images(ctx, *layout, *rounds)
 	default:
