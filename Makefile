@@ -35,7 +35,7 @@ test-kvm: build ## what needs a real /dev/kvm, and what systemd does, in emulate
 test-arm64: setup ## boots arm64 guests by emulation
 	@scripts/test-arm64.sh
 
-test-images: build ## the images that flint ships and those of every source, in real VMs, with jobs that use docker
+test-images: build ## the images that flint ships, in real VMs, with jobs that use docker; images of other sources; real engines
 	@scripts/test-images.sh
 
 lint: setup

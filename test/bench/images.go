@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"syscall"
 	"time"
@@ -155,6 +156,9 @@ func run(ctx context.Context, name string, args ...string) (cost, error) {
 
 // makeBase makes the base image of a layout in a store of its own: what the compared process does.
 func makeBase(ctx context.Context, dir, layout string) error {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(640 << 20) // as flint's own main does
+	}
 	s, err := image.Open(dir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
