@@ -272,6 +272,14 @@ func TestFlattenBounds(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	// As many entries as there may be pass, and in the next layer not one more.
+	exact := budget{entries: 4000, text: 1 << 20, stream: 1 << 30, content: 1 << 30}
+	if _, err := layerOf(pack(t, links...)).entries(t.Context(), &exact, contents); err != nil {
+		t.Errorf("4000 of 4000 entries: %v", err)
+	}
+	if _, err := layerOf(pack(t, links[0])).entries(t.Context(), &exact, contents); !errors.Is(err, ErrBudget) {
+		t.Errorf("one entry too many: %v", err)
+	}
 	l := layerOf(big)
 	l.DiffID = "sha256:" + strings.Repeat("0", 64)
 	if _, err := merge(context.Background(), []Layer{l}, flint.GiB, contents); err == nil {

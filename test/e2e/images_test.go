@@ -160,12 +160,20 @@ func (r *rig) sources(dir string) map[string]string {
 	buildah("build", "--isolation", "chroot", "--tag", "localhost/tiny:1", build)
 	buildah("push", "localhost/tiny:1", "oci:"+dir+"/layout:1")
 	buildah("push", "localhost/tiny:1", "docker-archive:"+dir+"/tiny.tar:acme/tiny:1")
+	buildah("push", "localhost/tiny:1", "oci-archive:"+dir+"/tiny.oci.tar:1")
+	conf := fmt.Sprintf("[storage]\ndriver = \"vfs\"\nrunroot = %q\ngraphroot = %q\n", dir+"/run", dir+"/storage")
+	if err := os.WriteFile(dir+"/storage.conf", []byte(conf), 0o600); err != nil {
+		r.t.Fatal(err)
+	}
 	buildah("push", "--tls-verify=false", "localhost/tiny:1", "docker://"+reference)
 	ext4 := filepath.Join(dir, "made", "tiny.ext4")
 	if out, err := r.flint(r.t.Context(), nil, "image", "build", "--output", ext4, dir+"/layout").CombinedOutput(); err != nil {
 		r.t.Fatalf("%v\n%s", err, out)
 	}
-	return map[string]string{"Dockerfile": build, "layout": dir + "/layout", "archive": dir + "/tiny.tar", "reference": reference, "file": ext4}
+	return map[string]string{
+		"Dockerfile": build, "layout": dir + "/layout", "archive": dir + "/tiny.tar", "reference": reference, "file": ext4,
+		"OCI archive": "oci-archive:" + dir + "/tiny.oci.tar", "storage": "containers-storage:localhost/tiny:1", "storage.conf": dir + "/storage.conf",
+	}
 }
 
 // TestImagesOfEverySource boots an image of each source, three of one at the same time, with roots on disk and in memory.
@@ -180,14 +188,20 @@ func TestImagesOfEverySource(t *testing.T) {
 		madeBy      string // the image's ENV
 		dir         string // and WORKDIR
 		vms         int
+		storage     string // where podman and buildah keep images, if not in their usual place
 	}{
 		{name: "Dockerfile, three at once", image: sources["Dockerfile"], vms: 3, madeBy: "buildah", dir: "/src"},
 		{name: "OCI layout, root in memory", image: sources["layout"], flags: []string{"--root", "memory"}, vms: 1, madeBy: "buildah", dir: "/src"},
 		{name: "archive, larger disk", image: sources["archive"], flags: []string{"--disk", "7GiB"}, vms: 1, madeBy: "buildah", dir: "/src"},
 		{name: "registry", image: sources["reference"], vms: 1, madeBy: "buildah", dir: "/src"},
 		{name: "file", image: sources["file"], vms: 1, dir: "/work"}, // a file has neither
+		{name: "OCI archive", image: sources["OCI archive"], vms: 1, madeBy: "buildah", dir: "/src"},
+		{name: "buildah's storage", image: sources["storage"], storage: sources["storage.conf"], vms: 1, madeBy: "buildah", dir: "/src"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			if tt.storage != "" {
+				t.Setenv("CONTAINERS_STORAGE_CONF", tt.storage)
+			}
 			args := append([]string{"run", "-i", "--image", tt.image}, tt.flags...)
 			args = append(args, "--", "sh", "-c", `set -e; test ! -e /only-one; echo mine >/only-one
 				df -k / /tmp | while read -r a n b; do [ "$n" = 1K-blocks ] || echo "has $n KiB"; done
