@@ -178,15 +178,15 @@ func (l *link) tick() {
 	l.send(ping)
 }
 
-// next returns the next frame to write.
-func (l *link) next(buf []byte) (frame, bool) {
+// control returns the next control frame to write.
+func (l *link) control() (frame, bool) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if len(l.queue) > 0 {
 		f := l.queue[0]
 		l.queue[0] = frame{}
 		l.queue = l.queue[1:]
 		l.writing = true
-		l.mu.Unlock()
 		return f, true
 	}
 	l.queue, l.writing = nil, false
@@ -194,19 +194,26 @@ func (l *link) next(buf []byte) (frame, bool) {
 		close(l.flushed)
 		l.flushed = nil
 	}
-	l.mu.Unlock()
-	f, ok := l.data(buf)
-	f.version = Version
-	return f, ok
+	return frame{}, false
 }
 
 // write runs until the link is over.
 func (l *link) write() {
 	var wire, scratch []byte
 	buf := make([]byte, 0, 8+chunk)
+	var data frame
+	var have bool
 	for {
-		f, ok := l.next(buf)
-		if !ok {
+		f, ok := l.control()
+		switch {
+		case ok:
+		case have:
+			f, have = data, false
+			f.version = Version
+		default:
+			if data, have = l.data(buf); have {
+				continue // what was queued meanwhile goes first: the start of the process whose input this may be
+			}
 			select {
 			case <-l.wake:
 				continue
