@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 # program MODULE-PATH VERSION installs one once, and prints its path.
 program() {
 	local at=build/lint/$2/${1##*/}
-	[ -x "$at" ] || again env GOBIN="$PWD/${at%/*}" go install "$1@$2" >&2
+	[ -x "$at" ] || again env GOBIN="$PWD/${at%/*}" go install "$1@$2" >&2 || return
 	echo "$at"
 }
 gofumpt=$(program mvdan.cc/gofumpt v0.12.0)

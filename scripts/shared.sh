@@ -4,8 +4,8 @@
 umask 022 # QEMU's user and apt's read what is made here
 export GOFLAGS="${GOFLAGS-} -buildvcs=false" # go asks git, which refuses a checkout of another user's; the version comes from the Makefile
 [ "${TMPDIR-}" = "" ] || [ ${#TMPDIR} -le 40 ] || export TMPDIR=/tmp # the paths of sockets must be short
-
 export PATH=$PATH:/usr/sbin:/sbin # where nft and ip are, which is not everybody's
+
 sudo=()
 [ "$(id -u)" = 0 ] || sudo=(sudo -E env "PATH=$PATH")
 
@@ -13,13 +13,13 @@ sudo=()
 again() {
 	local pause status
 	for pause in 5 30; do
-		"$@" && return
+		"$@" 9<&- && return # 9 is setup.sh's lock, which what stays behind must not hold
 		status=$?
 		[ $status -lt 128 ] || return $status # a person's Ctrl-C
 		echo "flint: that failed; once more in $pause s: $*" >&2
 		sleep "$pause"
 	done
-	"$@"
+	"$@" 9<&-
 }
 
 # install PACKAGE… waits for who else installs something, as a fresh machine does by itself.
