@@ -30,12 +30,15 @@ func Check(path string) error {
 	return ordinary(info)
 }
 
-// Open opens an ordinary file for reading. It never waits.
+// Open opens an ordinary file for reading. It waits for nothing but another process's lease on it.
 func Open(path string) (*os.File, error) {
 	if err := Check(path); err != nil { // first: a device may do something when it is opened, and a socket cannot be
 		return nil, err
 	}
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.EWOULDBLOCK) { // somebody has a lease (fcntl(2)), which the kernel ends within a bound
+		f, err = os.Open(path)
+	}
 	if err != nil {
 		return nil, Cause(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -86,4 +87,33 @@ func TestOrdinary(t *testing.T) {
 			t.Errorf("a file of 10 bytes where 9 may be: %v", err)
 		}
 	}
+}
+
+// TestLeasedFile: a server of files may have a lease, which opening without waiting would meet as an error.
+func TestLeasedFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte("text"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	holder, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close()
+	if _, err := unix.FcntlInt(holder.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		t.Skipf("needs a file system with leases: %v", err)
+	}
+	broken := make(chan os.Signal, 1)
+	signal.Notify(broken, unix.SIGIO)
+	defer signal.Stop(broken)
+	given := make(chan struct{})
+	go func() {
+		defer close(given)
+		<-broken
+		_, _ = unix.FcntlInt(holder.Fd(), unix.F_SETLEASE, unix.F_UNLCK) // else the kernel does, later
+	}()
+	if b, err := Read(path, flint.MiB); err != nil || string(b) != "text" {
+		t.Errorf("%q, %v", b, err)
+	}
+	<-given // opening asked for it, whatever came of it
 }
