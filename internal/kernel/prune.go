@@ -50,6 +50,7 @@ func (p *Pack) hold() error {
 		}
 		if err != nil {
 			_ = p.Close()
+			p.held = nil // it may be held again
 			return fmt.Errorf("hold kernel pack: %w", err)
 		}
 		p.held = append(p.held, f)
