@@ -29,8 +29,13 @@ installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null | grep -qx
 refresh() {
 	[ -n "$(find build/.apt-refreshed -mtime -1 2>/dev/null)" ] && return
 	echo "flint: refreshing apt's package lists"
-	again "${sudo[@]}" apt-get update -qq -o APT::Update::Error-Mode=any # by default a mirror that does not answer is no error
-	touch build/.apt-refreshed
+	if again "${sudo[@]}" apt-get update -qq -o APT::Update::Error-Mode=any; then # by default a mirror that does not answer is no error
+		touch build/.apt-refreshed
+	elif [ ${#missing[@]} -gt 0 ]; then
+		exit 1
+	else
+		echo "flint: apt's package lists stay old; nothing has to be installed" >&2
+	fi
 }
 
 missing=()
