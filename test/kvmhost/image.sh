@@ -14,10 +14,10 @@ packages="$kernel
 	e2fsprogs qemu-system-x86"
 
 root=
-trap 'rm -rf "$root"' EXIT
+trap 'rm -rf --one-file-system "$root"' EXIT
 debian() {
-	rm -rf "$root"
-	root=$(mktemp -d "$out/root.XXXXXX")
+	rm -rf --one-file-system "$root"
+	root=$(mktemp -d "$out/root.XXXXXX") || return # set -e does not hold before ||, and without a name it would be this machine's /boot
 	mmdebstrap --quiet --mode=root --variant=minbase \
 		--include="$(echo $packages | tr ' ' ,)" \
 		--aptopt='APT::Install-Recommends "false"' \
